@@ -1,0 +1,154 @@
+"""What a run is made of: two frozen dataclasses, checked when made, JSON in and out."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+Optimizer = Literal["adam", "adagrad", "sgd"]
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message says why and what to do instead."""
+
+
+def require(condition: bool, argument: str, expected: str, received: object) -> None:
+    """Raises `InputError` in one form for all arguments unless `condition` holds."""
+    if not condition:
+        raise InputError(f"Invalid `{argument}`: expected {expected}. Received: {received!r}.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of an Embedding -> LSTM stack -> softmax language model.
+
+    Args:
+      vocab_size: number of classes V; ids are sorted by decreasing frequency.
+      embedding_size: width of an embedding row.
+      hidden_size: width of each LSTM layer, and so of a softmax row.
+      num_layers: number of LSTM layers.
+      dropout: rate on the non-recurrent connections (Zaremba et al. 2014,
+        https://arxiv.org/abs/1409.2329, section 3); active in training only.
+
+    Raises:
+      InputError: a value is out of its range.
+    """
+
+    vocab_size: int
+    embedding_size: int = 256
+    hidden_size: int = 1024
+    num_layers: int = 1
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "embedding_size", "hidden_size", "num_layers"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, name, "an integer of at least 1", value)
+        require(0.0 <= self.dropout < 1.0, "dropout", "a rate in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Args:
+      batch_size: number of contiguous streams of text.
+      sequence_length: time steps of truncated back-propagation.
+      num_sampled: classes sampled per step, shared by the batch; 0 trains with the
+        exact full softmax (slow at a large vocabulary: the baseline to compare with).
+      optimizer: of the LSTM (dense) and of the rows (sparse; adam is then lazy).
+      learning_rate: its highest value, held until the decay begins.
+      warmup_steps: steps over which the learning rate rises linearly from 0.
+      decay_fraction: last part of the training over which it falls linearly to 0.
+      clip_norm: bound on the global norm of the gradients; 0 does not clip.
+      initial_accumulator_value: of Adagrad's sum of squares.
+      steps: length of the training in steps, or 0.
+      epochs: length of the training in passes over the training text, or 0.
+      minutes: length of the training in minutes, evaluation not counted, or 0.
+      eval_every: steps between evaluations; each also writes a checkpoint.
+      eval_tokens: words of the validation text in an evaluation during training,
+        spread evenly over it; 0 is all of it.
+      seed: of initialisation, sampling and dropout.
+
+    Raises:
+      InputError: a value is out of its range.
+    """
+
+    batch_size: int = 32
+    sequence_length: int = 35
+    num_sampled: int = 1000
+    optimizer: Optimizer = "adam"
+    learning_rate: float = 3e-3
+    warmup_steps: int = 20
+    decay_fraction: float = 0.5
+    clip_norm: float = 1.0
+    initial_accumulator_value: float = 1e-6
+    steps: int = 0
+    epochs: float = 0.0
+    minutes: float = 0.0
+    eval_every: int = 1000
+    eval_tokens: int = 20_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "sequence_length", "eval_every"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("num_sampled", "warmup_steps", "clip_norm", "steps", "epochs", "minutes", "eval_tokens", "seed"):
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        require(self.learning_rate > 0, "learning_rate", "more than 0", self.learning_rate)
+        require(
+            self.initial_accumulator_value >= 0,
+            "initial_accumulator_value",
+            "at least 0",
+            self.initial_accumulator_value,
+        )
+        require(0 <= self.decay_fraction <= 1, "decay_fraction", "a part in [0, 1]", self.decay_fraction)
+        require(self.optimizer in get_args(Optimizer), "optimizer", f"one of {get_args(Optimizer)}", self.optimizer)
+        lengths = {name: getattr(self, name) for name in ("steps", "epochs", "minutes")}
+        require(sum(value > 0 for value in lengths.values()) <= 1, "length", "one of steps, epochs, minutes", lengths)
+
+
+Config = TypeVar("Config", ModelConfig, TrainConfig)
+
+
+def from_dict(cls: type[Config], values: dict[str, Any], source: str) -> Config:
+    """Builds a config from a JSON object, naming `source` and the key when one does not fit.
+
+    Raises:
+      InputError: a key is unknown or missing, or a value has the wrong type or range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    missing = sorted(required - set(values))
+    if unknown or missing:
+        raise InputError(f"{source}: unknown keys {unknown}, missing keys {missing} in the {cls.__name__}.")
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object from a file.
+
+    Raises:
+      InputError: the file does not exist or does not hold a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object. Received: {type(value).__name__}.")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON object beside `path` and renames it, so that no reader sees half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,98 @@
+"""`LanguageModel`: embedding -> LSTM stack -> softmax rows, as a Flax NNX module."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlm.config import ModelConfig, require
+from jaxlm.lstm import LSTM, Carry
+
+
+class RowParam(nnx.Param):
+    """A table whose gradient touches only few rows a step: `nnx.split` tells it from dense parameters."""
+
+
+class LanguageModel(nnx.Module):
+    """A word-level language model with Keras' initialisers.
+
+    Args:
+      config: shape of the model.
+      log_unigram: `[vocab_size]` float32 log-probabilities of the words, where the softmax biases
+        start (`jaxlm.Vocabulary.log_unigram`): by far the largest single gain at a large
+        vocabulary. None starts them at 0, as Keras does.
+      rngs: with a `params` stream.
+
+    Attributes:
+      embedding: `[vocab_size, embedding_size]` float32, uniform in [-0.05, 0.05].
+      lstms: `num_layers` layers of `LSTM`.
+      weights: `[vocab_size, hidden_size]` float32 softmax rows, Glorot uniform.
+      biases: `[vocab_size]` float32.
+
+    Raises:
+      InputError: `log_unigram` does not have `vocab_size` entries.
+
+    References:
+      `keras.layers.Embedding`, `keras.layers.LSTM`, `keras.layers.Dense`.
+    """
+
+    def __init__(self, config: ModelConfig, log_unigram: jax.Array | None = None, *, rngs: nnx.Rngs):
+        self.config = config
+        size, width = config.vocab_size, config.hidden_size
+        self.embedding = RowParam(
+            jax.random.uniform(rngs.params(), (size, config.embedding_size), minval=-0.05, maxval=0.05)
+        )
+        input_sizes = [config.embedding_size] + [width] * (config.num_layers - 1)
+        self.lstms = nnx.List([LSTM(input_size, width, rngs=rngs) for input_size in input_sizes])
+        limit = (6.0 / (size + width)) ** 0.5
+        self.weights = RowParam(jax.random.uniform(rngs.params(), (size, width), minval=-limit, maxval=limit))
+        biases = jnp.zeros(size) if log_unigram is None else jnp.asarray(log_unigram, jnp.float32)
+        require(biases.shape == (size,), "log_unigram", f"shape ({size},), one entry a word", biases.shape)
+        self.biases = RowParam(biases)
+
+    def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
+        """Returns the zero state, a (c, h) of `[batch_size, hidden_size]` for each layer."""
+        shape = (batch_size, self.config.hidden_size)
+        return tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in self.lstms)
+
+    def hidden(
+        self, embedded: jax.Array, carry: tuple[Carry, ...], dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, tuple[Carry, ...]]:
+        """Runs the LSTM stack on embedding rows.
+
+        Args:
+          embedded: `[batch, time, embedding_size]` float32, rows of `embedding`.
+          carry: a (c, h) for each layer.
+          dropout_key: a `jax.random.key`; None, as in evaluation, drops nothing.
+
+        Returns:
+          outputs `[batch, time, hidden_size]` and the carry after the last time step.
+        """
+        outputs = _dropout(embedded, self.config.dropout, dropout_key, 0)
+        new_carry = []
+        for layer, (lstm, layer_carry) in enumerate(zip(self.lstms, carry, strict=True), start=1):
+            outputs, layer_carry = lstm(outputs, layer_carry)
+            outputs = _dropout(outputs, self.config.dropout, dropout_key, layer)
+            new_carry.append(layer_carry)
+        return outputs, tuple(new_carry)
+
+    def __call__(
+        self, inputs: jax.Array, carry: tuple[Carry, ...] | None = None
+    ) -> tuple[jax.Array, tuple[Carry, ...]]:
+        """Computes the logits of the next word at every position, for all classes.
+
+        Args:
+          inputs: `[batch, time]` integer ids.
+          carry: a (c, h) for each layer; None is the zero state.
+
+        Returns:
+          logits `[batch, time, vocab_size]` float32 and the carry after the last time step.
+        """
+        carry = self.initial_carry(inputs.shape[0]) if carry is None else carry
+        hidden, carry = self.hidden(self.embedding[inputs], carry)
+        return hidden @ self.weights[...].T + self.biases[...], carry
+
+
+def _dropout(inputs: jax.Array, rate: float, key: jax.Array | None, layer: int) -> jax.Array:
+    if key is None or rate == 0.0:
+        return inputs
+    return nnx.Dropout(rate)(inputs, deterministic=False, rngs=jax.random.fold_in(key, layer))
