@@ -96,7 +96,7 @@ def _envelope(range_max: int) -> Proposals:
         np.round(cumulative[:-1] * 2.0**32).clip(0, 2**32 - 1).astype(np.uint32),
         np.array(start, np.int32),
         np.array(log2_width, np.int32),
-        math.log(range_max + 1) / mass.sum(),
+        min(1.0, math.log(range_max + 1) / mass.sum()),
     )
 
 

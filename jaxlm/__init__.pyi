@@ -1,0 +1,29 @@
+from .checkpoint import load_model as load_model
+from .config import InputError as InputError
+from .config import ModelConfig as ModelConfig
+from .config import TrainConfig as TrainConfig
+from .data import Corpus as Corpus
+from .data import evaluation_batches as evaluation_batches
+from .data import load_corpus as load_corpus
+from .data import prepare as prepare
+from .data import train_batch as train_batch
+from .data import unigram_loss as unigram_loss
+from .evaluation import Evaluation as Evaluation
+from .evaluation import evaluate as evaluate
+from .generation import generate as generate
+from .loop import fit as fit
+from .losses import sampled_softmax_loss as sampled_softmax_loss
+from .losses import softmax_loss as softmax_loss
+from .lstm import LSTM as LSTM
+from .model import LanguageModel as LanguageModel
+from .row_updates import RowGradient as RowGradient
+from .row_updates import sum_duplicates as sum_duplicates
+from .row_updates import update_rows as update_rows
+from .sampling import SampledValues as SampledValues
+from .sampling import log_uniform_candidate_sampler as log_uniform_candidate_sampler
+from .train import TrainState as TrainState
+from .train import learning_rate as learning_rate
+from .train import train_step as train_step
+from .vocabulary import Vocabulary as Vocabulary
+
+__version__: str

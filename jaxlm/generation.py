@@ -1,0 +1,89 @@
+"""Text from a prompt, one word at a time; the state is carried, so no word is computed twice."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxlm.config import require
+from jaxlm.lstm import Carry
+from jaxlm.model import LanguageModel
+
+
+def generate(
+    model: LanguageModel,
+    prompt: np.ndarray,
+    num_words: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    avoid: tuple[int, ...] = (),
+    key: jax.Array,
+) -> list[int]:
+    """Draws words one after the other from the model's exact distribution.
+
+    Args:
+      model: the language model.
+      prompt: `[N]` integer ids to go on from, at least one.
+      num_words: how many words to draw.
+      temperature: divides the logits; 0 takes the likeliest word.
+      top_k: draws among the k likeliest words; 0 among all.
+      avoid: ids never to draw, such as that of `<unk>`.
+      key: a `jax.random.key`.
+
+    Returns:
+      `num_words` ids, the prompt not among them.
+
+    Raises:
+      InputError: the prompt is empty, or an argument is out of its range.
+    """
+    vocab_size = model.config.vocab_size
+    require(prompt.size >= 1, "prompt", "at least one word", prompt.size)
+    require(num_words >= 0, "num_words", "at least 0", num_words)
+    require(temperature >= 0, "temperature", "at least 0", temperature)
+    require(0 <= top_k <= vocab_size, "top_k", f"0 to vocab_size={vocab_size}", top_k)
+    graphdef, params = nnx.split(model)
+    carry = model.initial_carry(1)
+    banned = jnp.zeros(vocab_size, bool).at[jnp.array(avoid, jnp.int32)].set(True)
+    for word in prompt[:-1]:
+        _, carry = _read(graphdef, params, jnp.int32(word), carry)
+    words = [jnp.int32(prompt[-1])]
+    for n in range(num_words):
+        word, carry = _next_word(
+            graphdef, top_k, params, words[-1], carry, banned, temperature, jax.random.fold_in(key, n)
+        )
+        words.append(word)
+    return [int(word) for word in words[1:]]
+
+
+def _advance(model: LanguageModel, word: jax.Array, carry: tuple[Carry, ...]) -> tuple[jax.Array, tuple[Carry, ...]]:
+    hidden, carry = model.hidden(model.embedding[word[None, None]], carry)
+    return hidden[0, 0], carry
+
+
+@partial(jax.jit, static_argnums=0)
+def _read(graphdef: nnx.GraphDef, params: Any, word: jax.Array, carry: tuple[Carry, ...]) -> Any:
+    return _advance(nnx.merge(graphdef, params), word, carry)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _next_word(
+    graphdef: nnx.GraphDef,
+    top_k: int,
+    params: Any,
+    word: jax.Array,
+    carry: tuple[Carry, ...],
+    banned: jax.Array,
+    temperature: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[Carry, ...]]:
+    model = nnx.merge(graphdef, params)
+    hidden, carry = _advance(model, word, carry)
+    logits = jnp.where(banned, -jnp.inf, model.weights[...] @ hidden + model.biases[...])  # [vocab_size]
+    if top_k:
+        logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][-1], -jnp.inf, logits)
+    drawn = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
+    return jnp.where(temperature == 0, jnp.argmax(logits), drawn).astype(jnp.int32), carry

@@ -1,0 +1,240 @@
+"""The training loop: steps, evaluations, checkpoints, metrics, and going on where a run was stopped."""
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from jaxlm.checkpoint import (
+    CONFIG_FILE,
+    LENGTH_FIELDS,
+    METRICS_FILE,
+    Checkpoints,
+    Progress,
+    RunConfig,
+    load_config,
+    load_vocabulary,
+    read_metrics,
+    save_config,
+)
+from jaxlm.config import InputError, ModelConfig, TrainConfig
+from jaxlm.data import VOCABULARY_FILE, Corpus, batches_per_epoch, train_batch
+from jaxlm.evaluation import Evaluation, evaluate
+from jaxlm.model import LanguageModel
+from jaxlm.train import TrainState, learning_rate, train_step
+from jaxlm.vocabulary import Vocabulary
+
+LOG_EVERY = 20  # steps a line of metrics.jsonl is the mean of
+
+
+def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunConfig:
+    """Makes a run directory, or checks that an existing one is of the same run and takes up its length.
+
+    Raises:
+      InputError: the directory holds something else, or a run of another config or vocabulary.
+    """
+    if not directory.exists() or not any(directory.iterdir()):
+        directory.mkdir(parents=True, exist_ok=True)
+        vocabulary.save(directory / VOCABULARY_FILE)
+        save_config(directory, config)
+        return config
+    if not (directory / CONFIG_FILE).exists():
+        raise InputError(f"{directory} is not empty and no run (it has no {CONFIG_FILE}); name another with --out.")
+    old = load_config(directory)
+    fixed = dataclasses.replace(config.train, **{name: getattr(old.train, name) for name in LENGTH_FIELDS})
+    for ours, theirs in ((config.model, old.model), (fixed, old.train)):
+        for name, value in dataclasses.asdict(ours).items():
+            before = getattr(theirs, name)
+            if value != before:
+                raise InputError(
+                    f"{directory} is a run with {name}={before!r}, not {value!r}; name another with --out,"
+                    " or give the same settings to go on with it."
+                )
+    if load_vocabulary(directory, old.model) != vocabulary:
+        raise InputError(f"{directory} is a run on another vocabulary; name another with --out.")
+    lengths = ("steps", "epochs", "minutes")
+    same_length = all(getattr(config.train, name) == getattr(old.train, name) for name in lengths)
+    config = config._replace(total_steps=old.total_steps if same_length else config.total_steps)
+    save_config(directory, config)
+    return config
+
+
+def known_total_steps(config: TrainConfig, num_tokens: int) -> int:
+    """The length of a training in steps, or 0 where the clock will tell (`minutes`)."""
+    if config.minutes:
+        return 0
+    epochs = config.epochs or (0 if config.steps else 1)
+    batches = batches_per_epoch(num_tokens, config.batch_size, config.sequence_length)
+    return config.steps or math.ceil(epochs * batches)
+
+
+def fit(
+    corpus: Corpus,
+    directory: Path,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    *,
+    data: str = "",
+    progress: bool = True,
+) -> Evaluation | None:
+    """Trains a model on a corpus, or goes on with a run that was stopped.
+
+    A run that was killed and goes on ends with the same bits as one that was not. SIGINT and SIGTERM
+    finish the step, write a checkpoint and return.
+
+    Args:
+      corpus: as from `load_corpus`.
+      directory: of the run; made where it does not exist.
+      model_config: `vocab_size` is that of the corpus.
+      config: one of its `steps`, `epochs` and `minutes` is the length; one epoch where all are 0.
+      data: the corpus' directory, kept in config.json for `jaxlm evaluate`.
+      progress: whether to show progress bars.
+
+    Returns:
+      The exact evaluation at the end, on `eval_tokens` words; None where the run was stopped.
+
+    Raises:
+      InputError: the settings do not fit the run or the corpus, or the loss is no longer finite.
+    """
+    tokens = corpus.parts["train"]
+    batches_per_epoch(tokens.size, config.batch_size, config.sequence_length)
+    new = RunConfig(model_config, config, data, known_total_steps(config, tokens.size))
+
+    def create() -> TrainState:
+        model = LanguageModel(model_config, corpus.vocabulary.log_unigram, rngs=nnx.Rngs(config.seed))
+        return TrainState.create(model, config)
+
+    abstract = jax.eval_shape(create)  # raises what create would, before anything is written
+    run = _Run(directory, open_run(directory, new, corpus.vocabulary), corpus.parts["valid"], progress)
+    step = run.checkpoints.latest_step()
+    if step is None:
+        state, seconds, step = create(), 0.0, 0
+    else:
+        state, seconds = run.checkpoints.restore_state(step, abstract), run.checkpoints.progress(step).seconds
+        print(f"{directory}: going on from step {step}")
+    run.forget_metrics_after(step)
+    return _steps(run, state, tokens, step, seconds)
+
+
+def _steps(run: "_Run", state: TrainState, tokens: np.ndarray, step: int, seconds: float) -> Evaluation | None:
+    """Runs steps from `step` to the end of the training, fetching each loss while the next step runs."""
+    config = run.config.train
+    first, evaluation = step, None
+    pending: jax.Array | None = None
+    losses: list[float] = []
+    start = time.perf_counter() - seconds
+    if step and step >= run.config.total_steps > 0:
+        print(f"the run has its {step} steps already; give a longer --steps, --epochs or --minutes to go on")
+    bar = tqdm(total=run.config.total_steps or None, initial=step, unit=" steps", disable=not run.progress)
+    with _StopSignals() as stop, bar:
+        while not stop.asked and (not run.config.total_steps or step < run.config.total_steps):
+            if step % batches_per_epoch(tokens.size, config.batch_size, config.sequence_length) == 0:
+                state = dataclasses.replace(state, carry=state.model.initial_carry(config.batch_size))
+            batch = train_batch(tokens, step, config.batch_size, config.sequence_length)
+            rate = learning_rate(config, step, run.config.total_steps)
+            state, loss = train_step(state, batch.inputs, batch.labels, np.float32(rate))
+            if pending is not None:
+                losses.append(float(pending))
+            pending, step = loss, step + 1
+            seconds = time.perf_counter() - start
+            run.fix_length(step, first, seconds)
+            if step % LOG_EVERY == 0 and losses:
+                run.log_training(step, losses, rate, seconds, bar)
+                losses = []
+            bar.update()
+            if step % config.eval_every == 0 or step == run.config.total_steps:
+                losses.append(float(pending))
+                pending = None
+                seconds = time.perf_counter() - start
+                evaluation = run.evaluate(state, step, seconds)
+                start = time.perf_counter() - seconds  # evaluation is not counted
+    if stop.asked:
+        run.checkpoints.save(state, Progress(seconds, None))
+        print(f"stopped at step {step}; the same command goes on from there")
+        return None
+    return evaluation or run.evaluate(state, step, seconds)
+
+
+class _StopSignals:
+    """Turns SIGINT and SIGTERM into a question to ask between steps, so that no step is cut in half."""
+
+    def __enter__(self) -> "_StopSignals":
+        self.asked = False
+        self.before = {name: signal.signal(name, self._ask) for name in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for name, handler in self.before.items():
+            signal.signal(name, handler)
+
+
+class _Run:
+    """Where a training writes what it finds out."""
+
+    def __init__(self, directory: Path, config: RunConfig, valid: np.ndarray, progress: bool):
+        self.directory, self.config, self.valid, self.progress = directory, config, valid, progress
+        self.checkpoints = Checkpoints(directory)
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drops what a killed run wrote after its last checkpoint; those steps come again."""
+        rows = [row for row in read_metrics(self.directory) if row["step"] <= step]
+        path = self.directory / METRICS_FILE
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        partial.replace(path)
+        self.events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
+
+    def log(self, step: int, **values: float) -> None:
+        with (self.directory / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+
+    def log_training(self, step: int, losses: list[float], rate: float, seconds: float, bar: tqdm) -> None:
+        loss = float(np.mean(losses))
+        if not math.isfinite(loss):
+            raise InputError(
+                f"The training loss is {loss} at step {step}: lower --learning-rate or --clip-norm."
+                f" The checkpoints in {self.directory} are from before."
+            )
+        words = self.config.train.batch_size * self.config.train.sequence_length
+        speed = words * (step - self.logged[0]) / (seconds - self.logged[1]) if hasattr(self, "logged") else 0.0
+        self.logged = (step, seconds)
+        self.log(step, train_loss=loss, learning_rate=rate, seconds=seconds, words_per_second=speed)
+        if not self.config.total_steps:  # the clock will tell: estimate
+            bar.total = int(step * self.config.train.minutes * 60 / seconds)
+        bar.set_postfix_str(f"training loss {loss:.3f}, {speed:,.0f} words/s")
+
+    def fix_length(self, step: int, first: int, seconds: float) -> None:
+        """Where the clock decides, fixes the number of steps when the decay begins, and writes it down."""
+        config = self.config.train
+        limit = config.minutes * 60
+        if self.config.total_steps or seconds < limit * (1.0 - config.decay_fraction) or step < first + 3:
+            return
+        per_step = seconds / step
+        self.config = self.config._replace(total_steps=max(step, step + int((limit - seconds) / per_step)))
+        save_config(self.directory, self.config)
+
+    def evaluate(self, state: TrainState, step: int, seconds: float) -> Evaluation:
+        """Evaluates on the validation text and writes a checkpoint."""
+        evaluation = evaluate(
+            state.model, self.valid, max_tokens=self.config.train.eval_tokens, progress=self.progress
+        )
+        self.checkpoints.save(state, Progress(seconds, evaluation.loss))
+        self.log(step, valid_loss=evaluation.loss, valid_perplexity=evaluation.perplexity)
+        tqdm.write(
+            f"step {step}: validation perplexity {evaluation.perplexity:.2f}"
+            f" (exact, {evaluation.num_tokens:,} words, loss {evaluation.loss:.4f})"
+        )
+        return evaluation

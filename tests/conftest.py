@@ -1,0 +1,54 @@
+"""Strict JAX for all tests, and small corpora and runs that several of them share."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.data import Corpus, prepare
+from jaxlm.loop import fit
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+WORDS = ["the", "of", "and", "whale", "sea", "Ahab", "harpoon", "ship", "don", "t"]
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12,000 words of a language with structure: each word depends on the one before."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("text") / "train.txt"
+    state, lines = 0, []
+    for _ in range(1500):
+        line = []
+        for _ in range(8):
+            state = (state + int(rng.integers(1, 4))) % len(WORDS)
+            line.append(WORDS[state])
+        lines.append(" ".join(line) + rng.choice([".", "!", "", " rare" + str(rng.integers(400))]))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("corpus") / "data"
+    prepare([text_file], directory, vocab_size=120)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def run_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run of two layers, to be read only."""
+    from jaxlm.data import load_corpus
+
+    directory = tmp_path_factory.mktemp("run") / "run"
+    corpus: Corpus = load_corpus(corpus_dir)
+    model = ModelConfig(len(corpus.vocabulary), embedding_size=7, hidden_size=11, num_layers=2)
+    train = TrainConfig(batch_size=4, sequence_length=5, num_sampled=20, steps=60, eval_every=20, eval_tokens=400)
+    fit(corpus, directory, model, train, data=str(corpus_dir), progress=False)
+    return directory
