@@ -7,7 +7,6 @@ from pathlib import Path
 import tyro
 
 from jaxlm.__main__ import run_command
-from jaxlm.config import InputError
 
 app = tyro.extras.SubcommandApp()
 
@@ -33,7 +32,7 @@ def to_keras(run: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], /
 
 
 @app.command
-def verify(run: tyro.conf.Positional[Path], keras_file: tyro.conf.Positional[Path], /) -> None:
+def verify(run: tyro.conf.Positional[Path], keras_file: tyro.conf.Positional[Path], /) -> int:
     """Compare a Keras model with the run it was made from; exit code 1 if they differ.
 
     Args:
@@ -44,13 +43,10 @@ def verify(run: tyro.conf.Positional[Path], keras_file: tyro.conf.Positional[Pat
     from convert.verify import compare
     from jaxlm.checkpoint import load_model
 
-    if not keras_file.exists():
-        raise InputError(f"{keras_file} does not exist.")
-    model, _, _ = load_model(run)
-    parity = compare(model, formats.load_keras(keras_file))
+    keras_model = formats.load_keras(keras_file)
+    parity = compare(load_model(run)[0], keras_model)
     print(parity)
-    if not parity.holds:
-        sys.exit(1)
+    return 0 if parity.holds else 1
 
 
 def main() -> None:

@@ -44,9 +44,7 @@ def to_keras(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str
     _check_names(weights, [weight.jaxlm for weight in table])
     for weight in table:
         _check_array(weight.jaxlm, weights[weight.jaxlm], weight.shape)
-    return {
-        weight.keras: weights[weight.jaxlm].T if weight.transposed else weights[weight.jaxlm] for weight in table
-    }
+    return {weight.keras: weights[weight.jaxlm].T if weight.transposed else weights[weight.jaxlm] for weight in table}
 
 
 def from_keras(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
@@ -56,9 +54,7 @@ def from_keras(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[s
     for weight in table:
         shape = weight.shape[::-1] if weight.transposed else weight.shape
         _check_array(weight.keras, weights[weight.keras], shape)
-    return {
-        weight.jaxlm: weights[weight.keras].T if weight.transposed else weights[weight.keras] for weight in table
-    }
+    return {weight.jaxlm: weights[weight.keras].T if weight.transposed else weights[weight.keras] for weight in table}
 
 
 def _check_names(weights: Mapping[str, np.ndarray], expected: list[str]) -> None:

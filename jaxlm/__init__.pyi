@@ -3,6 +3,7 @@ from .config import InputError as InputError
 from .config import ModelConfig as ModelConfig
 from .config import TrainConfig as TrainConfig
 from .data import Corpus as Corpus
+from .data import batches_per_epoch as batches_per_epoch
 from .data import evaluation_batches as evaluation_batches
 from .data import load_corpus as load_corpus
 from .data import prepare as prepare

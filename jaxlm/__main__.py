@@ -148,9 +148,7 @@ def generate(
     unk = vocabulary.ids[UNK]
     if unk in ids:
         print(f"(words the model does not know read as {UNK}: {vocabulary.decode(ids[1:])})", file=sys.stderr)
-    words = draw(
-        model, ids, num_words, temperature=temperature, top_k=top_k, avoid=(unk,), key=jax.random.key(seed)
-    )
+    words = draw(model, ids, num_words, temperature=temperature, top_k=top_k, avoid=(unk,), key=jax.random.key(seed))
     print(vocabulary.decode([*ids[1:].tolist(), *words]))
 
 
@@ -164,14 +162,13 @@ def _print_evaluation(part: str, evaluation: "Evaluation", corpus: "Corpus") -> 
     )
 
 
-def run_command(command: Callable[[], object]) -> int:
-    """Runs a command; what the user gave wrong becomes one line on stderr and exit code 2."""
+def run_command(command: Callable[[], int | None]) -> int:
+    """Returns a command's exit code; what the user gave wrong becomes one line on stderr and code 2."""
     try:
-        command()
+        return command() or 0
     except (InputError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
 
 
 def main() -> None:

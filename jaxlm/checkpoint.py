@@ -40,8 +40,8 @@ class Progress(NamedTuple):
 
 def save_config(directory: Path, config: RunConfig) -> None:
     """Writes config.json, whole or not at all."""
-    model, train = dataclasses.asdict(config.model), dataclasses.asdict(config.train)
-    write_json(directory / CONFIG_FILE, config._replace(model=model, train=train)._asdict())
+    value = {"model": dataclasses.asdict(config.model), "train": dataclasses.asdict(config.train)}
+    write_json(directory / CONFIG_FILE, config._asdict() | value)
 
 
 def load_config(directory: Path) -> RunConfig:
@@ -145,30 +145,34 @@ class Checkpoints:
         """Reads the parameters alone, without the optimizer's state."""
         abstract = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
         graphdef, *params = nnx.split(abstract, RowParam, nnx.Param)
-        params = dict(zip(("tables", "dense"), map(nnx.to_pure_dict, params), strict=True))
-        arrays = self._restore(step, _named(params))
-        params = jax.tree.unflatten(jax.tree.structure(params), list(arrays.values()))
-        return nnx.merge(graphdef, params["tables"], params["dense"])
+        tables, dense = map(nnx.to_pure_dict, params)
+        names = {"tables": tables, "dense": dense}  # as in TrainState
+        arrays = self._restore(step, _named(names))
+        restored = jax.tree.unflatten(jax.tree.structure(names), list(arrays.values()))
+        return nnx.merge(graphdef, restored["tables"], restored["dense"])
 
     def _restore(self, step: int, named: dict[str, Any]) -> dict[str, Any]:
+        """Reads the arrays of the names and shapes given, after a look at what is there."""
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        named = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in named.items()
-        }
+        named = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in named.items()}
         restore = ocp.args.PyTreeRestore(
             named, restore_args=ocp.checkpoint_utils.construct_restore_args(named), partial_restore=True
         )
         try:
+            stored = self.manager.item_metadata(step)["state"]
+            for name, leaf in named.items():
+                found = stored[name].shape if name in stored else "nothing"
+                if found != leaf.shape and name != "key":  # a key is stored as the words it is made of
+                    raise InputError(
+                        f"{self.directory}: checkpoint {step} does not fit {CONFIG_FILE}: expected {name} of shape"
+                        f" {leaf.shape}. Received: {found}."
+                    )
             arrays = self.manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
+        except InputError:
+            raise
         except Exception as error:  # Orbax and TensorStore raise what they please on a damaged file
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self.directory}: checkpoint {step} is damaged or of another model: {reason}") from error
-        for name, leaf in named.items():
-            if arrays[name].shape != leaf.shape:
-                raise InputError(
-                    f"{self.directory}: checkpoint {step} does not fit {CONFIG_FILE}: expected {name} of shape"
-                    f" {leaf.shape}. Received: {arrays[name].shape}."
-                )
+            reason = str(error).splitlines()[0][:160]
+            raise InputError(f"{self.directory}: checkpoint {step} is damaged: {reason}") from error
         return {name: arrays[name] for name in named}
 
 

@@ -9,8 +9,11 @@ from typing import Any, Literal, TypeVar, get_args
 Optimizer = Literal["adam", "adagrad", "sgd"]
 
 
-class InputError(ValueError):
-    """What the user gave cannot be used; the message says why and what to do instead."""
+class InputError(Exception):
+    """What the user gave cannot be used; the message says why and what to do instead.
+
+    No ValueError, since the command line's parser would catch that and put it in words of its own.
+    """
 
 
 def require(condition: bool, argument: str, expected: str, received: object) -> None:
@@ -126,7 +129,7 @@ def from_dict(cls: type[Config], values: dict[str, Any], source: str) -> Config:
         raise InputError(f"{source}: unknown keys {unknown}, missing keys {missing} in the {cls.__name__}.")
     try:
         return cls(**values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, InputError) as error:
         raise InputError(f"{source}: {error}") from error
 
 

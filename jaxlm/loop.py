@@ -33,6 +33,7 @@ from jaxlm.train import TrainState, learning_rate, train_step
 from jaxlm.vocabulary import Vocabulary
 
 LOG_EVERY = 20  # steps a line of metrics.jsonl is the mean of
+WARM_UP = 3  # steps of a process that say nothing of its speed
 
 
 def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunConfig:
@@ -120,19 +121,19 @@ def fit(
     else:
         state, seconds = run.checkpoints.restore_state(step, abstract), run.checkpoints.progress(step).seconds
         print(f"{directory}: going on from step {step}")
-    run.forget_metrics_after(step)
+    run.begin_at(step)
     return _steps(run, state, tokens, step, seconds)
 
 
 def _steps(run: "_Run", state: TrainState, tokens: np.ndarray, step: int, seconds: float) -> Evaluation | None:
     """Runs steps from `step` to the end of the training, fetching each loss while the next step runs."""
     config = run.config.train
-    first, evaluation = step, None
-    pending: jax.Array | None = None
+    evaluation, pending = None, None
     losses: list[float] = []
     start = time.perf_counter() - seconds
-    if step and step >= run.config.total_steps > 0:
+    if step >= run.config.total_steps > 0:
         print(f"the run has its {step} steps already; give a longer --steps, --epochs or --minutes to go on")
+        return run.evaluate(state)
     bar = tqdm(total=run.config.total_steps or None, initial=step, unit=" steps", disable=not run.progress)
     with _StopSignals() as stop, bar:
         while not stop.asked and (not run.config.total_steps or step < run.config.total_steps):
@@ -142,25 +143,28 @@ def _steps(run: "_Run", state: TrainState, tokens: np.ndarray, step: int, second
             rate = learning_rate(config, step, run.config.total_steps)
             state, loss = train_step(state, batch.inputs, batch.labels, np.float32(rate))
             if pending is not None:
-                losses.append(float(pending))
+                losses.append(run.fetch(pending, step))
             pending, step = loss, step + 1
             seconds = time.perf_counter() - start
-            run.fix_length(step, first, seconds)
+            run.fix_length(step, seconds)
             if step % LOG_EVERY == 0 and losses:
                 run.log_training(step, losses, rate, seconds, bar)
                 losses = []
             bar.update()
             if step % config.eval_every == 0 or step == run.config.total_steps:
-                losses.append(float(pending))
+                losses.append(run.fetch(pending, step))
                 pending = None
                 seconds = time.perf_counter() - start
-                evaluation = run.evaluate(state, step, seconds)
+                evaluation = run.evaluate_and_save(state, step, seconds)
                 start = time.perf_counter() - seconds  # evaluation is not counted
-    if stop.asked:
+    if step == run.config.total_steps:
+        return evaluation
+    if pending is not None:
+        run.fetch(pending, step)
+    if step != run.checkpoints.latest_step():
         run.checkpoints.save(state, Progress(seconds, None))
-        print(f"stopped at step {step}; the same command goes on from there")
-        return None
-    return evaluation or run.evaluate(state, step, seconds)
+    print(f"stopped at step {step}; the same command goes on from there")
+    return None
 
 
 class _StopSignals:
@@ -185,15 +189,29 @@ class _Run:
     def __init__(self, directory: Path, config: RunConfig, valid: np.ndarray, progress: bool):
         self.directory, self.config, self.valid, self.progress = directory, config, valid, progress
         self.checkpoints = Checkpoints(directory)
+        self.first_step = 0  # of this process
+        self.warm = (0, 0.0)  # step and seconds from which the speed is measured
+        self.logged: tuple[int, float] | None = None  # those of the last line of metrics.jsonl
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drops what a killed run wrote after its last checkpoint; those steps come again."""
+    def begin_at(self, step: int) -> None:
+        """Drops what a killed run logged after its last checkpoint; those steps come again."""
         rows = [row for row in read_metrics(self.directory) if row["step"] <= step]
+        self.first_step = step
         path = self.directory / METRICS_FILE
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         partial.replace(path)
         self.events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
+
+    def fetch(self, loss: jax.Array | float, step: int) -> float:
+        """Waits for a loss; one that is not finite ends the run before it can harm a checkpoint."""
+        loss = float(loss)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"The loss is {loss} at step {step}: lower --learning-rate or --clip-norm."
+                f" The checkpoints in {self.directory} are from before."
+            )
+        return loss
 
     def log(self, step: int, **values: float) -> None:
         with (self.directory / METRICS_FILE).open("a", encoding="utf-8") as file:
@@ -203,34 +221,36 @@ class _Run:
 
     def log_training(self, step: int, losses: list[float], rate: float, seconds: float, bar: tqdm) -> None:
         loss = float(np.mean(losses))
-        if not math.isfinite(loss):
-            raise InputError(
-                f"The training loss is {loss} at step {step}: lower --learning-rate or --clip-norm."
-                f" The checkpoints in {self.directory} are from before."
-            )
         words = self.config.train.batch_size * self.config.train.sequence_length
-        speed = words * (step - self.logged[0]) / (seconds - self.logged[1]) if hasattr(self, "logged") else 0.0
+        last_step, last_seconds = self.logged or (step - LOG_EVERY, 0.0)
+        speed = words * (step - last_step) / (seconds - last_seconds)
         self.logged = (step, seconds)
         self.log(step, train_loss=loss, learning_rate=rate, seconds=seconds, words_per_second=speed)
         if not self.config.total_steps:  # the clock will tell: estimate
             bar.total = int(step * self.config.train.minutes * 60 / seconds)
         bar.set_postfix_str(f"training loss {loss:.3f}, {speed:,.0f} words/s")
 
-    def fix_length(self, step: int, first: int, seconds: float) -> None:
+    def fix_length(self, step: int, seconds: float) -> None:
         """Where the clock decides, fixes the number of steps when the decay begins, and writes it down."""
         config = self.config.train
-        limit = config.minutes * 60
-        if self.config.total_steps or seconds < limit * (1.0 - config.decay_fraction) or step < first + 3:
+        if self.config.total_steps:
             return
-        per_step = seconds / step
-        self.config = self.config._replace(total_steps=max(step, step + int((limit - seconds) / per_step)))
-        save_config(self.directory, self.config)
+        if step == self.first_step + WARM_UP:  # the steps before hold the compilation
+            self.warm = (step, seconds)
+        limit = config.minutes * 60
+        if seconds >= limit * (1.0 - config.decay_fraction) and step > self.first_step + WARM_UP:
+            speed = (step - self.warm[0]) / (seconds - self.warm[1])
+            self.config = self.config._replace(total_steps=step + max(1, int((limit - seconds) * speed)))
+            save_config(self.directory, self.config)
 
-    def evaluate(self, state: TrainState, step: int, seconds: float) -> Evaluation:
-        """Evaluates on the validation text and writes a checkpoint."""
-        evaluation = evaluate(
-            state.model, self.valid, max_tokens=self.config.train.eval_tokens, progress=self.progress
-        )
+    def evaluate(self, state: TrainState) -> Evaluation:
+        """Computes the exact loss on the validation text."""
+        return evaluate(state.model, self.valid, max_tokens=self.config.train.eval_tokens, progress=self.progress)
+
+    def evaluate_and_save(self, state: TrainState, step: int, seconds: float) -> Evaluation:
+        """Evaluates, writes a checkpoint and tells the user."""
+        evaluation = self.evaluate(state)
+        self.fetch(evaluation.loss, step)
         self.checkpoints.save(state, Progress(seconds, evaluation.loss))
         self.log(step, valid_loss=evaluation.loss, valid_perplexity=evaluation.perplexity)
         tqdm.write(

@@ -110,9 +110,7 @@ def sampled_softmax_loss_of_rows(
     if remove_accidental_hits:
         hits = jnp.any(labels[:, :, None] == candidates[None, None, :], axis=1)
         sampled_logits = jnp.where(hits, FLOAT_MIN, sampled_logits)
-    normalizer = jnp.logaddexp(
-        jax.nn.logsumexp(true_logits, axis=1), jax.nn.logsumexp(sampled_logits, axis=1)
-    )
+    normalizer = jnp.logaddexp(jax.nn.logsumexp(true_logits, axis=1), jax.nn.logsumexp(sampled_logits, axis=1))
     return normalizer - jnp.mean(true_logits, axis=1)
 
 

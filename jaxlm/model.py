@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
 from jaxlm.config import ModelConfig, require
 from jaxlm.lstm import LSTM, Carry
@@ -35,7 +36,7 @@ class LanguageModel(nnx.Module):
       `keras.layers.Embedding`, `keras.layers.LSTM`, `keras.layers.Dense`.
     """
 
-    def __init__(self, config: ModelConfig, log_unigram: jax.Array | None = None, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, log_unigram: ArrayLike | None = None, *, rngs: nnx.Rngs):
         self.config = config
         size, width = config.vocab_size, config.hidden_size
         self.embedding = RowParam(
@@ -89,7 +90,7 @@ class LanguageModel(nnx.Module):
         """
         carry = self.initial_carry(inputs.shape[0]) if carry is None else carry
         hidden, carry = self.hidden(self.embedding[inputs], carry)
-        return hidden @ self.weights[...].T + self.biases[...], carry
+        return hidden @ self.weights[...].T + self.biases[...][None, None, :], carry
 
 
 def _dropout(inputs: jax.Array, rate: float, key: jax.Array | None, layer: int) -> jax.Array:

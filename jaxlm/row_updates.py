@@ -88,4 +88,4 @@ def global_norm(gradients: Any) -> jax.Array:
         return isinstance(leaf, RowGradient)
 
     leaves = jax.tree.leaves(gradients, is_leaf=is_rows)
-    return optax.global_norm([leaf.values if is_rows(leaf) else leaf for leaf in leaves])
+    return optax.tree.norm([leaf.values if is_rows(leaf) else leaf for leaf in leaves])

@@ -18,6 +18,9 @@ class SampledValues(NamedTuple):
     sampled_expected_count: jax.Array  # [num_sampled] float32
 
 
+DrawState = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # candidates, count, num_tries, block
+
+
 class Proposals(NamedTuple):
     """A piecewise constant envelope of the log-uniform law over n = id + 1 in [1, range_max]."""
 
@@ -82,7 +85,9 @@ def _envelope(range_max: int) -> Proposals:
     Within a segment n is proposed uniformly and accepted with log1p(1/n) / log1p(1/start): rejection
     makes the law exact, and integers carry more bits to the tail than a float32 exp(u log V) can.
     """
-    start, log2_width, octave = [], [], 0
+    start: list[int] = []
+    log2_width: list[int] = []
+    octave = 0
     step = int(math.log2(SEGMENTS_PER_OCTAVE))
     while 2**octave <= range_max:
         width = max(octave - step, 0)
@@ -139,10 +144,10 @@ def _draw(key: jax.Array, num_sampled: int, unique: bool, range_max: int) -> tup
     proposals = _envelope(range_max)
     num_draws = _num_draws(num_sampled, unique, range_max, proposals)
 
-    def is_short(state: tuple[jax.Array, ...]) -> jax.Array:
+    def is_short(state: DrawState) -> jax.Array:
         return state[1] < num_sampled
 
-    def draw_block(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def draw_block(state: DrawState) -> DrawState:
         candidates, count, num_tries, block = state
         ids, accepted = _propose(jax.random.fold_in(key, block), num_draws, range_max, proposals)
         new = accepted

@@ -50,9 +50,7 @@ class TrainState:
           InputError: `num_sampled` is larger than the model's vocabulary.
         """
         vocab_size = model.config.vocab_size
-        require(
-            config.num_sampled <= vocab_size, "num_sampled", f"at most vocab_size={vocab_size}", config.num_sampled
-        )
+        require(config.num_sampled <= vocab_size, "num_sampled", f"at most vocab_size={vocab_size}", config.num_sampled)
         graphdef, *params = nnx.split(model, RowParam, nnx.Param)
         tables, dense = map(nnx.to_pure_dict, params)
         transform = optimizer(config)
@@ -111,7 +109,9 @@ def train_step(
         values = log_uniform_candidate_sampler(
             sampling_key, true_classes, config.num_sampled, True, tables["weights"].shape[0]
         )
-        rows = gather_rows(tables["weights"], tables["biases"], true_classes, values.sampled_candidates)
+        rows: ClassRows | tuple[jax.Array, jax.Array] = gather_rows(
+            tables["weights"], tables["biases"], true_classes, values.sampled_candidates
+        )
     else:
         rows = (tables["weights"], tables["biases"])
 

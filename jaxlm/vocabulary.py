@@ -121,7 +121,9 @@ def count_words(paths: Sequence[Path], split: Split) -> Tokenizer:
     Memory grows with the number of distinct words, not with the texts.
     """
     tokenizer = _with_pattern(Tokenizer(models.WordLevel(unk_token=UNK)), split)
-    trainer = trainers.WordLevelTrainer(vocab_size=2**31 - 1, min_frequency=0, show_progress=False, special_tokens=[UNK])
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=2**31 - 1, min_frequency=0, show_progress=False, special_tokens=[UNK]
+    )
     tokenizer.train_from_iterator(read_chunks(paths), trainer)
     return tokenizer
 

@@ -49,6 +49,8 @@ def run_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("run") / "run"
     corpus: Corpus = load_corpus(corpus_dir)
     model = ModelConfig(len(corpus.vocabulary), embedding_size=7, hidden_size=11, num_layers=2)
-    train = TrainConfig(batch_size=4, sequence_length=5, num_sampled=20, steps=60, eval_every=20, eval_tokens=400)
+    train = TrainConfig(
+        batch_size=4, sequence_length=5, num_sampled=20, learning_rate=0.03, steps=60, eval_every=20, eval_tokens=400
+    )
     fit(corpus, directory, model, train, data=str(corpus_dir), progress=False)
     return directory

@@ -1,0 +1,24 @@
+"""Predicts next words with an exported model: Keras alone, no jaxlm.
+
+python examples/keras_inference.py novels.keras runs/novels/vocabulary.json "It was the"
+"""
+
+import json
+import re
+import sys
+
+import keras
+import numpy as np
+
+model_file, vocabulary_file, text = sys.argv[1:]
+with open(vocabulary_file, encoding="utf-8") as file:
+    words = json.load(file)["words"]
+ids = {word: i for i, word in enumerate(words)}
+
+model = keras.models.load_model(model_file)
+tokens = ["<eos>", *re.findall(r"\w+|[^\w\s]", text)]  # "\w+|[^\w\s]": words, and each punctuation mark
+token_ids = np.array([[ids.get(token, ids["<unk>"]) for token in tokens]])
+probabilities = model.predict(token_ids, verbose=0)  # [batch, time, vocab]
+print(f"{text} ...")
+for i in np.argsort(-probabilities[0, -1])[:8]:
+    print(f"  {probabilities[0, -1, i]:6.1%}  {words[i]}")
