@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxlm.config import InputError, require
-from jaxlm.vocabulary import EOS, UNK, Split, Vocabulary, count_words, encode_files, select_words
+from jaxlm.vocabulary import EOS, UNK, Split, Vocabulary, count_words, encode_chunks, read_chunks, select_words
 
 VOCABULARY_FILE = "vocabulary.json"
 HELD_OUT_PART = 0.05
@@ -62,20 +62,21 @@ def prepare(
     require(vocab_size >= 3, "vocab_size", "at least 3", vocab_size)
     if out.exists():
         raise InputError(f"{out} exists already; remove it, or name another directory with --out.")
-    given = {"valid": valid, "test": test}
+    texts = {"train": list(train)} | {name: [path] for name, path in (("valid", valid), ("test", test)) if path}
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        tokenizer = count_words(train, split)
+        tokenizer = count_words(_read(train, "counting words"), split)
         size = tokenizer.get_vocab_size()
-        raw = {"train": _write_raw(encode_files(tokenizer, train), partial / "train.raw", "train")}
-        for name, path in given.items():
-            if path is not None:
-                raw[name] = _write_raw(encode_files(tokenizer, [path]), partial / f"{name}.raw", name)
+        raw = {}
+        for name, paths in texts.items():
+            blocks = encode_chunks(tokenizer, _read(paths, f"encoding {name}"))
+            raw[name] = _write_raw(blocks, partial / f"{name}.raw")
         line_end = tokenizer.token_to_id("\n")
-        for name in (name for name in ("test", "valid") if given[name] is None):
-            raw["train"], raw[name] = _hold_out(raw["train"], line_end)
+        for name in ("test", "valid"):
+            if name not in raw:
+                raw["train"], raw[name] = _hold_out(raw["train"], line_end)
         counts = sum(np.bincount(block, minlength=size) for block in _blocks(raw["train"]))
         vocabulary, new_id = select_words(tokenizer, np.asarray(counts), vocab_size, split)
         for name, ids in raw.items():
@@ -93,14 +94,21 @@ def prepare(
     return load_corpus(out)
 
 
-def _write_raw(blocks: Iterable[np.ndarray], path: Path, name: str) -> np.ndarray:
+def _read(paths: Sequence[Path], description: str) -> Iterator[list[str]]:
+    """Reads texts under a progress bar."""
+    with tqdm(desc=description, unit=" characters", unit_scale=True) as progress:
+        for batch in read_chunks(paths):
+            yield batch
+            progress.update(sum(map(len, batch)))
+
+
+def _write_raw(blocks: Iterable[np.ndarray], path: Path) -> np.ndarray:
     """Writes ids as they come, and maps the file."""
-    with path.open("wb") as file, tqdm(desc=f"encoding {name}", unit=" words", unit_scale=True) as progress:
+    with path.open("wb") as file:
         for block in blocks:
             file.write(block.tobytes())
-            progress.update(block.size)
     if path.stat().st_size < 3 * 4:
-        raise InputError(f"The {name} text holds fewer than 3 words; expected text to learn from.")
+        raise InputError(f"The {path.stem} text holds fewer than 3 words; expected text to learn from.")
     return np.memmap(path, np.int32, "r")
 
 

@@ -115,23 +115,23 @@ def _with_pattern(tokenizer: Tokenizer, split: Split) -> Tokenizer:
     return tokenizer
 
 
-def count_words(paths: Sequence[Path], split: Split) -> Tokenizer:
-    """Returns a tokenizer with every word of the texts, ids by decreasing count, "\\n" for line ends.
+def count_words(chunks: Iterable[list[str]], split: Split) -> Tokenizer:
+    """Returns a tokenizer with every word of the text, "\\n" for line ends.
 
-    Memory grows with the number of distinct words, not with the texts.
+    Memory grows with the number of distinct words, not with the text.
     """
     tokenizer = _with_pattern(Tokenizer(models.WordLevel(unk_token=UNK)), split)
     trainer = trainers.WordLevelTrainer(
         vocab_size=2**31 - 1, min_frequency=0, show_progress=False, special_tokens=[UNK]
     )
-    tokenizer.train_from_iterator(read_chunks(paths), trainer)
+    tokenizer.train_from_iterator(chunks, trainer)
     return tokenizer
 
 
-def encode_files(tokenizer: Tokenizer, paths: Sequence[Path]) -> Iterator[np.ndarray]:
-    """Yields the ids of the texts, int32 arrays, one after the other; uses all cores."""
-    for chunks in read_chunks(paths):
-        for encoding in tokenizer.encode_batch_fast(chunks):
+def encode_chunks(tokenizer: Tokenizer, chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
+    """Yields the ids of the text, int32 arrays, one after the other; uses all cores."""
+    for batch in chunks:
+        for encoding in tokenizer.encode_batch_fast(batch):
             yield np.array(encoding.ids, np.int32)
 
 

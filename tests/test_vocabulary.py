@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from jaxlm.config import InputError
-from jaxlm.vocabulary import EOS, UNK, Vocabulary, count_words, encode_files, read_chunks, select_words
+from jaxlm.vocabulary import EOS, UNK, Vocabulary, count_words, encode_chunks, read_chunks, select_words
 
 
 def build(path: Path, vocab_size: int = 100, split: str = "words") -> tuple[Vocabulary, list[str]]:
-    tokenizer = count_words([path], split)
-    ids = np.concatenate(list(encode_files(tokenizer, [path])))
+    tokenizer = count_words(read_chunks([path]), split)
+    ids = np.concatenate(list(encode_chunks(tokenizer, read_chunks([path]))))
     counts = np.bincount(ids, minlength=tokenizer.get_vocab_size())
     vocabulary, new_id = select_words(tokenizer, counts, vocab_size, split)
     return vocabulary, [vocabulary.words[i] for i in new_id[ids]]
