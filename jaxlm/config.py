@@ -78,14 +78,14 @@ class TrainConfig:
       InputError: a value is out of its range.
     """
 
-    batch_size: int = 32
+    batch_size: int = 16
     sequence_length: int = 35
     num_sampled: int = 1000
     optimizer: Optimizer = "adam"
     learning_rate: float = 3e-3
     warmup_steps: int = 20
     decay_fraction: float = 0.5
-    clip_norm: float = 1.0
+    clip_norm: float = 10.0
     initial_accumulator_value: float = 1e-6
     steps: int = 0
     epochs: float = 0.0

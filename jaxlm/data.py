@@ -63,7 +63,7 @@ def prepare(
     if out.exists():
         raise InputError(f"{out} exists already; remove it, or name another directory with --out.")
     texts = {"train": list(train)} | {name: [path] for name, path in (("valid", valid), ("test", test)) if path}
-    partial = out.with_name(out.name + ".partial")
+    partial = out.resolve().with_name(out.resolve().name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

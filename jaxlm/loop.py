@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -43,9 +44,12 @@ def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunC
       InputError: the directory holds something else, or a run of another config or vocabulary.
     """
     if not directory.exists() or not any(directory.iterdir()):
-        directory.mkdir(parents=True, exist_ok=True)
-        vocabulary.save(directory / VOCABULARY_FILE)
-        save_config(directory, config)
+        partial = directory.resolve().with_name(directory.resolve().name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        vocabulary.save(partial / VOCABULARY_FILE)
+        save_config(partial, config)
+        partial.rename(directory)  # a run that is killed here is none, or whole
         return config
     if not (directory / CONFIG_FILE).exists():
         raise InputError(f"{directory} is not empty and no run (it has no {CONFIG_FILE}); name another with --out.")

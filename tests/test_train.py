@@ -103,7 +103,7 @@ def test_lazy_adam_leaves_other_rows_alone():
 
 def abstract_state(vocab_size: int, optimizer: str = "adam") -> TrainState:
     model = ModelConfig(vocab_size, embedding_size=256, hidden_size=1024)
-    train = TrainConfig(optimizer=optimizer)
+    train = TrainConfig(optimizer=optimizer, batch_size=32)
     return jax.eval_shape(lambda: TrainState.create(LanguageModel(model, rngs=nnx.Rngs(0)), train))
 
 
