@@ -169,6 +169,8 @@ def run_command(command: Callable[[], int | None]) -> int:
     except (InputError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def main() -> None:
