@@ -11,16 +11,14 @@ from jaxlm.config import InputError, ModelConfig
 from jaxlm.model import LanguageModel
 
 
-def test_tables_begin_as_keras_ones_do():
+def test_softmax_rows_begin_as_keras_dense_and_the_embedding_wider():
     model = LanguageModel(ModelConfig(500, embedding_size=40, hidden_size=60), rngs=nnx.Rngs(0))
-    embedding = keras.layers.Embedding(500, 40)
-    embedding.build((None, None))
     dense = keras.layers.Dense(500)
     dense.build((None, 60))
-    for ours, theirs in ((model.embedding, embedding.embeddings), (model.weights, dense.kernel)):
-        theirs = keras.ops.convert_to_numpy(theirs)
-        np.testing.assert_allclose(ours[...].std(), theirs.std(), rtol=0.03)
-        np.testing.assert_allclose(jnp.abs(ours[...]).max(), np.abs(theirs).max(), rtol=0.01)
+    kernel = keras.ops.convert_to_numpy(dense.kernel)
+    np.testing.assert_allclose(model.weights[...].std(), kernel.std(), rtol=0.03)
+    np.testing.assert_allclose(jnp.abs(model.weights[...]).max(), np.abs(kernel).max(), rtol=0.01)
+    np.testing.assert_allclose(model.embedding[...].std(), 3**-0.5, rtol=0.03)  # uniform in [-1, 1]
     np.testing.assert_array_equal(model.biases[...], 0.0)
 
 
