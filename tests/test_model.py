@@ -23,12 +23,13 @@ def test_softmax_rows_begin_as_keras_dense_and_the_embedding_wider():
 
 
 def test_begins_at_the_unigram_model():
-    log_unigram = np.log(np.arange(50, 0, -1) / np.arange(51).sum()).astype(np.float32)
-    model = LanguageModel(ModelConfig(50, embedding_size=8, hidden_size=16), log_unigram, rngs=nnx.Rngs(0))
+    counts = np.arange(5000, 0, -1)
+    log_unigram = np.log(counts / counts.sum()).astype(np.float32)
+    model = LanguageModel(ModelConfig(5000, embedding_size=8, hidden_size=16), log_unigram, rngs=nnx.Rngs(0))
     logits, _ = model(jnp.arange(12).reshape(2, 6))
     np.testing.assert_allclose(jax.nn.log_softmax(logits) - log_unigram[None, None], 0.0, atol=0.05)
     with pytest.raises(InputError, match="log_unigram"):
-        LanguageModel(ModelConfig(51), log_unigram, rngs=nnx.Rngs(0))
+        LanguageModel(ModelConfig(5001, 8, 16), log_unigram, rngs=nnx.Rngs(0))
 
 
 def test_state_carries_over():
