@@ -27,6 +27,8 @@ def plot_metrics(directory: Path, corpus: Corpus) -> Path:
     if valid:
         left.plot(*zip(*valid, strict=True), marker="o", label=f"jaxlm {valid[-1][1]:,.1f}")
     left.set(title="validation perplexity (exact)", xlabel="million words read", yscale="log")
+    left.yaxis.set_major_formatter("{x:,.0f}")
+    left.yaxis.set_minor_formatter("{x:,.0f}")
     left.legend()
     if train:
         right.plot(*zip(*train, strict=True))
