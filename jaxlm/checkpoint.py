@@ -139,7 +139,7 @@ class Checkpoints:
     def restore_state(self, step: int, abstract: TrainState) -> TrainState:
         """Reads a whole training state of the shapes given (as from `jax.eval_shape`)."""
         arrays = self._restore(step, _named(abstract))
-        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in _named(abstract)])
+        return jax.tree.unflatten(jax.tree.structure(abstract), list(arrays.values()))
 
     def restore_model(self, step: int, config: ModelConfig) -> LanguageModel:
         """Reads the parameters alone, without the optimizer's state."""

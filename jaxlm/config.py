@@ -151,7 +151,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object beside `path` and renames it, so that no reader sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    """Writes a JSON object, whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file beside `path` and renames it, so that no reader sees half of it."""
+    partial = partial_path(path)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def partial_path(path: Path) -> Path:
+    """Returns where a file or directory is made before it takes its name."""
+    path = path.resolve()
+    return path.with_name(path.name + ".partial")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from jaxlm.config import InputError, require
+from jaxlm.config import InputError, partial_path, require
 from jaxlm.vocabulary import EOS, UNK, Split, Vocabulary, count_words, encode_chunks, read_chunks, select_words
 
 VOCABULARY_FILE = "vocabulary.json"
@@ -63,7 +63,7 @@ def prepare(
     if out.exists():
         raise InputError(f"{out} exists already; remove it, or name another directory with --out.")
     texts = {"train": list(train)} | {name: [path] for name, path in (("valid", valid), ("test", test)) if path}
-    partial = out.resolve().with_name(out.resolve().name + ".partial")
+    partial = partial_path(out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

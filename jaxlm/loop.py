@@ -26,7 +26,7 @@ from jaxlm.checkpoint import (
     read_metrics,
     save_config,
 )
-from jaxlm.config import InputError, ModelConfig, TrainConfig
+from jaxlm.config import InputError, ModelConfig, TrainConfig, partial_path, write_text
 from jaxlm.data import VOCABULARY_FILE, Corpus, batches_per_epoch, train_batch
 from jaxlm.evaluation import Evaluation, evaluate
 from jaxlm.model import LanguageModel
@@ -44,7 +44,7 @@ def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunC
       InputError: the directory holds something else, or a run of another config or vocabulary.
     """
     if not directory.exists() or not any(directory.iterdir()):
-        partial = directory.resolve().with_name(directory.resolve().name + ".partial")
+        partial = partial_path(directory)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         vocabulary.save(partial / VOCABULARY_FILE)
@@ -74,11 +74,10 @@ def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunC
 
 def known_total_steps(config: TrainConfig, num_tokens: int) -> int:
     """The length of a training in steps, or 0 where the clock will tell (`minutes`)."""
+    batches = batches_per_epoch(num_tokens, config.batch_size, config.sequence_length)  # raises if there is none
     if config.minutes:
         return 0
-    epochs = config.epochs or (0 if config.steps else 1)
-    batches = batches_per_epoch(num_tokens, config.batch_size, config.sequence_length)
-    return config.steps or math.ceil(epochs * batches)
+    return config.steps or math.ceil((config.epochs or 1) * batches)
 
 
 def fit(
@@ -110,7 +109,6 @@ def fit(
       InputError: the settings do not fit the run or the corpus, or the loss is no longer finite.
     """
     tokens = corpus.parts["train"]
-    batches_per_epoch(tokens.size, config.batch_size, config.sequence_length)
     new = RunConfig(model_config, config, data, known_total_steps(config, tokens.size))
 
     def create() -> TrainState:
@@ -132,6 +130,7 @@ def fit(
 def _steps(run: "_Run", state: TrainState, tokens: np.ndarray, step: int, seconds: float) -> Evaluation | None:
     """Runs steps from `step` to the end of the training, fetching each loss while the next step runs."""
     config = run.config.train
+    batches = batches_per_epoch(tokens.size, config.batch_size, config.sequence_length)
     evaluation, pending = None, None
     losses: list[float] = []
     start = time.perf_counter() - seconds
@@ -141,7 +140,7 @@ def _steps(run: "_Run", state: TrainState, tokens: np.ndarray, step: int, second
     bar = tqdm(total=run.config.total_steps or None, initial=step, unit=" steps", disable=not run.progress)
     with _StopSignals() as stop, bar:
         while not stop.asked and (not run.config.total_steps or step < run.config.total_steps):
-            if step % batches_per_epoch(tokens.size, config.batch_size, config.sequence_length) == 0:
+            if step % batches == 0:
                 state = dataclasses.replace(state, carry=state.model.initial_carry(config.batch_size))
             batch = train_batch(tokens, step, config.batch_size, config.sequence_length)
             rate = learning_rate(config, step, run.config.total_steps)
@@ -201,10 +200,7 @@ class _Run:
         """Drops what a killed run logged after its last checkpoint; those steps come again."""
         rows = [row for row in read_metrics(self.directory) if row["step"] <= step]
         self.first_step = step
-        path = self.directory / METRICS_FILE
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        partial.replace(path)
+        write_text(self.directory / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
         self.events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
 
     def fetch(self, loss: jax.Array | float, step: int) -> float:
