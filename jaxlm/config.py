@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 Optimizer = Literal["adam", "adagrad", "sgd"]
+Sampler = Literal["log_uniform", "uniform", "unigram"]
+Loss = Literal["sampled_softmax", "nce", "full"]
 
 
 class InputError(Exception):
@@ -58,8 +60,11 @@ class TrainConfig:
     Args:
       batch_size: number of contiguous streams of text.
       sequence_length: time steps of truncated back-propagation.
-      num_sampled: classes sampled per step, shared by the batch; 0 trains with the
-        exact full softmax (slow at a large vocabulary: the baseline to compare with).
+      num_sampled: classes sampled per step, shared by the batch; 0 is the same as `loss` "full".
+      sampler: the law they are drawn by: "log_uniform" suits words sorted by frequency (Zipf's law),
+        "unigram" is by the counts themselves, "uniform" is for classes that are about as frequent.
+      loss: "sampled_softmax", "nce" (noise-contrastive estimation), or "full", the exact
+        softmax (slow at a large vocabulary: the baseline to compare with).
       optimizer: of the LSTM (dense) and of the rows (sparse; adam is then lazy).
       learning_rate: its highest value, held until the decay begins; 0.003 suits adam, 0.03 adagrad.
       warmup_steps: steps over which the learning rate rises linearly from 0.
@@ -81,6 +86,8 @@ class TrainConfig:
     batch_size: int = 16
     sequence_length: int = 35
     num_sampled: int = 1000
+    sampler: Sampler = "log_uniform"
+    loss: Loss = "sampled_softmax"
     optimizer: Optimizer = "adam"
     learning_rate: float = 3e-3
     warmup_steps: int = 20
@@ -107,9 +114,16 @@ class TrainConfig:
             self.initial_accumulator_value,
         )
         require(0 <= self.decay_fraction <= 1, "decay_fraction", "a part in [0, 1]", self.decay_fraction)
-        require(self.optimizer in get_args(Optimizer), "optimizer", f"one of {get_args(Optimizer)}", self.optimizer)
+        for name, choices in (("optimizer", Optimizer), ("sampler", Sampler), ("loss", Loss)):
+            value = getattr(self, name)
+            require(value in get_args(choices), name, f"one of {get_args(choices)}", value)
         lengths = {name: getattr(self, name) for name in ("steps", "epochs", "minutes")}
         require(sum(value > 0 for value in lengths.values()) <= 1, "length", "one of steps, epochs, minutes", lengths)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the training loss is the exact full softmax."""
+        return self.loss == "full" or self.num_sampled == 0
 
 
 Config = TypeVar("Config", ModelConfig, TrainConfig)

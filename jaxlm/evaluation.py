@@ -11,9 +11,9 @@ from flax import nnx
 from tqdm import tqdm
 
 from jaxlm.data import evaluation_batches
-from jaxlm.losses import softmax_loss
 from jaxlm.lstm import Carry
 from jaxlm.model import LanguageModel
+from jaxlm.softmax import softmax_loss
 
 
 class Evaluation(NamedTuple):

@@ -27,10 +27,10 @@ from jaxlm.checkpoint import (
     save_config,
 )
 from jaxlm.config import InputError, ModelConfig, TrainConfig, partial_path, write_text
-from jaxlm.data import VOCABULARY_FILE, Corpus, batches_per_epoch, train_batch
+from jaxlm.data import VOCABULARY_FILE, Batch, Corpus, batches_per_epoch, train_batch
 from jaxlm.evaluation import Evaluation, evaluate
 from jaxlm.model import LanguageModel
-from jaxlm.train import TrainState, learning_rate, train_step
+from jaxlm.train import TrainState, exact_and_training_loss, learning_rate, train_step
 from jaxlm.vocabulary import Vocabulary
 
 LOG_EVERY = 20  # steps a line of metrics.jsonl is the mean of
@@ -113,7 +113,7 @@ def fit(
 
     def create() -> TrainState:
         model = LanguageModel(model_config, corpus.vocabulary.log_unigram, rngs=nnx.Rngs(config.seed))
-        return TrainState.create(model, config)
+        return TrainState.create(model, config, np.exp(corpus.vocabulary.log_unigram))
 
     abstract = jax.eval_shape(create)  # raises what create would, before anything is written
     run = _Run(directory, open_run(directory, new, corpus.vocabulary), corpus.parts["valid"], progress)
@@ -158,7 +158,8 @@ def _steps(run: "_Run", state: TrainState, tokens: np.ndarray, step: int, second
                 losses.append(run.fetch(pending, step))
                 pending = None
                 seconds = time.perf_counter() - start
-                evaluation = run.evaluate_and_save(state, step, seconds)
+                following = train_batch(tokens, step, config.batch_size, config.sequence_length)
+                evaluation = run.evaluate_and_save(state, step, seconds, following)
                 start = time.perf_counter() - seconds  # evaluation is not counted
     if step == run.config.total_steps:
         return evaluation
@@ -247,14 +248,17 @@ class _Run:
         """Computes the exact loss on the validation text."""
         return evaluate(state.model, self.valid, max_tokens=self.config.train.eval_tokens, progress=self.progress)
 
-    def evaluate_and_save(self, state: TrainState, step: int, seconds: float) -> Evaluation:
-        """Evaluates, writes a checkpoint and tells the user."""
+    def evaluate_and_save(self, state: TrainState, step: int, seconds: float, following: Batch) -> Evaluation:
+        """Evaluates, writes a checkpoint and tells the user, also what sampling hides on the batch that follows."""
         evaluation = self.evaluate(state)
+        exact, sampled = map(float, exact_and_training_loss(state, following.inputs, following.labels))
         self.fetch(evaluation.loss, step)
         self.checkpoints.save(state, Progress(seconds, evaluation.loss))
-        self.log(step, valid_loss=evaluation.loss, valid_perplexity=evaluation.perplexity)
+        values = {"valid_loss": evaluation.loss, "valid_perplexity": evaluation.perplexity}
+        self.log(step, **values, exact_train_loss=exact, loss_gap=exact - sampled)
         tqdm.write(
             f"step {step}: validation perplexity {evaluation.perplexity:.2f}"
-            f" (exact, {evaluation.num_tokens:,} words, loss {evaluation.loss:.4f})"
+            f" (exact, {evaluation.num_tokens:,} words, loss {evaluation.loss:.4f};"
+            f" the training loss is {exact - sampled:.3f} below the exact one)"
         )
         return evaluation

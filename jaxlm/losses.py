@@ -1,15 +1,20 @@
-"""The sampled softmax loss of TensorFlow and the exact softmax loss, block by block."""
+"""The sampled losses of TensorFlow: sampled softmax and noise-contrastive estimation."""
 
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxlm.sampling import SampledValues, log_uniform_candidate_sampler
+from jaxlm.sampling import (
+    FLOAT_MIN,
+    SampledValues,
+    check_ids,
+    last_occurrences,
+    log_uniform_candidate_sampler,
+)
 
-FLOAT_MIN = np.finfo(np.float32).min  # what TensorFlow adds to the logit of an accidental hit
+Table = jax.Array | Sequence[jax.Array]  # [V, ...], or that cut into contiguous shards of rows
 
 
 class ClassRows(NamedTuple):
@@ -21,14 +26,28 @@ class ClassRows(NamedTuple):
     sampled_biases: jax.Array  # [S]
 
 
-def gather_rows(weights: jax.Array, biases: jax.Array, labels: jax.Array, candidates: jax.Array) -> ClassRows:
+def gather_rows(weights: Table, biases: Table, labels: jax.Array, candidates: jax.Array) -> ClassRows:
     """Gathers rows of `weights` `[V, D]` and `biases` `[V]` for labels `[N, num_true]` and candidates `[S]`."""
-    return ClassRows(weights[labels], biases[labels], weights[candidates], biases[candidates])
+    return ClassRows(
+        _lookup(weights, labels), _lookup(biases, labels), _lookup(weights, candidates), _lookup(biases, candidates)
+    )
+
+
+def _lookup(table: Table, ids: jax.Array) -> jax.Array:
+    """Gathers rows of a table, or of shards that hold its rows one after the other."""
+    if not isinstance(table, Sequence):
+        return table[ids]
+    rows, start = jnp.zeros((*ids.shape, *table[0].shape[1:]), table[0].dtype), 0
+    for shard in table:
+        place = jnp.where((ids >= start) & (ids < start + shard.shape[0]), ids - start, shard.shape[0])
+        rows += shard.at[place].get(mode="fill", fill_value=0)
+        start += shard.shape[0]
+    return rows
 
 
 def sampled_softmax_loss(
-    weights: jax.Array,
-    biases: jax.Array,
+    weights: Table,
+    biases: Table,
     labels: jax.Array,
     inputs: jax.Array,
     num_sampled: int,
@@ -36,7 +55,11 @@ def sampled_softmax_loss(
     num_true: int = 1,
     sampled_values: SampledValues | None = None,
     remove_accidental_hits: bool = True,
+    seed: None = None,
+    name: str = "sampled_softmax_loss",
     *,
+    partition_strategy: str = "div",
+    subtract_log_q: bool = True,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Computes the sampled softmax loss: softmax cross-entropy over true and sampled classes.
@@ -45,42 +68,151 @@ def sampled_softmax_loss(
     with the exact loss.
 
     Args:
-      weights: `[V, D]` float, one row a class.
-      biases: `[V]` float.
+      weights: `[V, D]` float32 or bfloat16, one row a class; or a tuple of contiguous shards of rows.
+      biases: `[V]` float32 or bfloat16; or a tuple of shards.
       labels: `[N, num_true]` integer, the true classes.
-      inputs: `[N, D]` float, what the last layer puts out.
+      inputs: `[N, D]` float32 or bfloat16, what the last layer puts out.
       num_sampled: number of classes S to sample for the batch.
       num_classes: number of classes V.
       num_true: number of true classes an example has.
       sampled_values: what a candidate sampler returned; None draws log-uniform, unique candidates.
-      remove_accidental_hits: whether a candidate that is a label of the example is left out of it.
+      remove_accidental_hits: whether a candidate that is a label of the example is left out of it; of a
+        candidate drawn more than once only the last place is, as in TensorFlow.
+      seed: must be None; `key` takes its place.
+      name: names the operations in a profile.
+      partition_strategy: "div", as TensorFlow 2's; "mod" shards are not read.
+      subtract_log_q: whether to correct the logits by the expected counts.
       key: a `jax.random.key`, needed where `sampled_values` is None.
+
+    Returns:
+      `[N]` float32, the loss of each example in nats; logits are accumulated in float32.
+
+    Raises:
+      ValueError: a shape does not fit, a concrete id is out of range, both `sampled_values` and `key`
+        are missing, or an argument asks for what does not exist here.
+
+    References:
+      `tf.nn.sampled_softmax_loss`; Jean et al. 2014, https://arxiv.org/abs/1412.2007, section 3.
+    """
+    if seed is not None:
+        raise ValueError(f"Invalid `seed`: JAX draws from `key`, a jax.random.key. Received: seed={seed!r}.")
+    _check_shapes(weights, biases, labels, inputs, num_classes, num_true, partition_strategy)
+    values = _sampled_values(sampled_values, key, labels, num_sampled, num_classes)
+    with jax.named_scope(name):
+        rows = gather_rows(weights, biases, labels, values.sampled_candidates)
+        return sampled_softmax_loss_of_rows(
+            rows, labels, inputs, values, remove_accidental_hits, subtract_log_q=subtract_log_q
+        )
+
+
+def nce_loss(
+    weights: Table,
+    biases: Table,
+    labels: jax.Array,
+    inputs: jax.Array,
+    num_sampled: int,
+    num_classes: int,
+    num_true: int = 1,
+    sampled_values: SampledValues | None = None,
+    remove_accidental_hits: bool = False,
+    name: str = "nce_loss",
+    *,
+    partition_strategy: str = "div",
+    subtract_log_q: bool = True,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Computes the noise-contrastive loss: logistic regression of true classes against sampled ones.
+
+    The sum of softplus(logit) - logit / num_true over true classes and of softplus(logit) over candidates,
+    with the logits of `sampled_softmax_loss`.
+
+    Args:
+      weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values: as those of
+        `sampled_softmax_loss`.
+      remove_accidental_hits: as there, but TensorFlow's default here is to keep them.
+      name, partition_strategy, subtract_log_q, key: as there.
 
     Returns:
       `[N]` float32, the loss of each example in nats.
 
     Raises:
-      ValueError: a shape does not fit, or both `sampled_values` and `key` are missing.
+      ValueError: as `sampled_softmax_loss`.
 
     References:
-      `tf.nn.sampled_softmax_loss`; Jean et al. 2014, https://arxiv.org/abs/1412.2007, section 3.
+      `tf.nn.nce_loss`; Gutmann and Hyvarinen 2010, https://proceedings.mlr.press/v9/gutmann10a.html.
     """
-    if labels.ndim != 2 or labels.shape[1] != num_true or labels.shape[0] != inputs.shape[0]:
+    _check_shapes(weights, biases, labels, inputs, num_classes, num_true, partition_strategy)
+    values = _sampled_values(sampled_values, key, labels, num_sampled, num_classes)
+    with jax.named_scope(name):
+        rows = gather_rows(weights, biases, labels, values.sampled_candidates)
+        return nce_loss_of_rows(rows, labels, inputs, values, remove_accidental_hits, subtract_log_q)
+
+
+def _check_shapes(
+    weights: Table,
+    biases: Table,
+    labels: jax.Array,
+    inputs: jax.Array,
+    num_classes: int,
+    num_true: int,
+    partition_strategy: str,
+) -> None:
+    if partition_strategy != "div":
         raise ValueError(
-            f"Invalid `labels`: expected shape [{inputs.shape[0]}, {num_true}] ([N, num_true])."
-            f" Received: {labels.shape}."
+            "Invalid `partition_strategy`: expected 'div', shards that hold rows one after the other; bring 'mod'"
+            f" shards into that order first. Received: {partition_strategy!r}."
         )
-    if weights.shape != (num_classes, inputs.shape[1]) or biases.shape != (num_classes,):
+    if labels.ndim != 2 or labels.shape[1] != num_true or inputs.ndim != 2 or labels.shape[0] != inputs.shape[0]:
         raise ValueError(
-            f"Invalid `weights`, `biases`: expected shapes [{num_classes}, {inputs.shape[1]}] ([V, D]) and"
-            f" [{num_classes}]. Received: {weights.shape}, {biases.shape}."
+            f"Invalid `labels`, `inputs`: expected shapes [N, {num_true}] ([N, num_true]) and [N, D]."
+            f" Received: {labels.shape}, {inputs.shape}."
         )
-    if sampled_values is None:
+    for name, table, row in (("weights", weights, inputs.shape[1:]), ("biases", biases, ())):
+        shapes = [shard.shape for shard in (table if isinstance(table, Sequence) else (table,))]
+        if sum(shape[0] for shape in shapes if shape) != num_classes or any(shape[1:] != row for shape in shapes):
+            raise ValueError(f"Invalid `{name}`: expected shape {(num_classes, *row)}. Received: {shapes}.")
+    check_ids("labels", labels, num_classes)
+
+
+def _sampled_values(
+    values: SampledValues | None, key: jax.Array | None, labels: jax.Array, num_sampled: int, num_classes: int
+) -> SampledValues:
+    """Draws candidates where none are given, and checks those that are."""
+    if values is None:
         if key is None:
             raise ValueError("Invalid `key`: expected a jax.random.key where `sampled_values` is None. Received: None.")
-        sampled_values = log_uniform_candidate_sampler(key, labels, num_sampled, True, num_classes)
-    rows = gather_rows(weights, biases, labels, sampled_values.sampled_candidates)
-    return sampled_softmax_loss_of_rows(rows, labels, inputs, sampled_values, remove_accidental_hits)
+        return log_uniform_candidate_sampler(key, labels, num_sampled, True, num_classes)
+    values = SampledValues(*map(jnp.asarray, values))
+    shapes, expected = [value.shape for value in values], [(num_sampled,), labels.shape, (num_sampled,)]
+    if shapes != expected:
+        raise ValueError(f"Invalid `sampled_values`: expected shapes {expected}. Received: {shapes}.")
+    check_ids("sampled_values", values.sampled_candidates, num_classes)
+    return values
+
+
+def _logits(
+    rows: ClassRows,
+    labels: jax.Array,
+    inputs: jax.Array,
+    values: SampledValues,
+    remove_accidental_hits: bool,
+    subtract_log_q: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns float32 logits of the true classes `[N, num_true]` and of the candidates `[N, S]`."""
+    true_products = inputs[:, None, :].astype(jnp.float32) * rows.true_weights.astype(jnp.float32)
+    true_logits = true_products.sum(axis=-1)
+    sampled_logits = jnp.matmul(inputs, rows.sampled_weights.T, preferred_element_type=jnp.float32)
+    true_logits += rows.true_biases.astype(jnp.float32)
+    sampled_biases = rows.sampled_biases.astype(jnp.float32)
+    if subtract_log_q:
+        true_logits -= jnp.log(values.true_expected_count)
+        sampled_biases -= jnp.log(values.sampled_expected_count)
+    sampled_logits += sampled_biases[None, :]
+    if remove_accidental_hits:
+        candidates = jnp.where(last_occurrences(values.sampled_candidates), values.sampled_candidates, -1)
+        hits = jnp.any(labels[:, :, None] == candidates[None, None, :], axis=1)
+        sampled_logits = jnp.where(hits, FLOAT_MIN, sampled_logits)
+    return true_logits, sampled_logits
 
 
 def sampled_softmax_loss_of_rows(
@@ -89,6 +221,7 @@ def sampled_softmax_loss_of_rows(
     inputs: jax.Array,
     sampled_values: SampledValues,
     remove_accidental_hits: bool = True,
+    subtract_log_q: bool = True,
 ) -> jax.Array:
     """`sampled_softmax_loss` on gathered rows, to be differentiated with respect to them alone.
 
@@ -97,112 +230,28 @@ def sampled_softmax_loss_of_rows(
       labels: `[N, num_true]` integer.
       inputs: `[N, D]` float.
       sampled_values: what a candidate sampler returned.
-      remove_accidental_hits: as in `sampled_softmax_loss`.
+      remove_accidental_hits, subtract_log_q: as in `sampled_softmax_loss`.
 
     Returns:
       `[N]` float32, the loss of each example in nats.
     """
-    candidates, true_expected_count, sampled_expected_count = sampled_values
-    true_logits = jnp.sum(inputs[:, None, :] * rows.true_weights, axis=-1) + rows.true_biases  # [N, num_true]
-    true_logits -= jnp.log(true_expected_count)
-    adjustment = rows.sampled_biases - jnp.log(sampled_expected_count)
-    sampled_logits = inputs @ rows.sampled_weights.T + adjustment[None, :]  # [N, S]
-    if remove_accidental_hits:
-        hits = jnp.any(labels[:, :, None] == candidates[None, None, :], axis=1)
-        sampled_logits = jnp.where(hits, FLOAT_MIN, sampled_logits)
-    normalizer = jnp.logaddexp(jax.nn.logsumexp(true_logits, axis=1), jax.nn.logsumexp(sampled_logits, axis=1))
-    return normalizer - jnp.mean(true_logits, axis=1)
+    true_logits, sampled_logits = _logits(rows, labels, inputs, sampled_values, remove_accidental_hits, subtract_log_q)
+    # the highest logit is taken away first, as by TensorFlow: the difference of two large numbers has few digits
+    highest = jax.lax.stop_gradient(jnp.maximum(true_logits.max(axis=1), sampled_logits.max(axis=1)))
+    true_logits, sampled_logits = true_logits - highest[:, None], sampled_logits - highest[:, None]
+    total = jnp.exp(true_logits).sum(axis=1) + jnp.exp(sampled_logits).sum(axis=1)
+    return jnp.log(total) - jnp.mean(true_logits, axis=1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def softmax_loss(
-    weights: jax.Array, biases: jax.Array, labels: jax.Array, inputs: jax.Array, block_size: int = 2048
+def nce_loss_of_rows(
+    rows: ClassRows,
+    labels: jax.Array,
+    inputs: jax.Array,
+    sampled_values: SampledValues,
+    remove_accidental_hits: bool = False,
+    subtract_log_q: bool = True,
 ) -> jax.Array:
-    """Computes the exact softmax cross-entropy without ever holding `[N, V]` logits.
-
-    loss = logsumexp(inputs @ weights.T + biases) - logit of the label, over blocks of classes with a
-    running log-sum-exp; the backward pass computes each block's logits again.
-
-    Args:
-      weights: `[V, D]` float32, one row a class.
-      biases: `[V]` float32.
-      labels: `[N]` integer, the true class.
-      inputs: `[N, D]` float32.
-      block_size: number of classes in a block; memory is `[block_size, N]`.
-
-    Returns:
-      `[N]` float32, the loss of each example in nats.
-
-    References:
-      `tf.nn.sparse_softmax_cross_entropy_with_logits` of the full logits; Wijmans et al. 2024,
-      Cut Your Losses, https://arxiv.org/abs/2411.09009, section 4.
-    """
-    return _softmax_loss_forward(weights, biases, labels, inputs, block_size)[0]
-
-
-def _block_logits(
-    block: jax.Array, weights: jax.Array, biases: jax.Array, inputs_t: jax.Array, block_size: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the start of a block, its rows `[block_size, D]` and its logits `[block_size, N]`.
-
-    The last block is moved up to end at V (a ragged one would copy the table); what it shares with
-    the one before is masked.
-    """
-    first = block * block_size
-    start = jnp.minimum(first, weights.shape[0] - block_size)
-    rows = jax.lax.dynamic_slice_in_dim(weights, start, block_size)
-    logits = rows @ inputs_t + jax.lax.dynamic_slice_in_dim(biases, start, block_size)[:, None]
-    repeated = start + jnp.arange(block_size) < first
-    return start, rows, jnp.where(repeated[:, None], FLOAT_MIN, logits)
-
-
-def _softmax_loss_forward(
-    weights: jax.Array, biases: jax.Array, labels: jax.Array, inputs: jax.Array, block_size: int
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    num_classes = weights.shape[0]
-    block_size = min(block_size, num_classes)
-    inputs_t = inputs.T  # [D, N]: rows @ inputs_t is the fast orientation of the product
-
-    def add_block(block: jax.Array, running: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        highest, total = running
-        logits = _block_logits(block, weights, biases, inputs_t, block_size)[2]
-        new_highest = jnp.maximum(highest, logits.max(axis=0))
-        total = total * jnp.exp(highest - new_highest) + jnp.exp(logits - new_highest[None, :]).sum(axis=0)
-        return new_highest, total
-
-    start = (jnp.full(inputs.shape[0], FLOAT_MIN), jnp.zeros(inputs.shape[0]))
-    highest, total = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, start)
-    normalizer = highest + jnp.log(total)
-    label_logits = jnp.sum(inputs * weights[labels], axis=-1) + biases[labels]
-    return normalizer - label_logits, (weights, biases, labels, inputs, normalizer)
-
-
-def _softmax_loss_backward(
-    block_size: int, residuals: tuple[jax.Array, ...], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, None, jax.Array]:
-    weights, biases, labels, inputs, normalizer = residuals
-    num_classes = weights.shape[0]
-    block_size = min(block_size, num_classes)
-    inputs_t = inputs.T
-
-    def add_block(block: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        d_weights, d_biases, d_inputs_t = gradients
-        start, rows, logits = _block_logits(block, weights, biases, inputs_t, block_size)
-        d_logits = jnp.exp(logits - normalizer[None, :]) * cotangent[None, :]  # [block_size, N]
-
-        def add(total: jax.Array, value: jax.Array) -> jax.Array:
-            value += jax.lax.dynamic_slice_in_dim(total, start, block_size)
-            return jax.lax.dynamic_update_slice_in_dim(total, value, start, axis=0)
-
-        d_inputs_t += rows.T @ d_logits
-        return add(d_weights, d_logits @ inputs), add(d_biases, d_logits.sum(axis=1)), d_inputs_t
-
-    zeros = (jnp.zeros_like(weights), jnp.zeros_like(biases), jnp.zeros_like(inputs_t))
-    gradients = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, zeros)
-    d_weights, d_biases, d_inputs_t = gradients
-    d_weights = d_weights.at[labels].add(-cotangent[:, None] * inputs)
-    d_biases = d_biases.at[labels].add(-cotangent)
-    return d_weights, d_biases, None, d_inputs_t.T - cotangent[:, None] * weights[labels]
-
-
-softmax_loss.defvjp(_softmax_loss_forward, _softmax_loss_backward)
+    """`nce_loss` on gathered rows; arguments and result as `sampled_softmax_loss_of_rows`'s."""
+    true_logits, sampled_logits = _logits(rows, labels, inputs, sampled_values, remove_accidental_hits, subtract_log_q)
+    true_losses = jax.nn.softplus(true_logits) - true_logits / labels.shape[1]
+    return true_losses.sum(axis=1) + jax.nn.softplus(sampled_logits).sum(axis=1)

@@ -1,13 +1,28 @@
 """Candidate samplers with the meaning of TensorFlow's, as pure functions of a key, inside `jit`."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-SEGMENTS_PER_OCTAVE = 16  # finer segments reject fewer proposals: 3 % at 16
+from jaxlm.drawing import draw, num_draws_needed, num_zipf_draws
+from jaxlm.proposals import (
+    Bits,
+    LearnedUnigrams,
+    UnigramTable,
+    add_classes,
+    log_uniform_envelope,
+    multiply_high,
+    propose_learned,
+    propose_log_uniform,
+    propose_unigram,
+)
+
+FLOAT_MIN = np.finfo(np.float32).min  # what TensorFlow adds to the logit of an accidental hit
 
 
 class SampledValues(NamedTuple):
@@ -16,18 +31,6 @@ class SampledValues(NamedTuple):
     sampled_candidates: jax.Array  # [num_sampled] int32
     true_expected_count: jax.Array  # [N, num_true] float32
     sampled_expected_count: jax.Array  # [num_sampled] float32
-
-
-DrawState = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # candidates, count, num_tries, block
-
-
-class Proposals(NamedTuple):
-    """A piecewise constant envelope of the log-uniform law over n = id + 1 in [1, range_max]."""
-
-    cumulative: np.ndarray  # [segments - 1] uint32, scaled to 2**32
-    start: np.ndarray  # [segments] int32, first n of the segment
-    log2_width: np.ndarray  # [segments] int32
-    acceptance: float  # probability that a proposal is accepted
 
 
 def log_uniform_candidate_sampler(
@@ -50,11 +53,220 @@ def log_uniform_candidate_sampler(
       num_tries is the number of draws it took; P * S where none was rejected or without `unique`.
 
     Raises:
-      ValueError: a shape does not fit, or `num_sampled > range_max` with `unique`.
+      ValueError: a shape does not fit, `num_sampled > range_max` with `unique`, or a concrete id is
+        out of range.
 
     References:
       `tf.random.log_uniform_candidate_sampler`; `ExpectedCountHelper` in its kernel.
     """
+    _check(true_classes, num_sampled, unique, range_max)
+    return _log_uniform(key, true_classes, num_sampled, unique, range_max)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _log_uniform(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int
+) -> SampledValues:
+    envelope = log_uniform_envelope(range_max)
+    count = np.minimum(2.0**envelope.log2_width, range_max + 1 - envelope.start)
+    law = np.log1p(count / envelope.start) / count / math.log(range_max + 1)
+    num_draws = num_draws_needed(num_sampled, unique, law, count, envelope.acceptance)
+    propose = partial(propose_log_uniform, range_max=range_max, envelope=envelope)
+    candidates, num_tries = draw(key, num_sampled, unique, range_max, num_draws, propose)
+    probability = partial(log_uniform_probability, range_max=range_max)
+    return _with_counts(candidates, num_tries, true_classes, probability)
+
+
+def log_uniform_probability(ids: jax.Array, range_max: int) -> jax.Array:
+    """P(k) = log((k + 2) / (k + 1)) / log(range_max + 1), float32, of the shape of `ids`."""
+    return jnp.log1p(1.0 / (ids.astype(jnp.float32) + 1.0)) / np.float32(math.log(range_max + 1))
+
+
+def uniform_candidate_sampler(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int
+) -> SampledValues:
+    """Samples classes evenly, P(k) = 1 / range_max; arguments and results as `log_uniform_candidate_sampler`'s.
+
+    References:
+      `tf.random.uniform_candidate_sampler`.
+    """
+    _check(true_classes, num_sampled, unique, range_max)
+    return _uniform(key, true_classes, num_sampled, unique, range_max)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _uniform(key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int) -> SampledValues:
+    num_draws = num_draws_needed(num_sampled, unique, np.array([1.0 / range_max]), np.array([range_max]))
+
+    def propose(bits: Bits) -> tuple[jax.Array, jax.Array]:
+        ids = multiply_high(bits, range_max)[0]
+        return ids, jnp.ones(ids.shape, bool)
+
+    candidates, num_tries = draw(key, num_sampled, unique, range_max, num_draws, propose)
+    return _with_counts(candidates, num_tries, true_classes, lambda ids: jnp.full(ids.shape, np.float32(1 / range_max)))
+
+
+def fixed_unigram_candidate_sampler(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int, unigrams: UnigramTable
+) -> SampledValues:
+    """Samples classes by given weights; arguments and results as `log_uniform_candidate_sampler`'s.
+
+    Args:
+      key, true_classes, num_sampled, unique, range_max: as there. With `unique`, at least
+        `num_sampled` classes must have a probability above 0, or the draws never end.
+      unigrams: `unigram_table(counts, distortion, num_reserved_ids)`, made once, outside `jit`.
+
+    References:
+      `tf.random.fixed_unigram_candidate_sampler`.
+    """
+    _check(true_classes, num_sampled, unique, range_max)
+    if unigrams.probability.shape != (range_max,):
+        raise ValueError(
+            f"Invalid `unigrams`: expected a table of range_max={range_max} classes."
+            f" Received: {unigrams.probability.shape[0]}."
+        )
+    return _fixed_unigram(key, true_classes, num_sampled, unique, unigrams)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _fixed_unigram(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, unigrams: UnigramTable
+) -> SampledValues:
+    range_max = unigrams.probability.size
+    propose = partial(propose_unigram, table=unigrams)
+    num_draws = num_zipf_draws(num_sampled, unique, range_max)
+    candidates, num_tries = draw(key, num_sampled, unique, range_max, num_draws, propose)
+    return _with_counts(candidates, num_tries, true_classes, lambda ids: unigrams.probability[ids])
+
+
+def learned_unigram_candidate_sampler(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int, state: LearnedUnigrams
+) -> tuple[SampledValues, LearnedUnigrams]:
+    """Samples classes by how often they were true classes so far, plus one; else as `log_uniform_candidate_sampler`.
+
+    Args:
+      key, true_classes, num_sampled, unique, range_max: as there.
+      state: `learned_unigrams(range_max)` at first, later what the call before returned.
+
+    Returns:
+      `SampledValues` by the state given, and the state with these true classes counted.
+
+    References:
+      `tf.random.learned_unigram_candidate_sampler`, which hides its state in the op.
+    """
+    _check(true_classes, num_sampled, unique, range_max)
+    if state.sums.shape != (2 * 2 ** (range_max - 1).bit_length(),):
+        raise ValueError(f"Invalid `state`: expected learned_unigrams({range_max}). Received: {state.sums.shape} sums.")
+    return _learned_unigram(key, true_classes, num_sampled, unique, range_max, state)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _learned_unigram(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int, state: LearnedUnigrams
+) -> tuple[SampledValues, LearnedUnigrams]:
+    num_draws = num_zipf_draws(num_sampled, unique, range_max)
+    propose = partial(propose_learned, state=state)
+    candidates, num_tries = draw(key, num_sampled, unique, range_max, num_draws, propose)
+
+    def probability(ids: jax.Array) -> jax.Array:
+        return state.count_of(ids).astype(jnp.float32) / state.total.astype(jnp.float32)
+
+    return _with_counts(candidates, num_tries, true_classes, probability), add_classes(state, true_classes)
+
+
+def all_candidate_sampler(
+    key: jax.Array | None, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int
+) -> SampledValues:
+    """Returns every class once, each with an expected count of 1: the exact loss, to test with.
+
+    Args:
+      key: not read.
+      true_classes: `[N, num_true]` integer ids.
+      num_sampled, unique, range_max: number of classes, twice the same; `unique` changes nothing.
+
+    Raises:
+      ValueError: `num_sampled` is not `range_max`, or a shape or a concrete id does not fit.
+
+    References:
+      `tf.random.all_candidate_sampler`.
+    """
+    _check(true_classes, num_sampled, unique, range_max)
+    if num_sampled != range_max:
+        raise ValueError(f"Invalid `num_sampled`: expected all range_max={range_max} classes. Received: {num_sampled}.")
+    candidates = jnp.arange(range_max, dtype=jnp.int32)
+    return SampledValues(candidates, jnp.ones(true_classes.shape), jnp.ones(range_max))
+
+
+class AccidentalHits(NamedTuple):
+    """Where true classes stand among the candidates; places left over hold (N, S, 0)."""
+
+    indices: jax.Array  # [N * num_true] int32, the example
+    ids: jax.Array  # [N * num_true] int32, the place among the candidates
+    weights: jax.Array  # [N * num_true] float32, the lowest float: what to add to the logit
+
+
+def compute_accidental_hits(true_classes: jax.Array, sampled_candidates: jax.Array, num_true: int) -> AccidentalHits:
+    """Finds the candidates that are true classes of an example, in TensorFlow's order.
+
+    Where a candidate stands more than once its last place counts, as in TensorFlow. The shapes are
+    fixed for `jit`: the hits come first, and places left over are out of range, so that
+    `logits.at[hits.indices, hits.ids].add(hits.weights, mode="drop")` leaves them out.
+
+    Args:
+      true_classes: `[N, num_true]` integer ids.
+      sampled_candidates: `[S]` integer ids.
+      num_true: number of true classes an example has.
+
+    Returns:
+      `AccidentalHits`.
+
+    Raises:
+      ValueError: a shape does not fit.
+
+    References:
+      `tf.nn.compute_accidental_hits`.
+    """
+    if true_classes.ndim != 2 or true_classes.shape[1] != num_true or sampled_candidates.ndim != 1:
+        raise ValueError(
+            f"Invalid `true_classes`, `sampled_candidates`: expected shapes [N, {num_true}] and [S]."
+            f" Received: {true_classes.shape}, {sampled_candidates.shape}."
+        )
+    return _accidental_hits(true_classes, sampled_candidates)
+
+
+@jax.jit
+def _accidental_hits(true_classes: jax.Array, sampled_candidates: jax.Array) -> AccidentalHits:
+    num_true = true_classes.shape[1]
+    num_examples, num_sampled = true_classes.shape[0], sampled_candidates.shape[0]
+    order = jnp.argsort(sampled_candidates, stable=True)
+    ordered, flat = sampled_candidates[order], true_classes.reshape(-1)
+    place = jnp.maximum(jnp.searchsorted(ordered, flat, side="right") - 1, 0)
+    is_hit = ordered[place] == flat
+    found = jnp.flatnonzero(is_hit, size=flat.size, fill_value=flat.size)
+    indices = (jnp.arange(flat.size, dtype=jnp.int32) // num_true).at[found].get(mode="fill", fill_value=num_examples)
+    ids = order.astype(jnp.int32)[place].at[found].get(mode="fill", fill_value=num_sampled)
+    return AccidentalHits(indices, ids, jnp.where(found < flat.size, FLOAT_MIN, 0.0))
+
+
+def last_occurrences(ids: jax.Array) -> jax.Array:
+    """Marks the last place of each id: `[N]` integer -> `[N]` bool."""
+    order = jnp.argsort(ids, stable=True)
+    ordered = ids[order]
+    last = jnp.concatenate([ordered[1:] != ordered[:-1], jnp.ones(1, bool)])
+    return jnp.zeros(ids.size, bool).at[order].set(last, unique_indices=True)
+
+
+def check_ids(name: str, ids: jax.Array, num_classes: int) -> None:
+    """Raises where ids are no integers or, so far as they are known outside `jit`, not in [0, num_classes)."""
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"Invalid `{name}`: expected integer ids. Received: {ids.dtype}.")
+    if ids.size and not isinstance(ids, jax.core.Tracer):
+        low, high = int(np.asarray(ids).min()), int(np.asarray(ids).max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"Invalid `{name}`: expected ids in [0, {num_classes}). Received: {low} to {high}.")
+
+
+def _check(true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int) -> None:
     if true_classes.ndim != 2:
         raise ValueError(f"Invalid `true_classes`: expected shape [N, num_true]. Received: {true_classes.shape}.")
     if not 1 <= range_max <= 2**26:
@@ -64,111 +276,21 @@ def log_uniform_candidate_sampler(
             f"Invalid `num_sampled`: expected at least 1, and at most range_max={range_max} where unique={unique}."
             f" Received: {num_sampled}."
         )
-    candidates, num_tries = _draw(key, num_sampled, unique, range_max)
+    check_ids("true_classes", true_classes, range_max)
+
+
+def _with_counts(
+    candidates: jax.Array,
+    num_tries: jax.Array,
+    true_classes: jax.Array,
+    probability: Callable[[jax.Array], jax.Array],
+) -> SampledValues:
+    """Adds the expected counts, from the law's probabilities and the number of draws it took."""
+    num_sampled = candidates.size
 
     def expected_count(ids: jax.Array) -> jax.Array:
-        probability = log_uniform_probability(ids, range_max)
-        repeated = -jnp.expm1(num_tries.astype(jnp.float32) * jnp.log1p(-probability))
-        return jnp.where(num_tries == num_sampled, probability * num_sampled, repeated)
+        p = probability(ids)
+        repeated = -jnp.expm1(num_tries.astype(jnp.float32) * jnp.log1p(-p))
+        return jnp.where(num_tries == num_sampled, p * num_sampled, repeated)
 
     return SampledValues(candidates, expected_count(true_classes), expected_count(candidates))
-
-
-def log_uniform_probability(ids: jax.Array, range_max: int) -> jax.Array:
-    """P(k) = log((k + 2) / (k + 1)) / log(range_max + 1), float32, of the shape of `ids`."""
-    return jnp.log1p(1.0 / (ids.astype(jnp.float32) + 1.0)) / np.float32(math.log(range_max + 1))
-
-
-def _envelope(range_max: int) -> Proposals:
-    """Splits n = id + 1 into segments of a power of two of ids, about 16 an octave.
-
-    Within a segment n is proposed uniformly and accepted with log1p(1/n) / log1p(1/start): rejection
-    makes the law exact, and integers carry more bits to the tail than a float32 exp(u log V) can.
-    """
-    start: list[int] = []
-    log2_width: list[int] = []
-    octave = 0
-    step = int(math.log2(SEGMENTS_PER_OCTAVE))
-    while 2**octave <= range_max:
-        width = max(octave - step, 0)
-        first = range(2**octave, min(2 ** (octave + 1), range_max + 1), 2**width)
-        start += first
-        log2_width += [width] * len(first)
-        octave += 1
-    mass = np.log1p(1.0 / np.array(start)) * 2.0 ** np.array(log2_width)
-    cumulative = np.cumsum(mass) / mass.sum()
-    return Proposals(
-        np.round(cumulative[:-1] * 2.0**32).clip(0, 2**32 - 1).astype(np.uint32),
-        np.array(start, np.int32),
-        np.array(log2_width, np.int32),
-        min(1.0, math.log(range_max + 1) / mass.sum()),
-    )
-
-
-def _propose(key: jax.Array, num_draws: int, range_max: int, proposals: Proposals) -> tuple[jax.Array, jax.Array]:
-    """Returns proposed ids `[num_draws]` int32 and whether each is accepted `[num_draws]` bool."""
-    segment_bits, offset_bits, accept_bits = jax.random.bits(key, (3, num_draws), jnp.uint32)
-    segment = jnp.searchsorted(jnp.asarray(proposals.cumulative), segment_bits, side="right")
-    start = jnp.asarray(proposals.start)[segment]
-    # two shifts, since a shift by all 32 bits is undefined
-    shift = (31 - jnp.asarray(proposals.log2_width)[segment]).astype(jnp.uint32)
-    n = start + ((offset_bits >> 1) >> shift).astype(jnp.int32)
-    uniform = (accept_bits >> 8).astype(jnp.float32) * np.float32(2**-24)
-    ratio = jnp.log1p(1.0 / n.astype(jnp.float32)) / jnp.log1p(1.0 / start.astype(jnp.float32))
-    return n - 1, (uniform < ratio) & (n <= range_max)
-
-
-def _num_draws(num_sampled: int, unique: bool, range_max: int, proposals: Proposals) -> int:
-    """A static number of proposals that holds the sample but for an 8-sigma event, capped near S = V."""
-    if not unique:
-        mean = num_sampled / proposals.acceptance
-        return int(mean + 8.0 * math.sqrt(mean) + 8)
-    count = np.minimum(2.0**proposals.log2_width, range_max + 1 - proposals.start)
-    probability = np.log1p(count / proposals.start) / count / math.log(range_max + 1)
-    draws = float(num_sampled)
-    while draws < 4 * num_sampled:
-        missing = np.exp(-draws * probability)
-        distinct = (count * (1.0 - missing)).sum()
-        if distinct - 8.0 * math.sqrt((count * missing * (1.0 - missing)).sum()) >= num_sampled:
-            break
-        draws *= 1.02
-    return int(draws / proposals.acceptance + 8.0 * math.sqrt(draws * (1 / proposals.acceptance - 1)) + 8)
-
-
-def _draw(key: jax.Array, num_sampled: int, unique: bool, range_max: int) -> tuple[jax.Array, jax.Array]:
-    """Draws blocks until the sample is full, keeping the sequence: `([num_sampled], num_tries)`, int32.
-
-    One block nearly always suffices. Going on with the carried sequence, rather than drawing it
-    anew, is what leaves the law of num_tries unbent.
-    """
-    proposals = _envelope(range_max)
-    num_draws = _num_draws(num_sampled, unique, range_max, proposals)
-
-    def is_short(state: DrawState) -> jax.Array:
-        return state[1] < num_sampled
-
-    def draw_block(state: DrawState) -> DrawState:
-        candidates, count, num_tries, block = state
-        ids, accepted = _propose(jax.random.fold_in(key, block), num_draws, range_max, proposals)
-        new = accepted
-        if unique:
-            sequence = jnp.concatenate([candidates, jnp.where(accepted, ids, range_max)])
-            new = accepted & _is_first(sequence)[num_sampled:]
-        rank = count + jnp.cumsum(new, dtype=jnp.int32)  # how many are found, this draw included
-        slot = jnp.where(new, rank - 1, num_sampled)
-        candidates = candidates.at[slot].set(ids, mode="drop")
-        num_tries += jnp.sum(accepted & (rank - new < num_sampled), dtype=jnp.int32)
-        return candidates, jnp.minimum(rank[-1], num_sampled), num_tries, block + 1
-
-    zero = jnp.int32(0)
-    empty = jnp.full(num_sampled, range_max, jnp.int32)  # range_max marks a free place
-    candidates, _, num_tries, _ = jax.lax.while_loop(is_short, draw_block, (empty, zero, zero, zero))
-    return candidates, num_tries
-
-
-def _is_first(ids: jax.Array) -> jax.Array:
-    """Marks the first occurrence of each id: `[N]` int32 -> `[N]` bool."""
-    position = jnp.arange(ids.size, dtype=jnp.int32)
-    ordered, position = jax.lax.sort((ids, position), num_keys=1, is_stable=True)
-    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-    return jnp.zeros(ids.size, bool).at[position].set(first, unique_indices=True)

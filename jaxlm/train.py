@@ -1,20 +1,31 @@
 """`TrainState` and `train_step`: sampled softmax on gathered rows, row-sparse updates, everything in place."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from jaxlm.config import TrainConfig, require
-from jaxlm.losses import ClassRows, gather_rows, sampled_softmax_loss_of_rows, softmax_loss
+from jaxlm.losses import ClassRows, gather_rows, nce_loss_of_rows, sampled_softmax_loss_of_rows
 from jaxlm.lstm import Carry
 from jaxlm.model import LanguageModel, RowParam
+from jaxlm.proposals import UnigramTable, unigram_table
 from jaxlm.row_updates import RowGradient, global_norm, sum_duplicates, update_rows
-from jaxlm.sampling import log_uniform_candidate_sampler
+from jaxlm.sampling import (
+    SampledValues,
+    fixed_unigram_candidate_sampler,
+    log_uniform_candidate_sampler,
+    uniform_candidate_sampler,
+)
+from jaxlm.softmax import softmax_loss
+
+Rows = ClassRows | tuple[jax.Array, jax.Array]  # gathered rows, or whole weights and biases for the exact loss
 
 
 @jax.tree_util.register_dataclass
@@ -29,6 +40,7 @@ class TrainState:
       opt_state: Optax states of `dense` and of each table.
       carry: LSTM state at the end of the last batch.
       key: `jax.random.key`; step n draws from `fold_in(key, n)`.
+      unigrams: the table of the unigram sampler, or None.
       graphdef: structure of the `LanguageModel`.
       config: the `TrainConfig`.
     """
@@ -39,25 +51,38 @@ class TrainState:
     opt_state: dict[str, Any]
     carry: tuple[Carry, ...]
     key: jax.Array
+    unigrams: UnigramTable | None
     graphdef: nnx.GraphDef = field(metadata={"static": True})
     config: TrainConfig = field(metadata={"static": True})
 
     @classmethod
-    def create(cls, model: LanguageModel, config: TrainConfig) -> "TrainState":
+    def create(cls, model: LanguageModel, config: TrainConfig, unigrams: np.ndarray | None = None) -> "TrainState":
         """Makes the state before the first step; the model's arrays become the state's.
 
+        Args:
+          model: given away.
+          config: how it is trained.
+          unigrams: `[vocab_size]` counts or probabilities of the classes; the unigram sampler needs them.
+
         Raises:
-          InputError: `num_sampled` is larger than the model's vocabulary.
+          InputError: `num_sampled` is larger than the model's vocabulary, or `unigrams` do not fit it.
         """
-        vocab_size = model.config.vocab_size
-        require(config.num_sampled <= vocab_size, "num_sampled", f"at most vocab_size={vocab_size}", config.num_sampled)
+        vocab_size, table = model.config.vocab_size, None
+        if not config.exact:
+            fits = config.num_sampled <= vocab_size
+            require(fits, "num_sampled", f"at most vocab_size={vocab_size}", config.num_sampled)
+            if config.sampler == "unigram":
+                unigrams = np.zeros(0) if unigrams is None else unigrams
+                require(unigrams.shape == (vocab_size,), "unigrams", f"counts of shape ({vocab_size},)", unigrams.shape)
+                table = unigram_table(unigrams)
         graphdef, *params = nnx.split(model, RowParam, nnx.Param)
         tables, dense = map(nnx.to_pure_dict, params)
         transform = optimizer(config)
         opt_state = {name: transform.init(table) for name, table in tables.items()}
         opt_state["dense"] = transform.init(dense)
         carry = model.initial_carry(config.batch_size)
-        return cls(jnp.int32(0), tables, dense, opt_state, carry, jax.random.key(config.seed), graphdef, config)
+        key = jax.random.key(config.seed)
+        return cls(jnp.int32(0), tables, dense, opt_state, carry, key, table, graphdef, config)
 
     @property
     def model(self) -> LanguageModel:
@@ -91,7 +116,7 @@ def train_step(
 ) -> tuple[TrainState, jax.Array]:
     """Does one step: loss and gradients on the touched rows, clipping, update in place.
 
-    With `num_sampled` 0 the loss is the exact softmax and the gradient of the softmax rows is dense.
+    With the exact loss the gradient of the softmax rows is dense.
 
     Args:
       state: donated.
@@ -102,36 +127,20 @@ def train_step(
     Returns:
       The new state, and the mean training loss in nats: with sampling, not comparable with an exact loss.
     """
-    config, tables = state.config, state.tables
-    sampling_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    true_classes = labels.reshape(-1, 1)
-    if config.num_sampled:
-        values = log_uniform_candidate_sampler(
-            sampling_key, true_classes, config.num_sampled, True, tables["weights"].shape[0]
-        )
-        rows: ClassRows | tuple[jax.Array, jax.Array] = gather_rows(
-            tables["weights"], tables["biases"], true_classes, values.sampled_candidates
-        )
-    else:
-        rows = (tables["weights"], tables["biases"])
+    tables = state.tables
+    sampling_key, dropout_key = _keys(state)
+    rows, values = _class_rows(state, sampling_key, labels)
 
-    def mean_loss(
-        dense: dict[str, Any], embedded: jax.Array, rows: ClassRows | tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, tuple[Carry, ...]]:
+    def mean_loss(dense: dict[str, Any], embedded: jax.Array, rows: Rows) -> tuple[jax.Array, tuple[Carry, ...]]:
         model = nnx.merge(state.graphdef, tables, dense)
         hidden, carry = model.hidden(embedded, state.carry, dropout_key)
-        hidden = hidden.reshape(-1, hidden.shape[-1])  # [batch_size * sequence_length, hidden_size]
-        if isinstance(rows, ClassRows):
-            losses = sampled_softmax_loss_of_rows(rows, true_classes, hidden, values)
-        else:
-            losses = softmax_loss(*rows, labels.reshape(-1), hidden)
-        return losses.mean(), carry
+        return _mean_loss(state.config, rows, values, labels, hidden), carry
 
     (loss, carry), (d_dense, d_embedded, d_rows) = jax.value_and_grad(mean_loss, argnums=(0, 1, 2), has_aux=True)(
         state.dense, tables["embedding"][inputs], rows
     )
     gradients = {"dense": d_dense, "embedding": _rows(inputs, d_embedded, tables["embedding"])}
-    if isinstance(d_rows, ClassRows):
+    if values is not None:
         classes = jnp.concatenate([labels.reshape(-1), values.sampled_candidates])
         weights = jnp.concatenate([d_rows.true_weights[:, 0], d_rows.sampled_weights])
         gradients["weights"] = _rows(classes, weights, tables["weights"])
@@ -140,6 +149,59 @@ def train_step(
     else:
         gradients["weights"], gradients["biases"] = d_rows
     return _update(state, gradients, learning_rate, carry), loss
+
+
+@jax.jit
+def exact_and_training_loss(state: TrainState, inputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Computes the exact loss and the training loss of one batch with the same parameters, nothing dropped.
+
+    Their difference is what sampling hides: where it grows, more classes should be sampled.
+
+    Args:
+      state: not donated.
+      inputs: `[batch_size, sequence_length]` integer ids.
+      labels: `[batch_size, sequence_length]` integer ids.
+
+    Returns:
+      Two scalars in nats per word.
+    """
+    hidden, _ = state.model.hidden(state.tables["embedding"][inputs], state.carry)
+    rows, values = _class_rows(state, _keys(state)[0], labels)
+    exact = softmax_loss(
+        state.tables["weights"], state.tables["biases"], labels.reshape(-1), hidden.reshape(-1, hidden.shape[-1])
+    )
+    return exact.mean(), _mean_loss(state.config, rows, values, labels, hidden)
+
+
+def _keys(state: TrainState) -> jax.Array:
+    """The sampling and the dropout key of the step."""
+    return jax.random.split(jax.random.fold_in(state.key, state.step))
+
+
+def _class_rows(state: TrainState, key: jax.Array, labels: jax.Array) -> tuple[Rows, SampledValues | None]:
+    """Draws candidates and gathers their rows and those of the labels; all rows and None for the exact loss."""
+    config, weights, biases = state.config, state.tables["weights"], state.tables["biases"]
+    if config.exact:
+        return (weights, biases), None
+    labels = labels.reshape(-1, 1)
+    arguments = (key, labels, config.num_sampled, True, weights.shape[0])
+    if state.unigrams is not None:
+        values = fixed_unigram_candidate_sampler(*arguments, state.unigrams)
+    elif config.sampler == "uniform":
+        values = uniform_candidate_sampler(*arguments)
+    else:
+        values = log_uniform_candidate_sampler(*arguments)
+    return gather_rows(weights, biases, labels, values.sampled_candidates), values
+
+
+def _mean_loss(
+    config: TrainConfig, rows: Rows, values: SampledValues | None, labels: jax.Array, hidden: jax.Array
+) -> jax.Array:
+    hidden = hidden.reshape(-1, hidden.shape[-1])  # [batch_size * sequence_length, hidden_size]
+    if values is None or not isinstance(rows, ClassRows):
+        return softmax_loss(rows[0], rows[1], labels.reshape(-1), hidden).mean()
+    loss_of_rows = nce_loss_of_rows if config.loss == "nce" else sampled_softmax_loss_of_rows
+    return loss_of_rows(rows, labels.reshape(-1, 1), hidden, values).mean()
 
 
 def _rows(indices: jax.Array, values: jax.Array, table: jax.Array) -> RowGradient:
@@ -172,4 +234,4 @@ def _update(
     d_dense = jax.tree.map(lambda leaf: leaf * scale, gradients["dense"])
     updates, opt_state["dense"] = transform.update(d_dense, state.opt_state["dense"])
     dense = jax.tree.map(lambda leaf, update: leaf - learning_rate * update, state.dense, updates)
-    return TrainState(state.step + 1, tables, dense, opt_state, carry, state.key, state.graphdef, config)
+    return dataclasses.replace(state, step=state.step + 1, tables=tables, dense=dense, opt_state=opt_state, carry=carry)

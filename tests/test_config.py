@@ -22,6 +22,8 @@ def test_models_out_of_range_raise(change):
         {"batch_size": 0},
         {"learning_rate": 0.0},
         {"optimizer": "adamw"},
+        {"sampler": "zipf"},
+        {"loss": "hinge"},
         {"decay_fraction": 1.5},
         {"clip_norm": -1},
         {"learning_rate": float("nan")},
@@ -35,6 +37,10 @@ def test_trainings_out_of_range_raise(change):
 def test_two_lengths_raise():
     with pytest.raises(InputError, match="one of steps, epochs, minutes"):
         TrainConfig(steps=5, minutes=1.0)
+
+
+def test_exact_training_is_asked_for_by_loss_or_by_number():
+    assert TrainConfig(loss="full").exact and TrainConfig(num_sampled=0).exact and not TrainConfig().exact
 
 
 def test_json_goes_there_and_back(tmp_path):

@@ -10,13 +10,22 @@ import pytest
 from flax import nnx
 
 from jaxlm.config import InputError, ModelConfig, TrainConfig
-from jaxlm.losses import sampled_softmax_loss, softmax_loss
+from jaxlm.losses import nce_loss, sampled_softmax_loss
 from jaxlm.model import LanguageModel
-from jaxlm.sampling import log_uniform_candidate_sampler
-from jaxlm.train import TrainState, learning_rate, train_step
+from jaxlm.proposals import unigram_table
+from jaxlm.sampling import (
+    fixed_unigram_candidate_sampler,
+    log_uniform_candidate_sampler,
+    uniform_candidate_sampler,
+)
+from jaxlm.softmax import softmax_loss
+from jaxlm.train import TrainState, exact_and_training_loss, learning_rate, train_step
 
 MODEL = ModelConfig(50, embedding_size=5, hidden_size=7, num_layers=2)
 TRAIN = TrainConfig(batch_size=3, sequence_length=4, num_sampled=12, clip_norm=0.0, initial_accumulator_value=1e-9)
+
+
+UNIGRAMS = np.arange(1, 51)
 
 
 def make_model(config: ModelConfig = MODEL) -> LanguageModel:
@@ -53,13 +62,18 @@ def dense_training(config: TrainConfig, model: LanguageModel, words: np.ndarray)
             model = nnx.merge(graphdef, params)
             hidden, new_carry = model.hidden(model.embedding[inputs], carry)
             hidden = hidden.reshape(-1, MODEL.hidden_size)
-            if not config.num_sampled:
+            if config.exact:
                 logits = hidden @ model.weights[...].T + model.biases[...][None, :]
                 return optax.softmax_cross_entropy_with_integer_labels(logits, labels[:, 0]).mean(), new_carry
-            values = log_uniform_candidate_sampler(key, labels, config.num_sampled, True, MODEL.vocab_size)
-            losses = sampled_softmax_loss(
-                model.weights[...], model.biases[...], labels, hidden, config.num_sampled, 50, 1, values
-            )
+            sampling = (key, labels, config.num_sampled, True, MODEL.vocab_size)
+            if config.sampler == "unigram":
+                values = fixed_unigram_candidate_sampler(*sampling, unigram_table(UNIGRAMS))
+            elif config.sampler == "uniform":
+                values = uniform_candidate_sampler(*sampling)
+            else:
+                values = log_uniform_candidate_sampler(*sampling)
+            loss_of = nce_loss if config.loss == "nce" else sampled_softmax_loss
+            losses = loss_of(model.weights[...], model.biases[...], labels, hidden, config.num_sampled, 50, 1, values)
             return losses.mean(), new_carry
 
         gradients, carry = jax.jit(jax.grad(loss, has_aux=True))(params)
@@ -68,15 +82,27 @@ def dense_training(config: TrainConfig, model: LanguageModel, words: np.ndarray)
     return params
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 0.02])
-@pytest.mark.parametrize(("optimizer", "num_sampled"), [("sgd", 12), ("adagrad", 12), ("adagrad", 0), ("adam", 0)])
-def test_steps_equal_dense_optax(optimizer, num_sampled, clip_norm):
-    config = dataclasses.replace(TRAIN, optimizer=optimizer, num_sampled=num_sampled, clip_norm=clip_norm)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "sgd", "clip_norm": 0.02},
+        {"optimizer": "adagrad"},
+        {"optimizer": "adagrad", "clip_norm": 0.02},
+        {"optimizer": "adagrad", "num_sampled": 0, "clip_norm": 0.02},
+        {"optimizer": "adam", "loss": "full"},
+        {"optimizer": "sgd", "sampler": "uniform"},
+        {"optimizer": "sgd", "sampler": "unigram"},
+        {"optimizer": "adagrad", "loss": "nce", "clip_norm": 0.02},
+    ],
+)
+def test_steps_equal_dense_optax(change):
+    config = dataclasses.replace(TRAIN, **change)
+    optimizer = config.optimizer
     # lazy Adam equals the dense step where the same rows come every time
     words = np.repeat(batches(1), 2, axis=0) if optimizer == "adam" else batches(2)
     start = nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))
     expected = dense_training(config, make_model(), words)
-    state = TrainState.create(make_model(), config)
+    state = TrainState.create(make_model(), config, UNIGRAMS)
     for batch in words:
         state, _ = train_step(state, batch[:, :-1], batch[:, 1:], 0.1)
     ours = nnx.to_pure_dict(nnx.state(state.model, nnx.Param))
@@ -162,3 +188,19 @@ def test_learning_rate_rises_stays_and_falls():
 def test_more_candidates_than_words_raise():
     with pytest.raises(InputError, match="num_sampled"):
         TrainState.create(make_model(), dataclasses.replace(TRAIN, num_sampled=51))
+    for unigrams in (None, np.ones(49)):
+        with pytest.raises(InputError, match="unigrams"):
+            TrainState.create(make_model(), dataclasses.replace(TRAIN, sampler="unigram"), unigrams)
+
+
+def test_exact_and_training_loss_are_those_of_full_logits_and_of_the_step():
+    words = batches(1)[0]
+    inputs, labels = words[:, :-1], words[:, 1:]
+    model = make_model()
+    logits = model(inputs)[0]
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    state = TrainState.create(model, TRAIN)
+    exact, sampled = exact_and_training_loss(state, inputs, labels)
+    np.testing.assert_allclose(exact, expected, rtol=1e-5)
+    np.testing.assert_allclose(sampled, train_step(state, inputs, labels, 0.1)[1], rtol=1e-5)
+    assert sampled < exact
