@@ -76,6 +76,8 @@ def test_run_learns_and_keeps_its_best_checkpoint(run_dir, corpus_dir):
     rows = [row for row in read_metrics(run_dir) if "train_loss" in row]
     assert [row["step"] for row in rows] == [20, 40, 60]
     assert all(row["words_per_second"] > 0 for row in rows)
+    gaps = [row for row in read_metrics(run_dir) if "loss_gap" in row]
+    assert len(gaps) == 3 and all(0 < row["loss_gap"] < row["exact_train_loss"] for row in gaps)
     assert list((run_dir / "tensorboard").iterdir())
 
 

@@ -36,6 +36,21 @@ def test_whole_path(text_file, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("the whale")
 
 
+def test_prepare_names_the_sampler_for_counts_far_from_zipf(tmp_path, capsys):
+    for name, power, advised in (("zipf", 1.0, False), ("flat", 0.0, True)):
+        text = "\n".join(f"word{k} " * int(2000 / (k + 1) ** power) for k in range(500))
+        (tmp_path / f"{name}.txt").write_text(text)
+        assert jaxlm("prepare", tmp_path / f"{name}.txt", "--out", tmp_path / name) == 0
+        assert ("train with --sampler unigram" in capsys.readouterr().out) == advised
+
+
+@pytest.mark.parametrize("choice", [("--sampler", "unigram"), ("--loss", "nce", "--sampler", "uniform")])
+def test_train_takes_a_sampler_and_a_loss(corpus_dir, tmp_path, capsys, choice):
+    flags = ["--hidden-size", 8, "--embedding-size", 4, "--num-sampled", 20, "--batch-size", 4, "--eval-tokens", 100]
+    assert jaxlm("train", corpus_dir, "--out", tmp_path / "run", "--steps", 20, *flags, *choice) == 0
+    assert "exact perplexity" in capsys.readouterr().out
+
+
 def test_help_and_import_do_not_load_what_is_slow():
     code = (
         "import sys, jaxlm, jaxlm.__main__; heavy = {'jax', 'tensorflow', 'keras', 'orbax'} & set(sys.modules);"

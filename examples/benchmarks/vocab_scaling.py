@@ -7,16 +7,15 @@ floor is that of the matrix products: 42 GFLOP a step at E 256, H 1024, B 32, T 
 speed of a 2048 x 2048 product in the same run.
 """
 
-import platform
-import random
 import statistics
-import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
+from measure import interleaved, machine, matmul_speed, milliseconds, print_table
 
 import jaxlm
 
@@ -33,18 +32,6 @@ def make_state(vocab_size: int, optimizer: str, batch_size: int) -> jaxlm.TrainS
         return jnp.full(leaf.shape, 1e-3 if leaf.ndim else 0, leaf.dtype)
 
     return jax.tree.map(fill, abstract)
-
-
-def matmul_speed() -> float:
-    """Returns the speed of the best of ten 2048 x 2048 float32 products, in FLOP/s."""
-    x = jnp.ones((2048, 2048))
-    product = jax.jit(lambda x: x @ x)
-    times = []
-    for _ in range(10):
-        start = time.perf_counter()
-        product(x).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return 2 * 2048**3 / min(times[1:])
 
 
 def main(
@@ -70,30 +57,29 @@ def main(
         states[size] = make_state(size, optimizer, batch_size)
         compiled = jaxlm.train_step.lower(states[size], *batches[size], 1e-3).compile()
         temporary[size] = compiled.memory_analysis().temp_size_in_bytes
-    times: dict[int, list[float]] = {size: [] for size in vocab_sizes}
-    order = list(vocab_sizes) * (repeats + 2)
-    for size in random.Random(0).sample(order, len(order)):
-        start = time.perf_counter()
+
+    def step(size: int) -> None:
         states[size], loss = jaxlm.train_step(states[size], *batches[size], 1e-3)
         jax.block_until_ready((states[size].step, loss))
-        times[size].append(time.perf_counter() - start)
+
+    times = interleaved({size: partial(step, size) for size in vocab_sizes}, repeats)
     config = jaxlm.ModelConfig(1)
     words = batch_size * 35
     lstm = words * 4 * config.hidden_size * (config.embedding_size + config.hidden_size)
     flop = 3 * 2 * (lstm + words * 1000 * config.hidden_size)
     speed = matmul_speed()
-    print(f"{platform.processor() or platform.machine()}, {jax.default_backend()}, jax {jax.__version__}, {optimizer}")
+    print(f"{machine()}, {optimizer}")
     print(f"floor: {flop / 1e9:.1f} GFLOP at {speed / 1e9:.0f} GFLOP/s = {1e3 * flop / speed:.0f} ms")
-    print("| V | median ms | min ms | ratio to first | share of floor | temporary MB | smallest table MB |")
-    print("|---|---|---|---|---|---|---|")
-    first = statistics.median(times[vocab_sizes[0]][2:])
+    first = statistics.median(times[vocab_sizes[0]])
+    rows = []
     for size in vocab_sizes:
-        median = statistics.median(times[size][2:])
-        table = size * config.embedding_size * 4
-        print(
-            f"| {size:,} | {1e3 * median:.0f} | {1e3 * min(times[size]):.0f} | {median / first:.3f} |"
-            f" {flop / speed / median:.0%} | {temporary[size] / 1e6:.0f} | {table / 1e6:.0f} |"
-        )
+        median, table = statistics.median(times[size]), size * config.embedding_size * 4
+        ratios = [f"{median / first:.3f}", f"{flop / speed / median:.0%}"]
+        sizes = [f"{temporary[size] / 1e6:.0f}", f"{table / 1e6:.0f}"]
+        rows.append([f"{size:,}", *milliseconds(times[size]), *ratios, *sizes])
+    print_table(
+        ["V", "median ms", "min ms", "ratio to first", "share of floor", "temporary MB", "smallest table MB"], rows
+    )
 
 
 if __name__ == "__main__":

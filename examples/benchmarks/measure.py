@@ -1,0 +1,68 @@
+"""What the benchmarks share: interleaved timing, the machine's best matrix product, and a table."""
+
+import importlib.metadata
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+
+def interleaved(functions: dict[Hashable, Callable[[], object]], repeats: int, warm_up: int = 2) -> dict:
+    """Times functions in random order, so that a noisy machine is noisy for all of them alike.
+
+    Args:
+      functions: what to call; each must block until its result is there.
+      repeats: calls timed of each.
+      warm_up: calls of each before.
+
+    Returns:
+      Of each the seconds of its calls.
+    """
+    for function in functions.values():
+        for _ in range(warm_up):
+            function()
+    order = list(functions) * repeats
+    times: dict = {name: [] for name in functions}
+    for name in random.Random(0).sample(order, len(order)):
+        start = time.perf_counter()
+        functions[name]()
+        times[name].append(time.perf_counter() - start)
+    return times
+
+
+def matmul_speed() -> float:
+    """Returns the speed of the best of ten 2048 x 2048 float32 products, in FLOP/s."""
+    x = jnp.ones((2048, 2048))
+    product = jax.jit(lambda x: x @ x)
+    times = interleaved({0: lambda: product(x).block_until_ready()}, 10)
+    return 2 * 2048**3 / min(times[0])
+
+
+def machine(*packages: str) -> str:
+    """One line on the hardware and the versions of packages."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0] if names else processor
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("jax", *packages))
+    return (
+        f"{processor}, {os.cpu_count()} cores, {jax.default_backend()}, Python {platform.python_version()}, {versions}"
+    )
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a Markdown table."""
+    for row in (header, ["---"] * len(header), *rows):
+        print(f"| {' | '.join(map(str, row))} |")
+
+
+def milliseconds(times: Sequence[float]) -> list[str]:
+    """Median and minimum, as the tables print them."""
+    return [f"{1e3 * statistics.median(times):.3g}", f"{1e3 * min(times):.3g}"]

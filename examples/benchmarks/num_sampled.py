@@ -1,0 +1,71 @@
+"""Shows what the number of sampled classes does: exact perplexity in equal steps and in equal time.
+
+    jaxlm prepare TEXT --vocab-size 50000 --out data
+    python examples/benchmarks/num_sampled.py data
+
+Each row trains the same model from the same start; time is that of the training steps alone.
+"""
+
+import tempfile
+from pathlib import Path
+
+import tyro
+from measure import machine, print_table
+
+import jaxlm
+from jaxlm.checkpoint import read_metrics
+
+
+def train(
+    corpus: jaxlm.Corpus, model: jaxlm.ModelConfig, eval_tokens: int, **settings: object
+) -> tuple[float, float, dict]:
+    """Returns the exact validation perplexity, the gap of the losses, and the last line of the metrics."""
+    config = jaxlm.TrainConfig(eval_every=10**9, eval_tokens=eval_tokens, **settings)
+    with tempfile.TemporaryDirectory() as directory:
+        evaluation = jaxlm.fit(corpus, Path(directory) / "run", model, config, progress=False)
+        rows = read_metrics(Path(directory) / "run")
+    assert evaluation is not None
+    return evaluation.perplexity, rows[-1]["loss_gap"], [row for row in rows if "train_loss" in row][-1]
+
+
+def main(
+    data: tyro.conf.Positional[Path],
+    num_sampled: tuple[int, ...] = (64, 256, 1024, 4096, 0),
+    steps: int = 500,
+    minutes: float = 1.0,
+    embedding_size: int = 256,
+    hidden_size: int = 256,
+    eval_tokens: int = 20_000,
+) -> None:
+    """Prints a table.
+
+    Args:
+      data: Directory that `jaxlm prepare` made.
+      num_sampled: Numbers of sampled classes; 0 is the exact full softmax.
+      steps: Length of the runs of equal steps.
+      minutes: Length of the runs of equal time.
+      embedding_size: Width of an embedding row.
+      hidden_size: Width of the LSTM.
+      eval_tokens: Words of validation text.
+    """
+    corpus = jaxlm.load_corpus(data)
+    model = jaxlm.ModelConfig(len(corpus.vocabulary), embedding_size, hidden_size)
+    rows = []
+    for number in num_sampled:
+        equal_steps, gap, last = train(corpus, model, eval_tokens, num_sampled=number, steps=steps)
+        step_ms = 1e3 * 560 / last["words_per_second"]
+        equal_time, _, last = train(corpus, model, eval_tokens, num_sampled=number, minutes=minutes)
+        name = f"{number:,}" if number else "full softmax"
+        rows.append([name, f"{step_ms:.0f}", f"{gap:.2f}", f"{equal_steps:.1f}", last["step"], f"{equal_time:.1f}"])
+    print(machine())
+    print(
+        f"V = {len(corpus.vocabulary):,}, E = {embedding_size}, H = {hidden_size}, {eval_tokens:,} words of validation"
+    )
+    print_table(
+        ["S", "ms a step", "loss gap", f"perplexity, {steps} steps", "steps in time", f"perplexity, {minutes:g} min"],
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
