@@ -1,6 +1,7 @@
 """Train a word-level LSTM language model over a very large vocabulary."""
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -180,8 +181,16 @@ def run_command(command: Callable[[], int | None]) -> int:
         return 130
 
 
+def keep_compiled_programmes() -> None:
+    """Has JAX keep what it compiles in the user's cache directory, unless the environment says otherwise."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
 def main() -> None:
     """Entry point of the `jaxlm` command."""
+    keep_compiled_programmes()  # read when JAX is imported
     sys.exit(run_command(lambda: app.cli(prog="jaxlm", description=__doc__)))
 
 

@@ -1,0 +1,251 @@
+"""The same training step by other means, each by its own best public API: what a user would pick instead.
+
+Embedding -> LSTM -> softmax with the state carried over, gradients through all of it, one optimizer step. Each
+function sets a peer up and returns a call that does one step on a given batch and waits until it is done.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Problem(NamedTuple):
+    """Sizes of the step and its optimizer."""
+
+    vocab_size: int
+    embedding_size: int
+    hidden_size: int
+    num_sampled: int
+    batch_size: int
+    sequence_length: int
+    optimizer: str  # adagrad or adam
+
+
+Step = Callable[[np.ndarray, np.ndarray], float]  # inputs and labels [batch_size, sequence_length] int32 -> loss
+LEARNING_RATE = 1e-3
+
+
+def jaxlm_step(problem: Problem) -> Step:
+    """jaxlm's own."""
+    import jax
+    from flax import nnx
+
+    import jaxlm
+
+    config = jaxlm.TrainConfig(
+        batch_size=problem.batch_size,
+        sequence_length=problem.sequence_length,
+        num_sampled=problem.num_sampled,
+        optimizer=problem.optimizer,
+    )
+    model = jaxlm.ModelConfig(problem.vocab_size, problem.embedding_size, problem.hidden_size)
+    state = jax.jit(lambda: jaxlm.TrainState.create(jaxlm.LanguageModel(model, rngs=nnx.Rngs(0)), config))()
+
+    def step(inputs: np.ndarray, labels: np.ndarray) -> float:
+        nonlocal state
+        state, loss = jaxlm.train_step(state, inputs, labels, LEARNING_RATE)
+        jax.block_until_ready(state.step)
+        return float(loss)
+
+    return step
+
+
+def jax_dense(problem: Problem) -> Step:
+    """jaxlm's model and loss, differentiated through whole tables, and dense Optax: what a JAX user writes first."""
+    import jax
+    import optax
+    from flax import nnx
+
+    import jaxlm
+
+    config = jaxlm.ModelConfig(problem.vocab_size, problem.embedding_size, problem.hidden_size)
+    graphdef, params = nnx.split(jaxlm.LanguageModel(config, rngs=nnx.Rngs(0)))
+    transform = getattr(optax, problem.optimizer)(LEARNING_RATE)
+    carry = nnx.merge(graphdef, params).initial_carry(problem.batch_size)
+    state = [params, jax.jit(transform.init)(params), carry]
+
+    def loss_of(params, inputs, labels, carry, key):
+        model = nnx.merge(graphdef, params)
+        hidden, carry = model.hidden(model.embedding[inputs], carry)
+        rows = (model.weights[...], model.biases[...], labels.reshape(-1, 1), hidden.reshape(-1, problem.hidden_size))
+        losses = jaxlm.sampled_softmax_loss(*rows, problem.num_sampled, problem.vocab_size, key=key)
+        return losses.mean(), carry
+
+    @jax.jit(donate_argnums=(0, 1))
+    def update(params, opt_state, carry, inputs, labels, key):
+        (loss, carry), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, inputs, labels, carry, key)
+        updates, opt_state = transform.update(gradients, opt_state)
+        return optax.apply_updates(params, updates), opt_state, carry, loss
+
+    keys = iter(jax.random.split(jax.random.key(0), 1000))
+
+    def step(inputs: np.ndarray, labels: np.ndarray) -> float:
+        *state[:], loss = jax.block_until_ready(update(*state, inputs, labels, next(keys)))
+        return float(loss)
+
+    return step
+
+
+def keras_full(problem: Problem) -> Step:
+    """The question's model: Keras' full softmax."""
+    import keras
+
+    model = keras.Sequential(
+        [
+            keras.layers.Embedding(problem.vocab_size, problem.embedding_size),
+            keras.layers.LSTM(problem.hidden_size, return_sequences=True),
+            keras.layers.Dense(problem.vocab_size, activation="softmax"),
+        ]
+    )
+    model.compile(problem.optimizer, "sparse_categorical_crossentropy")
+    return lambda inputs, labels: float(model.train_on_batch(inputs, labels))
+
+
+def _tensorflow_step(problem: Problem, apply: Callable) -> Step:
+    """Keras layers and `tf.nn.sampled_softmax_loss`; `apply(keras_variables)` returns what applies gradients."""
+    import keras
+    import tensorflow as tf
+
+    embedding = keras.layers.Embedding(problem.vocab_size, problem.embedding_size)
+    lstm = keras.layers.LSTM(problem.hidden_size, return_sequences=True, return_state=True)
+    embedding.build()
+    lstm.build((None, None, problem.embedding_size))
+    limit = (6.0 / (problem.vocab_size + problem.hidden_size)) ** 0.5
+    weights = keras.Variable(tf.random.uniform((problem.vocab_size, problem.hidden_size), -limit, limit))
+    biases = keras.Variable(tf.zeros(problem.vocab_size))
+    h, c = (tf.Variable(tf.zeros((problem.batch_size, problem.hidden_size))) for _ in range(2))
+    keras_variables = [embedding.embeddings, *lstm.trainable_weights, weights, biases]
+    apply_gradients = apply(keras_variables)
+    variables = [variable.value for variable in keras_variables]
+
+    @tf.function
+    def update(inputs, labels):
+        with tf.GradientTape() as tape:
+            outputs, new_h, new_c = lstm(tf.nn.embedding_lookup(variables[0], inputs), initial_state=[h, c])
+            loss = tf.reduce_mean(
+                tf.nn.sampled_softmax_loss(
+                    weights.value,
+                    biases.value,
+                    tf.reshape(labels, (-1, 1)),
+                    tf.reshape(outputs, (-1, problem.hidden_size)),
+                    problem.num_sampled,
+                    problem.vocab_size,
+                )
+            )
+        apply_gradients(tape.gradient(loss, variables))
+        h.assign(new_h)
+        c.assign(new_c)
+        return loss
+
+    return lambda inputs, labels: float(update(tf.constant(inputs), tf.constant(labels, tf.int64)))
+
+
+def keras_sampled(problem: Problem) -> Step:
+    """Keras layers, TensorFlow's sampled softmax, Keras' optimizer."""
+    import keras
+
+    def apply(variables: list) -> Callable:
+        optimizer = keras.optimizers.get({"class_name": problem.optimizer, "config": {"learning_rate": LEARNING_RATE}})
+        optimizer.build(variables)
+        return optimizer.apply
+
+    return _tensorflow_step(problem, apply)
+
+
+def tf_sparse(problem: Problem) -> Step:
+    """Keras layers, TensorFlow's sampled softmax, TensorFlow's raw sparse Adagrad kernels."""
+    import tensorflow as tf
+
+    def apply(variables: list) -> Callable:
+        sums = [tf.Variable(tf.fill(variable.shape, 0.1)) for variable in variables]
+
+        def apply_gradients(gradients: list) -> None:
+            for variable, total, gradient in zip(variables, sums, gradients, strict=True):
+                arguments = dict(var=variable.value.handle, accum=total.handle, lr=LEARNING_RATE, epsilon=1e-7)
+                if isinstance(gradient, tf.IndexedSlices):
+                    indices, place = tf.unique(gradient.indices)
+                    values = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(indices))
+                    tf.raw_ops.ResourceSparseApplyAdagradV2(**arguments, grad=values, indices=indices)
+                else:
+                    tf.raw_ops.ResourceApplyAdagradV2(**arguments, grad=gradient)
+
+        return apply_gradients
+
+    return _tensorflow_step(problem, apply)
+
+
+def _torch_step(problem: Problem, output: Callable) -> Step:
+    """PyTorch's LSTM on a sparse embedding; `output(torch)` returns output parameters and the loss function."""
+    import torch
+
+    torch.manual_seed(0)
+    embedding = torch.nn.Embedding(problem.vocab_size, problem.embedding_size, sparse=True)
+    lstm = torch.nn.LSTM(problem.embedding_size, problem.hidden_size, batch_first=True)
+    parameters, loss_of = output(torch)
+    optimizer = torch.optim.Adagrad([*embedding.parameters(), *lstm.parameters(), *parameters], lr=LEARNING_RATE)
+    carry = [torch.zeros(1, problem.batch_size, problem.hidden_size) for _ in range(2)]
+
+    def step(inputs: np.ndarray, labels: np.ndarray) -> float:
+        optimizer.zero_grad()
+        hidden, new_carry = lstm(embedding(torch.from_numpy(inputs).long()), tuple(carry))
+        loss = loss_of(hidden.reshape(-1, problem.hidden_size), torch.from_numpy(labels).long().reshape(-1))
+        loss.backward()
+        optimizer.step()
+        carry[:] = [state.detach() for state in new_carry]
+        return float(loss)
+
+    return step
+
+
+def torch_sparse(problem: Problem) -> Step:
+    """PyTorch, sampled softmax by hand (it has none), sparse gradients, Adagrad."""
+
+    def output(torch) -> tuple[list, Callable]:
+        size, log_size = problem.vocab_size, np.log(problem.vocab_size + 1)
+        weights = torch.nn.Embedding(size, problem.hidden_size, sparse=True)
+        biases = torch.nn.Embedding(size, 1, sparse=True)
+        rng = np.random.default_rng(0)
+
+        def log_count(ids, tries: int):
+            return torch.log(-torch.expm1(tries * torch.log1p(-torch.log1p(1.0 / (ids + 1.0)) / log_size)))
+
+        def loss_of(hidden, labels):
+            draws = np.exp(rng.random(4 * problem.num_sampled) * log_size).astype(np.int64).clip(1, size) - 1
+            _, first = np.unique(draws, return_index=True)
+            first = np.sort(first)[: problem.num_sampled]
+            sampled = torch.from_numpy(draws[first])
+            rows, bias = weights(torch.cat([labels, sampled])), biases(torch.cat([labels, sampled]))[:, 0]
+            count = labels.numel()
+            tries = int(first[-1]) + 1
+            true = (hidden * rows[:count]).sum(1) + bias[:count] - log_count(labels, tries)
+            logits = hidden @ rows[count:].T + bias[count:] - log_count(sampled, tries)
+            logits = logits.masked_fill(labels[:, None] == sampled[None, :], -1e30)
+            logits = torch.cat([true[:, None], logits], dim=1)
+            return torch.nn.functional.cross_entropy(logits, torch.zeros(count, dtype=torch.long))
+
+        return [*weights.parameters(), *biases.parameters()], loss_of
+
+    return _torch_step(problem, output)
+
+
+def torch_adaptive(problem: Problem) -> Step:
+    """PyTorch's adaptive softmax (Grave et al. 2017), its own answer to large vocabularies; Adagrad."""
+
+    def output(torch) -> tuple[list, Callable]:
+        cutoffs = [problem.vocab_size // 100, problem.vocab_size // 10, problem.vocab_size // 2]
+        softmax = torch.nn.AdaptiveLogSoftmaxWithLoss(problem.hidden_size, problem.vocab_size, cutoffs)
+        return list(softmax.parameters()), lambda hidden, labels: softmax(hidden, labels).loss
+
+    return _torch_step(problem, output)
+
+
+PEERS = {
+    "jaxlm": jaxlm_step,
+    "jax-dense": jax_dense,
+    "keras-full": keras_full,
+    "keras-sampled": keras_sampled,
+    "tf-sparse": tf_sparse,
+    "torch-sparse": torch_sparse,
+    "torch-adaptive": torch_adaptive,
+}

@@ -1,0 +1,132 @@
+"""Times jaxlm's training step beside what a user would pick instead.
+
+    python examples/benchmarks/train_step.py --peers keras-sampled tf-sparse torch-sparse
+
+Each peer lives in a process of its own and they take turns in random order, one step at a time, so that a noisy
+machine is noisy for all of them alike. The floor is that of the matrix products with sampled classes, over the
+speed of a 2048 x 2048 product in the same run. The torch peers need the extra `bench`.
+"""
+
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+Peer = Literal["jax-dense", "keras-full", "keras-sampled", "tf-sparse", "torch-sparse", "torch-adaptive"]
+
+
+def serve(name: str, sizes: list) -> None:
+    """Runs one step for each line on standard input, and answers with seconds, loss and peak memory."""
+    from peers import PEERS, Problem
+
+    problem = Problem(*sizes)
+    rng = np.random.default_rng(0)
+    step = PEERS[name](problem)
+    for _ in sys.stdin:
+        # log-uniform words, as Zipf has them
+        shape = (problem.batch_size, problem.sequence_length + 1)
+        words = np.exp(rng.random(shape) * np.log(problem.vocab_size)).astype(np.int32) - 1
+        start = time.perf_counter()
+        loss = step(np.ascontiguousarray(words[:, :-1]), np.ascontiguousarray(words[:, 1:]))
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print("ANSWER", json.dumps([seconds, loss, peak]), flush=True)
+
+
+class Process:
+    """A peer in a process of its own."""
+
+    def __init__(self, name: str, sizes: list):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "serve", name, json.dumps(sizes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=Path(__file__).parent,
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"},
+        )
+
+    def step(self) -> list[float]:
+        """Does one step: seconds, loss, peak bytes."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("ANSWER"):
+                return json.loads(line.removeprefix("ANSWER"))
+        raise RuntimeError(f"the process ended with code {self.process.wait()}; run it by hand: {self.process.args}")
+
+
+def main(
+    peers: tuple[Peer, ...] = ("keras-sampled", "tf-sparse", "torch-sparse"),
+    vocab_size: int = 200_000,
+    embedding_size: int = 256,
+    hidden_size: int = 1024,
+    num_sampled: int = 1000,
+    batch_size: int = 32,
+    sequence_length: int = 35,
+    optimizer: Literal["adagrad", "adam"] = "adagrad",
+    repeats: int = 15,
+) -> None:
+    """Prints a table.
+
+    Args:
+      peers: What to compare with; all at once take some 12 GB of memory.
+      vocab_size: Number of words.
+      embedding_size: Width of an embedding row.
+      hidden_size: Width of the LSTM.
+      num_sampled: Sampled classes.
+      batch_size: Streams of text.
+      sequence_length: Time steps.
+      optimizer: Of all but tf-sparse and the torch peers, which have Adagrad.
+      repeats: Steps timed of each.
+    """
+    sizes = [vocab_size, embedding_size, hidden_size, num_sampled, batch_size, sequence_length, optimizer]
+    names = ["jaxlm", *peers]
+    processes = {}
+    for name in names:  # one after the other: setting up takes memory and both cores
+        processes[name] = Process(name, sizes)
+        for _ in range(3):
+            processes[name].step()
+    answers: dict[str, list[list[float]]] = {name: [] for name in names}
+    order = names * repeats
+    for name in random.Random(0).sample(order, len(order)):
+        answers[name].append(processes[name].step())
+    for process in processes.values():
+        process.process.kill()
+    from measure import machine, matmul_speed, milliseconds, print_table
+
+    words = batch_size * sequence_length
+    flop = 6 * words * hidden_size * (4 * (embedding_size + hidden_size) + num_sampled)
+    speed = matmul_speed()
+    ours = statistics.median(seconds for seconds, _, _ in answers["jaxlm"])
+    rows = []
+    for name in names:
+        times = [seconds for seconds, _, _ in answers[name]]
+        median = statistics.median(times)
+        numbers = [f"{words / median:,.0f}", f"{median / ours:.2f}", f"{flop / speed / median:.0%}"]
+        rows.append([name, *milliseconds(times), *numbers, f"{answers[name][-1][2] / 1e6:,.0f}"])
+    print(machine("tensorflow", *(["torch"] if any("torch" in name for name in names) else [])))
+    print(
+        f"V {vocab_size:,}, E {embedding_size}, H {hidden_size}, S {num_sampled:,}, B {batch_size}, T {sequence_length}"
+    )
+    print(f"floor: {flop / 1e9:.1f} GFLOP at {speed / 1e9:.0f} GFLOP/s = {1e3 * flop / speed:.0f} ms; {optimizer}")
+    header = ["method", "median ms", "min ms", "words/s", "time over jaxlm's", "share of floor", "peak memory MB"]
+    print_table(header, rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        serve(sys.argv[2], json.loads(sys.argv[3]))
+    else:
+        tyro.cli(main)
