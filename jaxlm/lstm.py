@@ -75,11 +75,19 @@ def lstm(
 def _forward(
     inputs: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array, carry: Carry
 ) -> tuple[tuple[jax.Array, Carry], tuple]:
-    kernels = jnp.concatenate([kernel, recurrent_kernel]).T  # [4H, E + H], transposed once a call
+    if inputs.shape[0] == 1:  # a single step, as in generation, would not repay the transposition
+
+        def product(x: jax.Array, h: jax.Array) -> jax.Array:
+            return (x @ kernel + h.T @ recurrent_kernel).T
+    else:
+        kernels = jnp.concatenate([kernel, recurrent_kernel]).T  # [4H, E + H], transposed once a call
+
+        def product(x: jax.Array, h: jax.Array) -> jax.Array:
+            return kernels @ jnp.concatenate([x.T, h])
 
     def step(carry: Carry, x: jax.Array) -> tuple[Carry, tuple[jax.Array, ...]]:
         c, h = carry
-        z = kernels @ jnp.concatenate([x.T, h]) + bias[:, None]  # [4H, batch]
+        z = product(x, h) + bias[:, None]  # [4H, batch]
         i, f, g, o = jnp.split(z, 4)
         i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
         new_c = f * c + i * g

@@ -1,0 +1,56 @@
+"""Times exact evaluation and generation at a large vocabulary against the matrix products they consist of.
+
+    python examples/benchmarks/evaluation.py
+
+Evaluation does a product of 2 H V FLOP a word besides its LSTM. Generation, a word at a time, has to read all
+softmax rows for each word: 4 H V bytes.
+"""
+
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from measure import interleaved, machine, matmul_speed, milliseconds, print_table
+
+import jaxlm
+
+
+def main(vocab_size: int = 200_000, words: int = 2240, generated: int = 50, repeats: int = 5) -> None:
+    """Prints a table.
+
+    Args:
+      vocab_size: Number of words.
+      words: Words of text evaluated in a call.
+      generated: Words generated in a call.
+      repeats: Calls timed of each.
+    """
+    config = jaxlm.ModelConfig(vocab_size)
+    model = jax.jit(lambda: jaxlm.LanguageModel(config, rngs=nnx.Rngs(0)))()
+    tokens = np.random.default_rng(0).integers(0, vocab_size, words + 1).astype(np.int32)
+    prompt = tokens[:20]
+    read = jax.jit(lambda rows: jnp.sum(rows, axis=1))  # as many bytes as a word of generation has to read
+    rows = model.weights[...]
+    functions = {
+        f"evaluate, {words:,} words": lambda: jaxlm.evaluate(model, tokens),
+        f"generate, {generated} words": lambda: jaxlm.generate(model, prompt, generated, key=jax.random.key(0)),
+        "read the softmax rows once": lambda: read(rows).block_until_ready(),
+    }
+    times = interleaved(functions, repeats)
+    evaluated, wrote, once = (statistics.median(seconds) for seconds in times.values())
+    lstm = 4 * config.hidden_size * (config.embedding_size + config.hidden_size)
+    flop = 2 * words * (config.hidden_size * vocab_size + lstm)
+    floor = flop / matmul_speed()
+    print(machine())
+    print(f"floor of evaluation: {flop / 1e9:,.0f} GFLOP, {1e3 * floor:,.0f} ms; of generation: {generated} reads")
+    table = [
+        [f"evaluate, {words:,} words", *milliseconds(list(times.values())[0]), f"{floor / evaluated:.0%}"],
+        [f"generate, {generated} words", *milliseconds(list(times.values())[1]), f"{generated * once / wrote:.0%}"],
+    ]
+    print_table(["what", "median ms", "min ms", "share of floor"], table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
