@@ -68,6 +68,8 @@ def train(
     embedding_size: int = ModelConfig.embedding_size,
     hidden_size: int = ModelConfig.hidden_size,
     num_layers: int = ModelConfig.num_layers,
+    projection_size: int = ModelConfig.projection_size,
+    tied: bool = ModelConfig.tied,
     dropout: float = ModelConfig.dropout,
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig(),  # noqa: B008
 ) -> None:
@@ -79,6 +81,8 @@ def train(
       embedding_size: Width of an embedding row.
       hidden_size: Width of each LSTM layer.
       num_layers: LSTM layers.
+      projection_size: Width of a linear bottleneck between LSTM and softmax rows; 0 is none.
+      tied: One table for embedding and softmax rows.
       dropout: Rate on the non-recurrent connections.
       config: How to train.
     """
@@ -87,7 +91,7 @@ def train(
     from jaxlm.plot import plot_metrics
 
     corpus = jaxlm_data.load_corpus(data)
-    model = ModelConfig(len(corpus.vocabulary), embedding_size, hidden_size, num_layers, dropout)
+    model = ModelConfig(len(corpus.vocabulary), embedding_size, hidden_size, num_layers, projection_size, tied, dropout)
     evaluation = fit(corpus, out, model, config, data=str(data.resolve()))
     print(f"curve: {plot_metrics(out, corpus)}")
     if evaluation is not None:

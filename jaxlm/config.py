@@ -31,8 +31,12 @@ class ModelConfig:
     Args:
       vocab_size: number of classes V; ids are sorted by decreasing frequency.
       embedding_size: width of an embedding row.
-      hidden_size: width of each LSTM layer, and so of a softmax row.
+      hidden_size: width of each LSTM layer.
       num_layers: number of LSTM layers.
+      projection_size: width of a linear bottleneck between the LSTM and the softmax rows (Sak et al. 2014,
+        https://arxiv.org/abs/1402.1128); 0 is none.
+      tied: whether the softmax rows are the embedding rows (Press and Wolf 2017,
+        https://arxiv.org/abs/1608.05859); their widths must be equal then.
       dropout: rate on the non-recurrent connections (Zaremba et al. 2014,
         https://arxiv.org/abs/1409.2329, section 3); active in training only.
 
@@ -44,12 +48,23 @@ class ModelConfig:
     embedding_size: int = 256
     hidden_size: int = 1024
     num_layers: int = 1
+    projection_size: int = 0
+    tied: bool = False
     dropout: float = 0.0
+
+    @property
+    def softmax_size(self) -> int:
+        """Width of a softmax row."""
+        return self.projection_size or self.hidden_size
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "embedding_size", "hidden_size", "num_layers"):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, name, "an integer of at least 1", value)
+        require(self.projection_size >= 0, "projection_size", "at least 0", self.projection_size)
+        fits = not self.tied or self.embedding_size == self.softmax_size
+        expected = f"an embedding_size of {self.softmax_size}, the width of the softmax rows"
+        require(fits, "tied", expected, self.embedding_size)
         require(0.0 <= self.dropout < 1.0, "dropout", "a rate in [0, 1)", self.dropout)
 
 

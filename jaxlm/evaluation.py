@@ -75,7 +75,7 @@ def _summed_loss(
     carry: tuple[Carry, ...],
 ) -> tuple[jax.Array, tuple[Carry, ...]]:
     model = nnx.merge(graphdef, params)
-    hidden, carry = model.hidden(model.embedding[inputs], carry)
+    hidden, carry = model.hidden(model.embed(inputs), carry)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     losses = softmax_loss(model.weights[...], model.biases[...], labels.reshape(-1), hidden)
     return jnp.sum(jnp.where(mask.reshape(-1), losses, 0.0)), carry

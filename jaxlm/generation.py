@@ -60,7 +60,7 @@ def generate(
 
 
 def _advance(model: LanguageModel, word: jax.Array, carry: tuple[Carry, ...]) -> tuple[jax.Array, tuple[Carry, ...]]:
-    hidden, carry = model.hidden(model.embedding[word[None, None]], carry)
+    hidden, carry = model.hidden(model.embed(word[None, None]), carry)
     return hidden[0, 0], carry
 
 

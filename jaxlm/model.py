@@ -26,9 +26,11 @@ class LanguageModel(nnx.Module):
     Attributes:
       embedding: `[vocab_size, embedding_size]` float32, uniform in [-1, 1]: words are told apart from
         the first step on. The novels' exact perplexity after 5 minutes is 263, and with Keras'
-        [-0.05, 0.05] 283 (765 and 728 steps, as many as fitted in).
+        [-0.05, 0.05] 283 (765 and 728 steps, as many as fitted in). None where `config.tied`.
       lstms: `num_layers` layers of `LSTM`.
-      weights: `[vocab_size, hidden_size]` float32 softmax rows, Glorot uniform.
+      projection: `[hidden_size, projection_size]` float32, Glorot uniform; None without a bottleneck.
+      weights: `[vocab_size, softmax_size]` float32 softmax rows, Glorot uniform; where they are the embedding
+        rows too, uniform in [-0.1, 0.1] as in Merity et al. 2018, https://arxiv.org/abs/1708.02182.
       biases: `[vocab_size]` float32.
 
     Raises:
@@ -41,13 +43,18 @@ class LanguageModel(nnx.Module):
     def __init__(self, config: ModelConfig, log_unigram: ArrayLike | None = None, *, rngs: nnx.Rngs):
         self.config = config
         size, width = config.vocab_size, config.hidden_size
-        self.embedding = RowParam(
-            jax.random.uniform(rngs.params(), (size, config.embedding_size), minval=-1.0, maxval=1.0)
-        )
+
+        def rows(width: int, limit: float) -> RowParam:
+            return RowParam(jax.random.uniform(rngs.params(), (size, width), minval=-limit, maxval=limit))
+
+        self.embedding = None if config.tied else rows(config.embedding_size, 1.0)
         input_sizes = [config.embedding_size] + [width] * (config.num_layers - 1)
         self.lstms = nnx.List([LSTM(input_size, width, rngs=rngs) for input_size in input_sizes])
-        limit = (6.0 / (size + width)) ** 0.5
-        self.weights = RowParam(jax.random.uniform(rngs.params(), (size, width), minval=-limit, maxval=limit))
+        shape = (width, config.projection_size)
+        glorot_uniform = jax.nn.initializers.glorot_uniform()
+        self.projection = nnx.Param(glorot_uniform(rngs.params(), shape)) if config.projection_size else None
+        glorot_limit = (6.0 / (size + config.softmax_size)) ** 0.5
+        self.weights = rows(config.softmax_size, 0.1 if config.tied else glorot_limit)
         biases = jnp.zeros(size) if log_unigram is None else jnp.asarray(log_unigram, jnp.float32)
         require(biases.shape == (size,), "log_unigram", f"shape ({size},), one entry a word", biases.shape)
         self.biases = RowParam(biases)
@@ -57,10 +64,14 @@ class LanguageModel(nnx.Module):
         shape = (batch_size, self.config.hidden_size)
         return tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in self.lstms)
 
+    def embed(self, inputs: jax.Array) -> jax.Array:
+        """Returns the embedding rows of ids `[...]`, `[..., embedding_size]`."""
+        return (self.weights if self.embedding is None else self.embedding)[inputs]
+
     def hidden(
         self, embedded: jax.Array, carry: tuple[Carry, ...], dropout_key: jax.Array | None = None
     ) -> tuple[jax.Array, tuple[Carry, ...]]:
-        """Runs the LSTM stack on embedding rows.
+        """Runs the LSTM stack, and the bottleneck where there is one, on embedding rows.
 
         Args:
           embedded: `[batch, time, embedding_size]` float32, rows of `embedding`.
@@ -68,7 +79,7 @@ class LanguageModel(nnx.Module):
           dropout_key: a `jax.random.key`; None, as in evaluation, drops nothing.
 
         Returns:
-          outputs `[batch, time, hidden_size]` and the carry after the last time step.
+          outputs `[batch, time, softmax_size]` and the carry after the last time step.
         """
         outputs = _dropout(embedded, self.config.dropout, dropout_key, 0)
         new_carry = []
@@ -76,7 +87,7 @@ class LanguageModel(nnx.Module):
             outputs, layer_carry = lstm(outputs, layer_carry)
             outputs = _dropout(outputs, self.config.dropout, dropout_key, layer)
             new_carry.append(layer_carry)
-        return outputs, tuple(new_carry)
+        return outputs if self.projection is None else outputs @ self.projection[...], tuple(new_carry)
 
     def __call__(
         self, inputs: jax.Array, carry: tuple[Carry, ...] | None = None
@@ -91,7 +102,7 @@ class LanguageModel(nnx.Module):
           logits `[batch, time, vocab_size]` float32 and the carry after the last time step.
         """
         carry = self.initial_carry(inputs.shape[0]) if carry is None else carry
-        hidden, carry = self.hidden(self.embedding[inputs], carry)
+        hidden, carry = self.hidden(self.embed(inputs), carry)
         return hidden @ self.weights[...].T + self.biases[...][None, None, :], carry
 
 

@@ -35,8 +35,8 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, steps done.
-      tables: `embedding` `[V, E]`, `weights` `[V, H]`, `biases` `[V]`, updated by rows.
-      dense: the LSTM parameters, updated by Optax.
+      tables: `embedding` `[V, E]` unless tied, `weights` `[V, softmax_size]`, `biases` `[V]`, updated by rows.
+      dense: the LSTM's and the bottleneck's parameters, updated by Optax.
       opt_state: Optax states of `dense` and of each table.
       carry: LSTM state at the end of the last batch.
       key: `jax.random.key`; step n draws from `fold_in(key, n)`.
@@ -137,17 +137,9 @@ def train_step(
         return _mean_loss(state.config, rows, values, labels, hidden), carry
 
     (loss, carry), (d_dense, d_embedded, d_rows) = jax.value_and_grad(mean_loss, argnums=(0, 1, 2), has_aux=True)(
-        state.dense, tables["embedding"][inputs], rows
+        state.dense, state.model.embed(inputs), rows
     )
-    gradients = {"dense": d_dense, "embedding": _rows(inputs, d_embedded, tables["embedding"])}
-    if values is not None:
-        classes = jnp.concatenate([labels.reshape(-1), values.sampled_candidates])
-        weights = jnp.concatenate([d_rows.true_weights[:, 0], d_rows.sampled_weights])
-        gradients["weights"] = _rows(classes, weights, tables["weights"])
-        biases = jnp.concatenate([d_rows.true_biases[:, 0], d_rows.sampled_biases])
-        gradients["biases"] = _rows(classes, biases, tables["biases"])
-    else:
-        gradients["weights"], gradients["biases"] = d_rows
+    gradients = _table_gradients(tables, inputs, d_embedded, labels, d_rows, values) | {"dense": d_dense}
     return _update(state, gradients, learning_rate, carry), loss
 
 
@@ -165,7 +157,7 @@ def exact_and_training_loss(state: TrainState, inputs: jax.Array, labels: jax.Ar
     Returns:
       Two scalars in nats per word.
     """
-    hidden, _ = state.model.hidden(state.tables["embedding"][inputs], state.carry)
+    hidden, _ = state.model.hidden(state.model.embed(inputs), state.carry)
     rows, values = _class_rows(state, _keys(state)[0], labels)
     exact = softmax_loss(
         state.tables["weights"], state.tables["biases"], labels.reshape(-1), hidden.reshape(-1, hidden.shape[-1])
@@ -204,9 +196,37 @@ def _mean_loss(
     return loss_of_rows(rows, labels.reshape(-1, 1), hidden, values).mean()
 
 
-def _rows(indices: jax.Array, values: jax.Array, table: jax.Array) -> RowGradient:
-    gradient = RowGradient(indices.reshape(-1), values.reshape(-1, *table.shape[1:]))
-    return sum_duplicates(gradient, table.shape[0])
+def _table_gradients(
+    tables: dict[str, jax.Array],
+    inputs: jax.Array,
+    d_embedded: jax.Array,
+    labels: jax.Array,
+    d_rows: Rows,
+    values: SampledValues | None,
+) -> dict[str, Any]:
+    """Returns the gradient of each table: of its rows where few are touched; tied rows have one from each side."""
+    inputs = inputs.reshape(-1)
+    d_embedded = d_embedded.reshape(-1, d_embedded.shape[-1])
+    gradients: dict[str, Any] = {}
+    tied = "embedding" not in tables
+    if not tied:
+        gradients["embedding"] = _rows([inputs], [d_embedded], tables["embedding"])
+    if values is not None and isinstance(d_rows, ClassRows):
+        classes = [labels.reshape(-1), values.sampled_candidates]
+        weights = [d_rows.true_weights[:, 0], d_rows.sampled_weights]
+        biases = [d_rows.true_biases[:, 0], d_rows.sampled_biases]
+        gradients["biases"] = _rows(classes, biases, tables["biases"])
+        classes, weights = (classes + [inputs], weights + [d_embedded]) if tied else (classes, weights)
+        gradients["weights"] = _rows(classes, weights, tables["weights"])
+    else:
+        gradients["weights"], gradients["biases"] = d_rows[0], d_rows[1]
+        if tied:
+            gradients["weights"] = gradients["weights"].at[inputs].add(d_embedded)
+    return gradients
+
+
+def _rows(indices: list[jax.Array], values: list[jax.Array], table: jax.Array) -> RowGradient:
+    return sum_duplicates(RowGradient(jnp.concatenate(indices), jnp.concatenate(values)), table.shape[0])
 
 
 def _update(

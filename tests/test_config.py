@@ -9,7 +9,15 @@ from jaxlm.config import InputError, ModelConfig, TrainConfig, from_dict, read_j
 
 @pytest.mark.parametrize(
     "change",
-    [{"hidden_size": 0}, {"dropout": 1.0}, {"num_layers": 1.5}, {"vocab_size": -3}, {"embedding_size": True - 1}],
+    [
+        {"hidden_size": 0},
+        {"dropout": 1.0},
+        {"num_layers": 1.5},
+        {"vocab_size": -3},
+        {"embedding_size": True - 1},
+        {"tied": True},
+        {"projection_size": -1},
+    ],
 )
 def test_models_out_of_range_raise(change):
     with pytest.raises(InputError, match=next(iter(change))):

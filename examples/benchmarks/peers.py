@@ -67,7 +67,7 @@ def jax_dense(problem: Problem) -> Step:
 
     def loss_of(params, inputs, labels, carry, key):
         model = nnx.merge(graphdef, params)
-        hidden, carry = model.hidden(model.embedding[inputs], carry)
+        hidden, carry = model.hidden(model.embed(inputs), carry)
         rows = (model.weights[...], model.biases[...], labels.reshape(-1, 1), hidden.reshape(-1, problem.hidden_size))
         losses = jaxlm.sampled_softmax_loss(*rows, problem.num_sampled, problem.vocab_size, key=key)
         return losses.mean(), carry
