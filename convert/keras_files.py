@@ -1,0 +1,195 @@
+"""Files of Keras models, read without running anything of them: JSON and HDF5, looked at before Keras is asked."""
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+from convert.keras_model import Form, build, fill, subject
+from convert.layers import Structure, layers_of_json, read_structure
+from convert.verify import Subject
+from convert.weights import from_keras_list, language_model_weights, to_keras
+from jaxlm.config import InputError
+from jaxlm.model import LanguageModel
+
+LEAVES = ("0", "embeddings", "kernel", "1", "recurrent_kernel", "2", "bias")  # order within a layer
+WRAPPERS = ("model_weights", "layers", "_layer_checkpoint_dependencies")  # groups above those of the layers
+NOT_WEIGHTS = re.compile(r"(^|/)(optimizer|optimizer_weights|seed_generator|metrics|top_level_model_weights)(/|$)")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what Keras, h5py, TensorFlow and others raise on a damaged file into an `InputError`."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt):
+        raise
+    except MemoryError as error:
+        raise InputError(f"{path} cannot be read: it asks for more memory than there is.") from error
+    except Exception as error:
+        reason = (str(error) or repr(error)).strip().splitlines()[0][:200]
+        raise InputError(f"{path} cannot be loaded: {reason}") from error
+
+
+def read_file(path: Path) -> tuple[LanguageModel, Structure | None]:
+    """Reads the model of a `.keras`, `.h5` or `.weights.h5` file, of Keras 2 or 3, without Keras.
+
+    Returns:
+      The language model in the file's ids, and what the file says of its layers (None in a file of
+      weights alone).
+
+    Raises:
+      InputError: the file is missing, damaged or unsafe, or jaxlm cannot represent its model.
+    """
+    check_file(path)
+    with reading(path):
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive:
+                config = _archive_config(path, archive)
+                with archive.open("model.weights.h5") as member, h5py.File(member, "r") as file:
+                    return _model_of(path, file, config)
+        with h5py.File(path, "r") as file:
+            text = file.attrs.get("model_config")
+            config = None if text is None else json.loads(text)
+            _check_modules(path, config)
+            return _model_of(path, file, config)
+
+
+def check_file(path: Path) -> None:
+    """Raises where there is no such file."""
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; expected a file.")
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
+
+
+def _archive_config(path: Path, archive: zipfile.ZipFile) -> Any:
+    """Reads a .keras file's config.json after a look at the archive as a whole."""
+    for name in archive.namelist():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise InputError(f"{path} is no Keras model: its member {name!r} leads out of it.")
+    damaged = archive.testzip()  # HDF5 has no checksums; the archive has
+    if damaged:
+        raise InputError(f"{path} is damaged: the checksum of its member {damaged} is wrong.")
+    config = json.loads(archive.read("config.json"))
+    _check_modules(path, config)
+    return config
+
+
+def _check_modules(path: Path, config: Any) -> None:
+    """Raises where a config names classes that are not Keras' own, anywhere within."""
+    values = list(config.values()) if isinstance(config, dict) else config if isinstance(config, list) else []
+    if isinstance(config, dict) and "class_name" in config:
+        module, registered = config.get("module") or "keras", config.get("registered_name")
+        if str(module).split(".")[0] != "keras" or registered and ">" in str(registered):
+            kind = f"{config['class_name']} of {registered or module}"
+            raise InputError(f"{path} cannot be converted: {kind} is not a class of Keras, and is not run.")
+    for value in values:
+        _check_modules(path, value)
+
+
+def _model_of(path: Path, file: h5py.File, config: Any) -> tuple[LanguageModel, Structure | None]:
+    layers = None if config is None else layers_of_json(config)
+    structure = None if layers is None else read_structure(layers)
+    groups = _group(_datasets(path, file))
+    names = [layer.config["name"] for layer in layers or ()]
+    if set(groups) <= set(names):  # a whole .h5 has the layers' own names
+        order = [name for name in names if name in groups]
+    else:  # other files have those of their classes, numbered
+        order = sorted(groups, key=lambda name: (_place(groups[name]), _number(name)))
+        lstms = [re.sub(r"_\d+$", "", name) for name in order if len(groups[name]) == 3]
+        if len(set(lstms)) > 1:
+            raise InputError(f"{path}: the order of the layers {lstms} cannot be told; convert the whole model.")
+    arrays = [np.asarray(dataset[()]) for name in order for dataset in groups[name]]
+    return from_keras_list(arrays, structure.dropout if structure else 0.0), structure
+
+
+def _datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
+    """All datasets of weights by their paths; links are not followed."""
+    found: dict[str, h5py.Dataset] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if not isinstance(item, h5py.Dataset):
+            return
+        if item.dtype.kind not in "fiuV" or item.external or item.is_virtual:
+            raise InputError(f"{path}: {name} is no array of numbers of this file (it has dtype {item.dtype}).")
+        if not NOT_WEIGHTS.search(name):
+            if item.nbytes > max(path.stat().st_size * 64, 1 << 24):  # as big as compression could make it
+                raise InputError(f"{path}: {name} is larger than its file.")
+            found[name] = item
+
+    file.visititems(visit)
+    return found
+
+
+def _group(datasets: dict[str, h5py.Dataset]) -> dict[str, list[h5py.Dataset]]:
+    """Datasets by layer, within one in the order kernel, recurrent_kernel, bias."""
+    groups: dict[str, list[tuple[int, h5py.Dataset]]] = {}
+    for name, dataset in datasets.items():
+        parts = [part for part in name.split("/") if part not in WRAPPERS]
+        leaf = parts[-1].split(":")[0]
+        if leaf not in LEAVES:
+            raise InputError(f"Weight {name!r} is none of Embedding, LSTM or Dense.")
+        groups.setdefault(parts[0], []).append((LEAVES.index(leaf), dataset))
+    return {name: [dataset for _, dataset in sorted(group, key=lambda pair: pair[0])] for name, group in groups.items()}
+
+
+def _place(group: list[h5py.Dataset]) -> int:
+    """Embedding has one weight, LSTM three, Dense, at the end, two."""
+    return {1: 0, 3: 1}.get(len(group), 2)
+
+
+def _number(name: str) -> int:
+    match = re.search(r"_(\d+)$", name)
+    return int(match[1]) if match else 0
+
+
+def load_keras(path: Path) -> Subject:
+    """Loads a `.keras` or `.h5` file for comparison: as stock Keras does, where it can.
+
+    Keras is asked with `safe_mode=True`, and only about a file whose layers jaxlm knows.
+
+    Raises:
+      InputError: as `read_file`.
+    """
+    check_file(path)
+    if path.suffix == ".keras" and _is_single_step(path):
+        with reading(path):
+            return subject(keras.models.load_model(path, compile=False, safe_mode=True), path.name)
+    model, structure = read_file(path)
+    if structure and not _is_keras_2(path):
+        with reading(path):
+            return subject(keras.models.load_model(path, compile=False, safe_mode=True), path.name)
+    form = Form(structure.logits, structure.last_only) if structure else Form()
+    rebuilt = build(model.config, form)
+    fill(rebuilt, to_keras(language_model_weights(model), model.config))
+    return subject(rebuilt, path.name)._replace(first_id=int(bool(structure and structure.mask_zero)))
+
+
+def _is_keras_2(path: Path) -> bool:
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            version = json.loads(archive.read("metadata.json")).get("keras_version", "")
+    else:
+        with h5py.File(path, "r") as file:
+            version = file.attrs.get("keras_version", "2")
+    return not str(version).startswith("3")
+
+
+def _is_single_step(path: Path) -> bool:
+    """Whether a file is what `keras_model.build` makes with `single_step`."""
+    with reading(path), zipfile.ZipFile(path) as archive:
+        config = _archive_config(path, archive)
+        kinds = [(layer["class_name"], layer.get("module")) for layer in config["config"]["layers"]]
+        inputs = sum(kind == "InputLayer" for kind, _ in kinds)
+        known = {"InputLayer", "Embedding", "LSTM", "Dense", "Activation"}
+        return inputs > 1 and all(
+            kind in known and str(module).startswith("keras.layers") for kind, module in kinds
+        )
