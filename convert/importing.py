@@ -41,7 +41,7 @@ def import_run(model: Path, run: Path, vocabulary_file: Path, unk: str, eos: str
     other = formats.subject(model)
     yield str(verify.prove(verify.of_language_model(language_model), other))
     if other.first_id:
-        yield "the Keras model masks id 0; in jaxlm it is an ordinary word"
+        yield "compared without id 0: where Keras masks it, it is an ordinary word in jaxlm"
     runs.write(run, language_model, vocabulary, order)
     if order is not None:
         yield f"ids were not sorted by frequency: re-ranked in the run, and as they were in what to-keras writes of {run}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import keras
+import ml_dtypes
 import numpy as np
 
 from convert.keras_model import Form, build, fill, subject
@@ -107,7 +108,7 @@ def _model_of(path: Path, file: h5py.File, config: Any) -> tuple[LanguageModel, 
         lstms = [re.sub(r"_\d+$", "", name) for name in order if len(groups[name]) == 3]
         if len(set(lstms)) > 1:
             raise InputError(f"{path}: the order of the layers {lstms} cannot be told; convert the whole model.")
-    arrays = [np.asarray(dataset[()]) for name in order for dataset in groups[name]]
+    arrays = [_read(dataset) for name in order for dataset in groups[name]]
     return from_keras_list(arrays, structure.dropout if structure else 0.0), structure
 
 
@@ -139,6 +140,11 @@ def _group(datasets: dict[str, h5py.Dataset]) -> dict[str, list[h5py.Dataset]]:
             raise InputError(f"Weight {name!r} is none of Embedding, LSTM or Dense.")
         groups.setdefault(parts[0], []).append((LEAVES.index(leaf), dataset))
     return {name: [dataset for _, dataset in sorted(group, key=lambda pair: pair[0])] for name, group in groups.items()}
+
+
+def _read(dataset: h5py.Dataset) -> np.ndarray:
+    array = np.asarray(dataset[()])
+    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array  # as Keras stores it
 
 
 def _place(group: list[h5py.Dataset]) -> int:
