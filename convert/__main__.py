@@ -35,7 +35,7 @@ def to_keras(
         becomes the directory of a TensorFlow SavedModel.
       format: The form, where the ending does not tell.
       logits: No softmax at the end.
-      dtype: Of the weights: float16 and bfloat16 for .keras and .weights.h5, int8 (dynamic range) for .tflite.
+      dtype: Of the weights: float16 and bfloat16 for .keras, int8 (dynamic range) for .tflite.
       single_step: One word and the states in, probabilities and the states out (.keras; .tflite always).
       last_only: The distribution of the next word alone, [batch, vocab] (.keras and .h5).
       overwrite: Replace what is there.

@@ -17,7 +17,7 @@ Format = Literal["keras", "h5", "weights.h5", "savedmodel", "tflite", "onnx"]
 OPTIONS = {  # what each form can be but for the plain one
     "keras": {"logits", "last_only", "single_step", "dtype"},
     "h5": {"logits", "last_only"},
-    "weights.h5": {"dtype"},
+    "weights.h5": set(),
     "savedmodel": {"logits"},
     "tflite": {"logits", "int8"},
     "onnx": {"logits"},

@@ -1,6 +1,7 @@
 """The parity check every conversion ends with: log-probabilities and states through both models."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxlm.config import InputError
+from jaxlm.lstm import Carry
 from jaxlm.model import LanguageModel
 
 LOWEST = -69.0  # log(1e-30): below it a float32 softmax has lost its digits
@@ -84,19 +86,20 @@ def of_language_model(model: LanguageModel, name: str = "jaxlm") -> Subject:
     """Returns a `LanguageModel` as a `Subject`."""
     graphdef, params = nnx.split(model)
 
-    @jax.jit
-    def run(params: nnx.State, ids: jax.Array) -> tuple[jax.Array, tuple]:
-        logits, carry = nnx.merge(graphdef, params)(ids)
-        return jax.nn.log_softmax(logits), carry
-
     def predict(ids: np.ndarray) -> Predictions:
-        result, carry = run(params, jnp.asarray(ids))
+        result, carry = _run(graphdef, params, jnp.asarray(ids))
         states = {}
         for n, (c, h) in enumerate(carry, start=1):
             states |= {f"h_{n}": np.asarray(h), f"c_{n}": np.asarray(c)}
         return Predictions(np.asarray(result), states)
 
     return Subject(name, model.config.vocab_size, predict)
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(graphdef: nnx.GraphDef, params: nnx.State, ids: jax.Array) -> tuple[jax.Array, tuple[Carry, ...]]:
+    logits, carry = nnx.merge(graphdef, params)(ids)
+    return jax.nn.log_softmax(logits), carry
 
 
 def step_subject(

@@ -54,3 +54,34 @@ def run_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     fit(corpus, directory, model, train, data=str(corpus_dir), progress=False)
     return directory
+
+
+@pytest.fixture
+def random_model():
+    """Makes a small model of odd sizes with random weights and biases."""
+    from flax import nnx
+
+    from jaxlm.model import LanguageModel
+
+    def make(num_layers: int = 2, seed: int = 1, **change: int) -> LanguageModel:
+        sizes = {"vocab_size": 23, "embedding_size": 5, "hidden_size": 7} | change
+        model = LanguageModel(ModelConfig(num_layers=num_layers, **sizes), rngs=nnx.Rngs(0))
+        leaves = nnx.state(model, nnx.Param)
+        keys = iter(jax.random.split(jax.random.key(seed), 99))
+        nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape), leaves))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def random_run(random_model):
+    """Makes a `convert.runs.Run` of a `random_model`, with words."""
+    from convert.runs import Run
+
+    def make(num_layers: int = 2, **change: int) -> Run:
+        model = random_model(num_layers, **change)
+        words = ("the", "<eos>", "<unk>", *(f"word{i}" for i in range(3, model.config.vocab_size)))
+        return Run(model, words, "words")
+
+    return make
