@@ -1,12 +1,14 @@
 """The forms of exported models: written beside their final name, and renamed when they are proven."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
 import h5py
+import jax
 import keras
 
 from convert import keras_files, runs, verify
@@ -77,6 +79,10 @@ def export(
     if asked - OPTIONS[name]:
         option = sorted(asked - OPTIONS[name])[0].replace("_", "-")
         raise InputError(f"Invalid --{option}: a {name} model has no such form; it has {sorted(OPTIONS[name])}.")
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(run.model))
+    free = shutil.disk_usage(out.parent).free
+    if free < size:  # HDF5 ends the process where a disk is full
+        raise InputError(f"{out} cannot be written: it needs {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free.")
     ending = "" if name == "savedmodel" else f".{name}"
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory:
         target = Path(directory) / (out.name.removesuffix(ending) + ending)
