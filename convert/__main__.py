@@ -45,10 +45,10 @@ def to_keras(
 
     formats.check_output(out, overwrite, format)
     form = Form(logits, last_only, single_step, "float32" if dtype == "int8" else dtype)
-    parity = formats.export(
-        runs.load(run), out, form=form, format=format, int8=dtype == "int8", overwrite=overwrite
+    parity = formats.export(runs.load(run), out, form=form, format=format, int8=dtype == "int8", overwrite=overwrite)
+    files = (
+        [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else list(out.parent.glob(out.name + "*"))
     )
-    files = [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else list(out.parent.glob(out.name + "*"))
     print(f"{parity}\n{out}: {sum(path.stat().st_size for path in files) / 1e6:,.1f} MB, proven as above")
 
 

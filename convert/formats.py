@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import h5py
 import jax
 import keras
+import numpy as np
 
 from convert import keras_files, runs, verify
 from convert.keras_model import Form, to_keras
@@ -142,7 +143,12 @@ def _write_h5(run: runs.Run, target: Path, form: Form) -> None:
     """Writes a whole model that Keras 3 and Keras 2 both load: its config is in words that both know."""
     model = keras.Sequential(to_keras(run.model, form).layers, name="language_model")
     model.save(target, include_optimizer=False)
-    layers = [{"class_name": "InputLayer", "config": {"name": "token_ids", "dtype": "int32", "batch_input_shape": [None, None]}}]
+    layers = [
+        {
+            "class_name": "InputLayer",
+            "config": {"name": "token_ids", "dtype": "int32", "batch_input_shape": [None, None]},
+        }
+    ]
     for layer in model.layers:
         kind, config = type(layer).__name__, layer.get_config()
         layers.append({"class_name": kind, "config": {key: config[key] for key in KERAS_2_KEYS[kind]}})
@@ -189,17 +195,27 @@ def subject(path: Path, format: str | None = None) -> verify.Subject:
         return runs.subject(runs.load(path), path.name)
     name = format_of(path, format)
     with keras_files.reading(path):
-        if name == "savedmodel":
-            from convert import saved_model
+        found = _subject(path, name)
 
-            return saved_model.subject(path)
-        keras_files.check_file(path)
-        if name == "tflite":
-            from convert import lite
+    def predict(ids: np.ndarray) -> verify.Predictions:
+        with keras_files.reading(path):  # what is damaged may load, and then not run
+            return found.predict(ids)
 
-            return lite.subject(path)
-        if name == "onnx":
-            from convert import onnx_model
+    return found._replace(predict=predict)
 
-            return onnx_model.subject(path)
-        return keras_files.load_keras(path)
+
+def _subject(path: Path, name: str) -> verify.Subject:
+    if name == "savedmodel":
+        from convert import saved_model
+
+        return saved_model.subject(path)
+    keras_files.check_file(path)
+    if name == "tflite":
+        from convert import lite
+
+        return lite.subject(path)
+    if name == "onnx":
+        from convert import onnx_model
+
+        return onnx_model.subject(path)
+    return keras_files.load_keras(path)

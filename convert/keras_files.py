@@ -196,6 +196,4 @@ def _is_single_step(path: Path) -> bool:
         kinds = [(layer["class_name"], layer.get("module")) for layer in config["config"]["layers"]]
         inputs = sum(kind == "InputLayer" for kind, _ in kinds)
         known = {"InputLayer", "Embedding", "LSTM", "Dense", "Activation"}
-        return inputs > 1 and all(
-            kind in known and str(module).startswith("keras.layers") for kind, module in kinds
-        )
+        return inputs > 1 and all(kind in known and str(module).startswith("keras.layers") for kind, module in kinds)

@@ -37,7 +37,7 @@ def subject(path: Path) -> verify.Subject:
     Raises:
       InputError: the file is not such a model.
     """
-    interpreter = tf.lite.Interpreter(model_path=str(path))
+    interpreter = tf.lite.Interpreter(model_content=path.read_bytes())
     signatures = interpreter.get_signature_list()
     if len(signatures) != 1:
         raise InputError(f"{path} is not a model of one signature; expected what jaxlm-convert writes.")

@@ -153,7 +153,9 @@ def _read_words(path: Path, split: Split) -> tuple[list[str], list[int], Split]:
             words = [line[0] for line in lines]
             counts = [int(line[1]) for line in lines] if all(len(line) == 2 for line in lines) else [0] * len(lines)
         except (UnicodeDecodeError, ValueError) as error:
-            raise InputError(f"{path} does not hold a word, or a word, a tab and a count, on each line: {error}") from error
+            raise InputError(
+                f"{path} does not hold a word, or a word, a tab and a count, on each line: {error}"
+            ) from error
     valid = isinstance(words, list) and words and all(isinstance(word, str) for word in words)
     if not valid or len(counts) != len(words) or not all(isinstance(count, int) for count in counts):
         raise InputError(f"{path} does not hold words and their counts.")

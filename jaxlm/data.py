@@ -9,7 +9,17 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxlm.config import InputError, partial_path, require
-from jaxlm.vocabulary import EOS, UNK, Split, Vocabulary, count_words, encode_chunks, known_ids, read_chunks, select_words
+from jaxlm.vocabulary import (
+    EOS,
+    UNK,
+    Split,
+    Vocabulary,
+    count_words,
+    encode_chunks,
+    known_ids,
+    read_chunks,
+    select_words,
+)
 
 VOCABULARY_FILE = "vocabulary.json"
 HELD_OUT_PART = 0.05
