@@ -101,13 +101,13 @@ def verify(
     from convert import verify as parity_of
     from convert.importing import encode_text
 
-    sides = [formats.subject(path) for path in (first, second)]
-    parity = parity_of.compare(*sides)
+    ours, theirs = formats.subject(first), formats.subject(second)
+    parity = parity_of.compare(ours, theirs)
     if text and parity.differences:
         tokens = encode_text(text, vocabulary, first, second)
-        if tokens.max() >= sides[0].vocab_size:
-            raise InputError(f"The vocabulary of the text has more words than the models' {sides[0].vocab_size}.")
-        row, line = parity_of.perplexities(*sides, tokens, max_tokens)
+        if tokens.max() >= ours.vocab_size:
+            raise InputError(f"The vocabulary of the text has more words than the models' {ours.vocab_size}.")
+        row, line = parity_of.perplexities(ours, theirs, tokens, max_tokens)
         parity = parity._replace(differences=(*parity.differences, row))
         print(line)
     print(parity)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from convert import keras_files, runs, verify
-from convert.keras_model import Form, to_keras
+from convert.keras_model import PLAIN, Form, to_keras
 from jaxlm.config import InputError
 
 Format = Literal["keras", "h5", "weights.h5", "savedmodel", "tflite", "onnx"]
@@ -53,9 +53,14 @@ def format_of(path: Path, given: str | None = None) -> str:
 
 
 def export(
-    run: runs.Run, out: Path, *, form: Form = Form(), format: str | None = None, int8: bool = False,  # noqa: B008
-    overwrite: bool = False, first: verify.Subject | None = None,
-) -> verify.Parity:  # fmt: skip
+    run: runs.Run,
+    out: Path,
+    *,
+    form: Form = PLAIN,
+    format: str | None = None,
+    int8: bool = False,
+    overwrite: bool = False,
+) -> verify.Parity:
     """Writes a model in the form of the output's ending, reads it again and compares it with the JAX model.
 
     Args:
@@ -65,7 +70,6 @@ def export(
       format: one of `Format`; None takes it from the ending.
       int8: whether the weights of a .tflite file are int8 (dynamic range).
       overwrite: whether what is there is replaced, where it is of the same form.
-      first: the JAX side of the comparison; None makes it of `run`.
 
     Returns:
       The `Parity` through the file written.
@@ -89,7 +93,7 @@ def export(
         target = Path(directory) / (out.name.removesuffix(ending) + ending)
         with _writing(out):
             _writer(name, int8)(run, target, form)
-        parity = verify.compare(first or runs.subject(run, "run"), subject(target, name))
+        parity = verify.compare(verify.of_language_model(run.model, "run"), subject(target, name))
         if not parity.holds:
             raise InputError(f"The exported model differs from the run, so it is not written: {parity}")
         _put_in_place(Path(directory), target, out)
@@ -192,7 +196,7 @@ def subject(path: Path, format: str | None = None) -> verify.Subject:
     if not path.exists():
         raise InputError(f"{path} does not exist.")
     if path.is_dir() and not (path / "saved_model.pb").exists() and format is None and not path.suffix:
-        return runs.subject(runs.load(path), path.name)
+        return verify.of_language_model(runs.load(path).model, path.name)
     name = format_of(path, format)
     with keras_files.reading(path):
         found = _subject(path, name)

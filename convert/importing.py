@@ -44,7 +44,7 @@ def import_run(model: Path, run: Path, vocabulary_file: Path, unk: str, eos: str
         yield "compared without id 0: where Keras masks it, it is an ordinary word in jaxlm"
     runs.write(run, language_model, vocabulary, order)
     if order is not None:
-        yield f"ids were not sorted by frequency: re-ranked in the run, and as they were in what to-keras writes of {run}"
+        yield "ids were not sorted by frequency: re-ranked in the run, and put back in what to-keras writes of it"
     config = language_model.config
     sizes = f"--embedding-size {config.embedding_size} --hidden-size {config.hidden_size}"
     sizes += f" --num-layers {config.num_layers}" if config.num_layers > 1 else ""

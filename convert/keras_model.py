@@ -23,7 +23,10 @@ class Form(NamedTuple):
     dtype: str = "float32"  # of the weights; a softmax is in float32 always
 
 
-def build(config: ModelConfig, form: Form = Form()) -> keras.Model:  # noqa: B008
+PLAIN = Form()
+
+
+def build(config: ModelConfig, form: Form = PLAIN) -> keras.Model:
     """Builds an ordinary functional Keras model with dynamic batch and time.
 
     Args:
@@ -36,17 +39,22 @@ def build(config: ModelConfig, form: Form = Form()) -> keras.Model:  # noqa: B00
       `{"probabilities": [batch, vocab_size], "h_1", "c_1", ...}`.
     """
     inputs = keras.Input((1 if form.single_step else None,), dtype="int32", name="token_ids")
-    states_in, states_out = {}, {}
+    states_in: dict[str, Any] = {}
+    states_out: dict[str, Any] = {}
     initializer = "glorot_uniform" if form.dtype == "bfloat16" else "orthogonal"  # TensorFlow has no QR in bfloat16
-    outputs = keras.layers.Embedding(
-        config.vocab_size, config.embedding_size, dtype=form.dtype, name="embedding"
-    )(inputs)  # fmt: skip
+    outputs = keras.layers.Embedding(config.vocab_size, config.embedding_size, dtype=form.dtype, name="embedding")(
+        inputs
+    )
     for n in range(1, config.num_layers + 1):
         sequences = n < config.num_layers or not (form.last_only or form.single_step)
         lstm = keras.layers.LSTM(
-            config.hidden_size, return_sequences=sequences, return_state=form.single_step, dtype=form.dtype,
-            recurrent_initializer=initializer, name=f"lstm_{n}",
-        )  # fmt: skip
+            config.hidden_size,
+            return_sequences=sequences,
+            return_state=form.single_step,
+            dtype=form.dtype,
+            recurrent_initializer=initializer,
+            name=f"lstm_{n}",
+        )
         if form.single_step:
             states = {f"{s}_{n}": keras.Input((config.hidden_size,), dtype=form.dtype, name=f"{s}_{n}") for s in "hc"}
             outputs, *new = lstm(outputs, initial_state=list(states.values()))
@@ -72,7 +80,7 @@ def fill(model: keras.Model, weights: Mapping[str, np.ndarray]) -> None:
         variables[path].assign(array)
 
 
-def to_keras(model: LanguageModel, form: Form = Form()) -> keras.Model:  # noqa: B008
+def to_keras(model: LanguageModel, form: Form = PLAIN) -> keras.Model:
     """Returns an ordinary Keras model with the weights of a `LanguageModel`.
 
     Args:
@@ -144,7 +152,7 @@ def read(model: Any) -> tuple[list[Any], Structure]:
         origin = type(layer).__module__.split(".")[0]
         if origin not in ("keras", "tf_keras"):
             raise InputError(
-                f"Layer {layer.name!r} cannot be converted: {type(layer).__name__} is a class of {origin}, not of Keras."
+                f"Layer {layer.name!r} cannot be converted: {type(layer).__name__} is a class of {origin}, not Keras'."
             )
     structure = read_structure([Layer(type(layer).__name__, layer.get_config()) for layer in layers])
     if type(model).__name__ != "Sequential":
@@ -176,7 +184,8 @@ def subject(model: Any, name: str = "Keras model") -> verify.Subject:
     def predict(ids: np.ndarray) -> verify.Predictions:
         outputs = _numpy(model(ids))
         outputs = outputs[:, None] if structure.last_only else outputs
-        states, hidden = {}, ids
+        states: dict[str, np.ndarray] = {}
+        hidden: Any = ids
         for layer in model.layers[: model.layers.index(layers[-1])]:
             hidden = hidden if type(layer).__name__ == "InputLayer" else layer(hidden)
             if layer in layers[1:]:
@@ -204,6 +213,8 @@ def _single_step_subject(model: Any, name: str) -> verify.Subject:
 
 
 def _numpy(tensor: Any) -> np.ndarray:
-    return tensor.numpy() if hasattr(tensor, "numpy") and not hasattr(tensor, "detach") else np.asarray(
-        keras.ops.convert_to_numpy(tensor)
-    )  # fmt: skip
+    return (
+        tensor.numpy()
+        if hasattr(tensor, "numpy") and not hasattr(tensor, "detach")
+        else np.asarray(keras.ops.convert_to_numpy(tensor))
+    )

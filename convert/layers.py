@@ -8,9 +8,14 @@ from jaxlm.config import InputError
 
 SUPPORTED = "Embedding -> (Dropout) -> LSTM, one or more -> (Dropout) -> Dense (softmax or logits)"
 LETTERS = {
-    "Embedding": "E", "Dropout": "r", "SpatialDropout1D": "r", "LSTM": "L",
-    "Dense": "D", "Activation": "A", "Softmax": "A",
-}  # fmt: skip
+    "Embedding": "E",
+    "Dropout": "r",
+    "SpatialDropout1D": "r",
+    "LSTM": "L",
+    "Dense": "D",
+    "Activation": "A",
+    "Softmax": "A",
+}
 REQUIRED = {  # what jaxlm's LSTM does; a setting that a Keras version does not know has its default
     "activation": "tanh",
     "recurrent_activation": "sigmoid",

@@ -50,6 +50,11 @@ def subject(path: Path) -> verify.Subject:
     zeros = {key: np.zeros(detail["shape"], np.float32) for key, detail in inputs.items() if key != "token_ids"}
     int8 = any(detail["dtype"] == np.int8 for detail in interpreter.get_tensor_details())
     return verify.step_subject(
-        path.name, int(outputs[result]["shape"][-1]), lambda ids, carry: runner(token_ids=ids, **carry), zeros,
-        result, "int8" if int8 else "float32", batch_one=True,
-    )  # fmt: skip
+        path.name,
+        int(outputs[result]["shape"][-1]),
+        lambda ids, carry: runner(token_ids=ids, **carry),
+        zeros,
+        result,
+        "int8" if int8 else "float32",
+        batch_one=True,
+    )

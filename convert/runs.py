@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convert import verify
 from convert.weights import reorder_classes
 from jaxlm.checkpoint import Checkpoints, Progress, RunConfig, load_model, save_config
 from jaxlm.config import InputError, TrainConfig, partial_path, read_json
@@ -46,11 +45,6 @@ def load(directory: Path) -> Run:
     return Run(reorder_classes(model, index), tuple(vocabulary.words[i] for i in index), vocabulary.split)
 
 
-def subject(run: Run, name: str) -> verify.Subject:
-    """Returns a run as a `Subject` of comparisons."""
-    return verify.of_language_model(run.model, name)
-
-
 def write(directory: Path, model: LanguageModel, vocabulary: Vocabulary, order: np.ndarray | None) -> None:
     """Writes a run of no steps, which `jaxlm train` goes on with by any settings of training.
 
@@ -66,7 +60,7 @@ def write(directory: Path, model: LanguageModel, vocabulary: Vocabulary, order: 
     check_new(directory)
     if len(vocabulary) != model.config.vocab_size:
         raise InputError(
-            f"The vocabulary has {len(vocabulary)} words, and the model {model.config.vocab_size}; they must be the same."
+            f"The vocabulary has {len(vocabulary)} words, and the model {model.config.vocab_size}; expected as many."
         )
     partial = partial_path(directory)
     shutil.rmtree(partial, ignore_errors=True)
@@ -144,8 +138,8 @@ def read_vocabulary(
 def _read_words(path: Path, split: Split) -> tuple[list[str], list[int], Split]:
     if path.suffix == ".json":
         value = read_json(path)
-        words = value.get("words")
-        counts = value.get("counts") or [0] * len(words or ())
+        words: list[str] = value.get("words") or []
+        counts: list[int] = value.get("counts") or [0] * len(words)
         split = value.get("split", split)
     else:
         try:

@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tokenizers import Regex, pre_tokenizers
 
 from convert import verify
-from convert.keras_model import Form
+from convert.keras_model import PLAIN, Form
 from convert.runs import Run
+from convert.text import Words
 from convert.weights import from_keras_list, language_model_weights, to_keras
 from jaxlm.config import InputError
 from jaxlm.model import LanguageModel
-from jaxlm.vocabulary import EOS, UNK, Split
 
 
 class Network(tf.Module):
@@ -80,46 +79,6 @@ class Network(tf.Module):
         return tf.transpose(outputs.stack()[1:], [1, 0, 2])
 
 
-def character_class(pattern: str) -> str:
-    """Returns the characters of a `tokenizers` character class as a class of RE2, without the brackets.
-
-    RE2's own \\w is ASCII only; this is found by asking the tokenizer about every character there is.
-    """
-    splitter = pre_tokenizers.Split(Regex(f"{pattern}+"), "removed", invert=True)
-    ranges = []
-    for start, stop in ((0, 0xD800), (0xE000, 0x110000)):  # all but the surrogates
-        runs = splitter.pre_tokenize_str("".join(map(chr, range(start, stop))))
-        ranges += [(start + first, start + last - 1) for _, (first, last) in runs]
-    return "".join(f"\\x{{{first:x}}}-\\x{{{last:x}}}" for first, last in ranges)
-
-
-class Words(tf.Module):
-    """A vocabulary as TensorFlow tables, and `jaxlm prepare`'s tokens by TensorFlow's regular expressions."""
-
-    def __init__(self, words: tuple[str, ...], split: Split):
-        super().__init__(name="words")
-        ids = np.arange(len(words), dtype=np.int32)
-        table = tf.lookup.KeyValueTensorInitializer(tf.constant(words), tf.constant(ids))
-        self.table = tf.lookup.StaticHashTable(table, words.index(UNK))
-        self.words = tf.Variable(list(words), trainable=False)
-        self.eos, self.split = words.index(EOS), split
-        self.space = character_class(r"\s")
-        self.word = character_class(r"\w")
-
-    def __len__(self) -> int:
-        return self.words.shape[0]
-
-    def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """`[batch]` strings to ragged ids `[batch, None]` int32; line ends become `<eos>`."""
-        texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
-        texts = tf.strings.regex_replace(texts, r"\r\n?|\n", f" {EOS} ")  # as Python reads text files
-        if self.split == "words":
-            pattern = f"({UNK}|{EOS}|[{self.word}]+|[^{self.word}{self.space}])"
-            texts = tf.strings.regex_replace(texts, pattern, r" \1 ")
-        texts = tf.strings.regex_replace(texts, f"[{self.space}]+", " ")
-        return self.table.lookup(tf.strings.split(texts))
-
-
 class SavedModel(tf.Module):
     """What is saved: `serve`, `step`, `next_words` and `score`."""
 
@@ -182,7 +141,7 @@ def _step_function(network: Network, states: list[str], batch_size: int | None) 
     return tf.function(step, input_signature=specs)
 
 
-def write(run: Run, target: Path, form: Form = Form()) -> None:  # noqa: B008
+def write(run: Run, target: Path, form: Form = PLAIN) -> None:
     """Writes a SavedModel directory with the signatures of `SavedModel`.
 
     Args:
@@ -244,10 +203,11 @@ def read_weights(path: Path) -> LanguageModel:
     with reading(path):
         reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))
         types = reader.get_variable_to_dtype_map()
-        keys = sorted((key for key in types if types[key].is_floating and _place(key)), key=_place)
+        places = {key: _place(key) for key, kind in types.items() if kind.is_floating}
+        keys = sorted((place, key) for key, place in places.items() if place)
         if not keys:
             raise InputError(f"{path} holds no weights that Keras could have made.")
-        return from_keras_list([reader.get_tensor(key) for key in keys])
+        return from_keras_list([reader.get_tensor(key) for _, key in keys])
 
 
 def _place(key: str) -> tuple[int, int] | None:

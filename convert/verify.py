@@ -88,7 +88,7 @@ def of_language_model(model: LanguageModel, name: str = "jaxlm") -> Subject:
 
     def predict(ids: np.ndarray) -> Predictions:
         result, carry = _run(graphdef, params, jnp.asarray(ids))
-        states = {}
+        states: dict[str, np.ndarray] = {}
         for n, (c, h) in enumerate(carry, start=1):
             states |= {f"h_{n}": np.asarray(h), f"c_{n}": np.asarray(c)}
         return Predictions(np.asarray(result), states)
@@ -220,10 +220,11 @@ def perplexities(first: Subject, second: Subject, tokens: np.ndarray, max_tokens
 
 def _predict_both(first: Subject, second: Subject, ids: np.ndarray) -> tuple[Predictions, Predictions]:
     """Both models' predictions, of the last place only where one of them has no others."""
-    both = first.predict(ids), second.predict(ids)
+    ours, theirs = first.predict(ids), second.predict(ids)
     if first.last_only or second.last_only:
-        both = tuple(one._replace(log_probabilities=one.log_probabilities[:, -1:]) for one in both)
-    return both
+        ours = ours._replace(log_probabilities=ours.log_probabilities[:, -1:])
+        theirs = theirs._replace(log_probabilities=theirs.log_probabilities[:, -1:])
+    return ours, theirs
 
 
 def _difference(quantity: str, ours: np.ndarray, theirs: np.ndarray, allowed: float) -> Difference:

@@ -77,7 +77,8 @@ def from_keras_list(arrays: Sequence[np.ndarray], dropout: float = 0.0) -> Langu
     shapes = [array.shape for array in arrays]
     if len(shapes) < 6 or len(shapes) % 3 or len(shapes[0]) != 2 or len(shapes[2]) != 2:
         raise InputError(f"The weights are not those of Embedding -> LSTM -> Dense: they have the shapes {shapes}.")
-    config = ModelConfig(*map(int, shapes[0]), int(shapes[2][0]), len(shapes) // 3 - 1, dropout)
+    vocab_size, embedding_size = map(int, shapes[0])
+    config = ModelConfig(vocab_size, embedding_size, int(shapes[2][0]), len(shapes) // 3 - 1, dropout)
     if shapes[-1] != (config.vocab_size,):
         raise InputError(
             f"The embedding has {config.vocab_size} words and the Dense layer {shapes[-1]} units; jaxlm needs as many."

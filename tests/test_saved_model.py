@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from convert import formats, saved_model, verify
 from convert.runs import Run
+from convert.text import Words
 from convert.verify import of_language_model
 from jaxlm.config import InputError
 from jaxlm.vocabulary import Vocabulary, read_chunks
@@ -28,7 +29,7 @@ def prepared_ids(text: str, vocabulary: Vocabulary, tmp_path) -> list[int]:
 @pytest.fixture(scope="module", params=["words", "whitespace"])
 def words(request):
     vocabulary = Vocabulary(WORDS, (0,) * len(WORDS), request.param)
-    return vocabulary, saved_model.Words(WORDS, request.param)
+    return vocabulary, Words(WORDS, request.param)
 
 
 TEXTS = [
@@ -62,7 +63,7 @@ def test_tokens_of_any_text_are_those_of_the_vocabulary(words, text):
 def test_tokens_of_a_corpus_are_those_of_prepare(text_file, corpus_dir, tmp_path):
     vocabulary = Vocabulary.load(corpus_dir / "vocabulary.json")
     lines = text_file.read_text(encoding="utf-8").splitlines(keepends=True)
-    ids = saved_model.Words(vocabulary.words, vocabulary.split).encode(tf.constant(lines))
+    ids = Words(vocabulary.words, vocabulary.split).encode(tf.constant(lines))
     assert ids.flat_values.numpy().tolist() == prepared_ids("".join(lines), vocabulary, tmp_path)
 
 
