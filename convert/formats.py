@@ -1,8 +1,10 @@
 """The forms of exported models: written beside their final name, and renamed when they are proven."""
 
+import gc
 import json
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
@@ -93,6 +95,7 @@ def export(
         target = Path(directory) / (out.name.removesuffix(ending) + ending)
         with _writing(out):
             _writer(name, int8)(run, target, form)
+        gc.collect()  # Keras models are cycles
         parity = verify.compare(verify.of_language_model(run.model, "run"), subject(target, name))
         if not parity.holds:
             raise InputError(f"The exported model differs from the run, so it is not written: {parity}")
@@ -140,7 +143,14 @@ def _put_in_place(directory: Path, target: Path, out: Path) -> None:
 
 
 def _write_keras(run: runs.Run, target: Path, form: Form) -> None:
-    to_keras(run.model, form).save(target)
+    """Writes what `model.save` does, which would make two more copies of the weights in memory."""
+    parts = target.with_name("parts")
+    to_keras(run.model, form).save(parts, zipped=False)
+    with zipfile.ZipFile(target, "w") as archive:  # stored, as Keras does
+        for path in sorted(parts.iterdir()):
+            if path.is_file():
+                archive.write(path, path.name)
+    shutil.rmtree(parts)
 
 
 def _write_h5(run: runs.Run, target: Path, form: Form) -> None:

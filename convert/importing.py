@@ -35,7 +35,7 @@ def import_run(model: Path, run: Path, vocabulary_file: Path, unk: str, eos: str
 
         language_model = saved_model.read_weights(model)
     elif form in ("keras", "h5", "weights.h5"):
-        language_model, _ = read_file(model)
+        language_model = read_file(model)
     else:
         raise InputError(f"{model} cannot be imported: expected .keras, .h5, .weights.h5 or a SavedModel directory.")
     other = formats.subject(model)

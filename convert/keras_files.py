@@ -4,9 +4,9 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import keras
@@ -39,28 +39,49 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be loaded: {reason}") from error
 
 
-def read_file(path: Path) -> tuple[LanguageModel, Structure | None]:
-    """Reads the model of a `.keras`, `.h5` or `.weights.h5` file, of Keras 2 or 3, without Keras.
+class Source(NamedTuple):
+    """What a file says of its model: looked at, not loaded."""
 
-    Returns:
-      The language model in the file's ids, and what the file says of its layers (None in a file of
-      weights alone).
+    structure: Structure | None  # None in a file of weights alone
+    weights: list[h5py.Dataset]  # in Keras' order
+    keras_3: bool  # whether stock Keras 3 loads it
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[Source]:
+    """Opens a `.keras`, `.h5` or `.weights.h5` file, of Keras 2 or 3, and checks it; without Keras.
 
     Raises:
       InputError: the file is missing, damaged or unsafe, or jaxlm cannot represent its model.
     """
     check_file(path)
-    with reading(path):
+    with reading(path), ExitStack() as stack:
         if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
-                config = _archive_config(path, archive)
-                with archive.open("model.weights.h5") as member, h5py.File(member, "r") as file:
-                    return _model_of(path, file, config)
-        with h5py.File(path, "r") as file:
-            text = file.attrs.get("model_config")
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            config = _archive_config(path, archive)
+            version = json.loads(archive.read("metadata.json")).get("keras_version")
+            file = stack.enter_context(h5py.File(stack.enter_context(archive.open("model.weights.h5")), "r"))
+        else:
+            file = stack.enter_context(h5py.File(path, "r"))
+            text, version = file.attrs.get("model_config"), file.attrs.get("keras_version")
             config = None if text is None else json.loads(text)
             _check_modules(path, config)
-            return _model_of(path, file, config)
+        layers = None if config is None else layers_of_json(config)
+        structure = None if layers is None else read_structure(layers)
+        names = [layer.config["name"] for layer in layers or ()]
+        weights = _weights(path, _group(_datasets(path, file)), names)
+        yield Source(structure, weights, structure is not None and str(version).startswith("3"))
+
+
+def read_file(path: Path) -> LanguageModel:
+    """Reads the model of a `.keras`, `.h5` or `.weights.h5` file, in the file's ids.
+
+    Raises:
+      InputError: as `open_file`, or a weight is not finite.
+    """
+    with open_file(path) as source:
+        dropout = source.structure.dropout if source.structure else 0.0
+        return from_keras_list([_read(dataset) for dataset in source.weights], dropout)
 
 
 def check_file(path: Path) -> None:
@@ -96,11 +117,7 @@ def _check_modules(path: Path, config: Any) -> None:
         _check_modules(path, value)
 
 
-def _model_of(path: Path, file: h5py.File, config: Any) -> tuple[LanguageModel, Structure | None]:
-    layers = None if config is None else layers_of_json(config)
-    structure = None if layers is None else read_structure(layers)
-    groups = _group(_datasets(path, file))
-    names = [layer.config["name"] for layer in layers or ()]
+def _weights(path: Path, groups: dict[str, list[h5py.Dataset]], names: list[str]) -> list[h5py.Dataset]:
     if set(groups) <= set(names):  # a whole .h5 has the layers' own names
         order = [name for name in names if name in groups]
     else:  # other files have those of their classes, numbered
@@ -108,8 +125,7 @@ def _model_of(path: Path, file: h5py.File, config: Any) -> tuple[LanguageModel, 
         lstms = [re.sub(r"_\d+$", "", name) for name in order if len(groups[name]) == 3]
         if len(set(lstms)) > 1:
             raise InputError(f"{path}: the order of the layers {lstms} cannot be told; convert the whole model.")
-    arrays = [_read(dataset) for name in order for dataset in groups[name]]
-    return from_keras_list(arrays, structure.dropout if structure else 0.0), structure
+    return [dataset for name in order for dataset in groups[name]]
 
 
 def _datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
@@ -169,24 +185,16 @@ def load_keras(path: Path) -> Subject:
     if path.suffix == ".keras" and _is_single_step(path):
         with reading(path):
             return subject(keras.models.load_model(path, compile=False, safe_mode=True), path.name)
-    model, structure = read_file(path)
-    if structure and not _is_keras_2(path):
+    with open_file(path) as source:
+        structure = source.structure
+    if source.keras_3:
         with reading(path):
             return subject(keras.models.load_model(path, compile=False, safe_mode=True), path.name)
+    model = read_file(path)
     form = Form(structure.logits, structure.last_only) if structure else Form()
     rebuilt = build(model.config, form)
     fill(rebuilt, to_keras(language_model_weights(model), model.config))
     return subject(rebuilt, path.name)._replace(first_id=int(bool(structure and structure.mask_zero)))
-
-
-def _is_keras_2(path: Path) -> bool:
-    if path.suffix == ".keras":
-        with zipfile.ZipFile(path) as archive:
-            version = json.loads(archive.read("metadata.json")).get("keras_version", "")
-    else:
-        with h5py.File(path, "r") as file:
-            version = file.attrs.get("keras_version", "2")
-    return not str(version).startswith("3")
 
 
 def _is_single_step(path: Path) -> bool:

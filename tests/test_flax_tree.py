@@ -10,7 +10,7 @@ from flax import nnx
 import convert
 from jaxlm.config import InputError
 
-V, E, H, LAYERS = 23, 5, 7, 11  # more than 10 layers: their names sort by number
+V, E, H, LAYERS = 23, 5, 7, 2
 IDS = np.random.default_rng(0).integers(0, V, (2, 6))
 
 
@@ -59,6 +59,15 @@ def test_flax_models_come_in(make, name):
     model = convert.from_flax(tree)
     assert model.config.num_layers == LAYERS
     np.testing.assert_allclose(model(IDS)[0], expected, atol=1e-5)
+
+
+def test_more_than_ten_layers_stay_in_order():
+    def cell(n):
+        return {"dense_i": {"kernel": np.zeros((H, 4 * H))}, "dense_h": {"kernel": np.zeros((H, 4 * H)), "bias": n}}
+
+    tree = {f"cell_{n}": cell(np.full(4 * H, n, np.float32)) for n in reversed(range(12))}
+    tree |= {"embed": {"embedding": np.zeros((V, H))}, "head": {"kernel": np.zeros((H, V)), "bias": np.zeros(V)}}
+    assert [int(lstm.bias[0]) for lstm in convert.from_flax(tree).lstms] == list(range(12))
 
 
 def test_other_trees_are_refused():

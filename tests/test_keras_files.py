@@ -49,9 +49,10 @@ def test_files_of_keras_3(keras_model, tmp_path, name):
     keras_model.compile("adam", "sparse_categorical_crossentropy")
     keras_model.fit(np.zeros((1, 3)), np.zeros((1, 3)), verbose=0)  # the optimizer's state is in the file, too
     keras_model.save_weights(path) if "weights" in name else keras_model.save(path)
-    model, structure = keras_files.read_file(path)
+    model = keras_files.read_file(path)
     assert_same(model, keras_model)
-    assert (structure is None) == ("weights" in name)
+    with keras_files.open_file(path) as source:
+        assert source.keras_3 == ("weights" not in name)
     assert verify.compare(of_language_model(model), formats.subject(path)).holds
 
 
@@ -66,7 +67,7 @@ def test_files_of_keras_2(tmp_path, name):
     model.build((None, None))
     path = tmp_path / name
     model.save_weights(path) if "weights" in name else model.save(path)
-    read, _ = keras_files.read_file(path)
+    read = keras_files.read_file(path)
     assert_same(read, model)
     assert verify.compare(of_language_model(read), formats.subject(path)).holds
     ids = np.arange(1, V)[None]
@@ -161,7 +162,10 @@ def test_nan_wrong_sizes_and_wrong_places_are_refused(keras_model, random_run, r
     weights[2][3] = np.nan
     keras_model.set_weights(weights)
     keras_model.save(path)
-    refused(path, "NaN")
+    with pytest.raises(InputError, match="lstm_1/lstm_cell/recurrent_kernel: it has NaN"):
+        keras_files.read_file(path)
+    random = of_language_model(random_run().model)
+    assert not verify.compare(random, formats.subject(path)).holds
     (tmp_path / "directory.keras").mkdir()
     refused(tmp_path / "directory.keras", "directory")
     refused(tmp_path / "none.keras", "does not exist")
@@ -206,13 +210,13 @@ def test_mutated_files_are_read_right_or_refused_in_one_line(random_run, tmp_pat
     """What can be told (a checksum, a structure, a NaN) is told; changed numbers in plain HDF5 cannot be."""
     path = tmp_path / name
     formats.export(random_run(1), path)
-    data, truth = path.read_bytes(), keras_files.read_file(path)[0]
+    data, truth = path.read_bytes(), keras_files.read_file(path)
     rng = np.random.default_rng(0)
     refusals = 0
     for _ in range(MUTATIONS):
         path.write_bytes(mutated(data, rng))
         try:
-            model, _ = keras_files.read_file(path)
+            model = keras_files.read_file(path)
         except InputError as error:
             refusals += 1
             assert "\n" not in str(error)
