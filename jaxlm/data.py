@@ -9,17 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxlm.config import InputError, partial_path, require
-from jaxlm.vocabulary import (
-    EOS,
-    UNK,
-    Split,
-    Vocabulary,
-    count_words,
-    encode_chunks,
-    known_ids,
-    read_chunks,
-    select_words,
-)
+from jaxlm.vocabulary import EOS, UNK, Split, Vocabulary, count_words, encode_chunks, read_chunks, select_words
 
 VOCABULARY_FILE = "vocabulary.json"
 HELD_OUT_PART = 0.05
@@ -80,7 +70,7 @@ def prepare(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        tokenizer = count_words(_read(train, "counting words"), split)
+        tokenizer = vocabulary.tokenizer if vocabulary else count_words(_read(train, "counting words"), split)
         size = tokenizer.get_vocab_size()
         raw = {}
         for name, paths in texts.items():
@@ -90,10 +80,10 @@ def prepare(
         for name in ("test", "valid"):
             if name not in raw:
                 raw["train"], raw[name] = _hold_out(raw["train"], line_end)
-        counts = sum(np.bincount(block, minlength=size) for block in _blocks(raw["train"]))
         if vocabulary:
-            new_id = known_ids(tokenizer, vocabulary)
+            new_id = np.arange(len(vocabulary), dtype=np.int32)
         else:
+            counts = sum(np.bincount(block, minlength=size) for block in _blocks(raw["train"]))
             vocabulary, new_id = select_words(tokenizer, np.asarray(counts), vocab_size, split)
         for name, ids in raw.items():
             tokens = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", np.int32, ids.shape)

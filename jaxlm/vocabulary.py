@@ -149,7 +149,9 @@ def select_words(
     Returns:
       The vocabulary, and the new id of each of the tokenizer's ids, `[types]` int32.
     """
-    words = _words(tokenizer)
+    words = [UNK] * len(counts)
+    for word, i in tokenizer.get_vocab().items():
+        words[i] = EOS if word == "\n" else word
     total = Counter({UNK: 0, EOS: 0})
     for word, count in zip(words, counts.tolist(), strict=True):
         total[word] += count
@@ -162,21 +164,8 @@ def select_words(
     total[UNK] += sum(total[word] for word in dropped)
     order = sorted([UNK, EOS, *kept], key=rank)
     vocabulary = Vocabulary(tuple(order), tuple(total[word] for word in order), split)
-    return vocabulary, known_ids(tokenizer, vocabulary)
-
-
-def known_ids(tokenizer: Tokenizer, vocabulary: Vocabulary) -> np.ndarray:
-    """Returns the id in a vocabulary of each of the tokenizer's ids, `[types]` int32."""
-    unk = vocabulary.ids[UNK]
-    return np.array([vocabulary.ids.get(word, unk) for word in _words(tokenizer)], np.int32)
-
-
-def _words(tokenizer: Tokenizer) -> list[str]:
-    """The word of each of the tokenizer's ids, `<eos>` for line ends."""
-    words = [UNK] * tokenizer.get_vocab_size()
-    for word, i in tokenizer.get_vocab().items():
-        words[i] = EOS if word == "\n" else word
-    return words
+    new_id = np.array([vocabulary.ids.get(word, vocabulary.ids[UNK]) for word in words], np.int32)
+    return vocabulary, new_id
 
 
 def read_chunks(paths: Sequence[Path]) -> Iterator[list[str]]:
