@@ -1,11 +1,17 @@
 """The one table of weights, jaxlm <-> Keras, on numpy arrays; it serves both directions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from jaxlm.config import InputError, ModelConfig
+from jaxlm.model import LanguageModel
+
+CLASS_TABLES = ("embedding", "weights", "biases")  # one row a word, in jaxlm
 
 
 class Weight(NamedTuple):
@@ -18,19 +24,23 @@ class Weight(NamedTuple):
 
 
 def weight_table(config: ModelConfig) -> Iterator[Weight]:
-    """Yields every weight of a model.
+    """Yields every weight of a model, in the order in which Keras lists them.
 
     Gates are in the order i, f, g, o on both sides (Keras writes c for g) with a single bias, so LSTM
-    weights copy as they are; only the softmax rows `[V, D]` become a Dense kernel `[D, V]`.
+    weights copy as they are; only the softmax rows `[V, D]` become a Dense kernel `[D, V]`. Tied rows
+    go to both places.
     """
-    yield Weight("embedding", "embedding/embeddings", (config.vocab_size, config.embedding_size))
+    embedding = "weights" if config.tied else "embedding"
+    yield Weight(embedding, "embedding/embeddings", (config.vocab_size, config.embedding_size))
     for layer in range(config.num_layers):
         input_size = config.hidden_size if layer else config.embedding_size
         ours, theirs, gates = f"lstms/{layer}", f"lstm_{layer + 1}/lstm_cell", 4 * config.hidden_size
         yield Weight(f"{ours}/kernel", f"{theirs}/kernel", (input_size, gates))
         yield Weight(f"{ours}/recurrent_kernel", f"{theirs}/recurrent_kernel", (config.hidden_size, gates))
         yield Weight(f"{ours}/bias", f"{theirs}/bias", (gates,))
-    yield Weight("weights", "softmax/kernel", (config.vocab_size, config.hidden_size), transposed=True)
+    if config.projection_size:
+        yield Weight("projection", "projection/kernel", (config.hidden_size, config.projection_size))
+    yield Weight("weights", "softmax/kernel", (config.vocab_size, config.softmax_size), transposed=True)
     yield Weight("biases", "softmax/bias", (config.vocab_size,))
 
 
@@ -54,7 +64,70 @@ def from_keras(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[s
     for weight in table:
         shape = weight.shape[::-1] if weight.transposed else weight.shape
         _check_array(weight.keras, weights[weight.keras], shape)
+    if config.tied and not _are_tied(weights["embedding/embeddings"], weights["softmax/kernel"]):
+        raise InputError("Invalid weight embedding/embeddings: expected softmax/kernel, transposed; the model is tied.")
     return {weight.jaxlm: weights[weight.keras].T if weight.transposed else weights[weight.keras] for weight in table}
+
+
+def from_keras_list(arrays: Sequence[np.ndarray], dropout: float = 0.0) -> LanguageModel:
+    """Makes a `LanguageModel` of a Keras model's weights; the shapes tell its config.
+
+    Args:
+      arrays: as Keras lists them: embeddings, (kernel, recurrent_kernel, bias) of each LSTM, the kernel of
+        a linear bottleneck or not, Dense kernel and bias; floating point of any width. Where the
+        embedding and the Dense kernel are the same numbers, the model is tied.
+      dropout: of the config.
+
+    Raises:
+      InputError: they are not those of Embedding -> LSTM stack -> Dense, or not finite.
+    """
+    shapes = [array.shape for array in arrays]
+    if len(shapes) < 6 or len(shapes) % 3 == 2 or any(len(shapes[i]) != 2 for i in (0, 2, -2)):
+        raise InputError(f"The weights are not those of Embedding -> LSTM -> Dense: they have the shapes {shapes}.")
+    vocab_size, embedding_size = map(int, shapes[0])
+    config = ModelConfig(
+        vocab_size,
+        embedding_size,
+        hidden_size=int(shapes[2][0]),
+        num_layers=len(shapes) // 3 - 1,
+        projection_size=int(shapes[-3][1]) if len(shapes) % 3 else 0,
+        tied=_are_tied(arrays[0], arrays[-2]),
+        dropout=dropout,
+    )
+    if shapes[-1] != (config.vocab_size,):
+        raise InputError(
+            f"The embedding has {config.vocab_size} words and the Dense layer {shapes[-1]} units; jaxlm needs as many."
+        )
+    names = [weight.keras for weight in weight_table(config)]
+    named = {name: np.asarray(array, np.float32) for name, array in zip(names, arrays, strict=True)}
+    return language_model(from_keras(named, config), config)
+
+
+def language_model_weights(model: LanguageModel) -> dict[str, np.ndarray]:
+    """Returns a model's weights by their jaxlm names, such as "lstms/0/kernel"."""
+    leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def language_model(weights: Mapping[str, np.ndarray], config: ModelConfig) -> LanguageModel:
+    """The inverse of `language_model_weights`; copies the arrays."""
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))), ...)
+    arrays = jax.tree_util.tree_map_with_path(
+        lambda path, _: jnp.array(weights[jax.tree_util.keystr(path, simple=True, separator="/")]),
+        nnx.to_pure_dict(params),
+    )
+    return nnx.merge(graphdef, arrays)
+
+
+def reorder_classes(model: LanguageModel, index: np.ndarray) -> LanguageModel:
+    """Returns the model whose word i is the word `index[i]` of `model`; index `[V]` is a permutation."""
+    weights = language_model_weights(model)
+    weights |= {name: weights[name][index] for name in CLASS_TABLES if name in weights}
+    return language_model(weights, model.config)
+
+
+def _are_tied(embeddings: np.ndarray, kernel: np.ndarray) -> bool:
+    return embeddings.shape == kernel.shape[::-1] and np.array_equal(embeddings, kernel.T)
 
 
 def _check_names(weights: Mapping[str, np.ndarray], expected: list[str]) -> None:

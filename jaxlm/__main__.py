@@ -29,6 +29,7 @@ def prepare(
     test: Path | None = None,
     vocab_size: int = 200_000,
     split: Literal["words", "whitespace"] = "words",
+    vocabulary: Path | None = None,
 ) -> None:
     """Turn texts into a vocabulary and token files.
 
@@ -39,16 +40,18 @@ def prepare(
       test: Test text; without it a tail of the training text is held out.
       vocab_size: Words to keep, by decreasing count; the others become <unk>.
       split: "words" and punctuation marks, or "whitespace" for text that is tokenised already.
+      vocabulary: vocabulary.json of a model that is there already; it replaces --vocab-size and --split.
     """
     from jaxlm import data
-    from jaxlm.vocabulary import UNK
+    from jaxlm.vocabulary import UNK, Vocabulary
 
     if not train:
         raise InputError("No training text: expected jaxlm prepare TEXT [TEXT ...] --out DIRECTORY.")
     for name, path in (("validation", valid), ("test", test)):
         if path is None:
             print(f"no {name} text given: a tail of the training text is held out for it")
-    corpus = data.prepare(train, out, valid=valid, test=test, vocab_size=vocab_size, split=split)
+    given = Vocabulary.load(vocabulary) if vocabulary else None
+    corpus = data.prepare(train, out, valid=valid, test=test, vocab_size=vocab_size, split=split, vocabulary=given)
     print(data.describe(corpus))
     if not corpus.vocabulary.counts[corpus.vocabulary.ids[UNK]]:
         print(f"every training word is in the vocabulary, so {UNK} is never trained: a smaller --vocab-size trains it")

@@ -39,6 +39,7 @@ def prepare(
     test: Path | None = None,
     vocab_size: int = 200_000,
     split: Split = "words",
+    vocabulary: Vocabulary | None = None,
 ) -> Corpus:
     """Turns texts into a vocabulary and token files, a directory that `load_corpus` reads.
 
@@ -52,6 +53,7 @@ def prepare(
       test: test text.
       vocab_size: number of words to keep at most.
       split: "words", or "whitespace" for a corpus that is tokenised already (PTB, WikiText).
+      vocabulary: of a model that is there already; `vocab_size` and `split` are then those of it.
 
     Returns:
       The corpus.
@@ -63,11 +65,12 @@ def prepare(
     if out.exists():
         raise InputError(f"{out} exists already; remove it, or name another directory with --out.")
     texts = {"train": list(train)} | {name: [path] for name, path in (("valid", valid), ("test", test)) if path}
+    split = vocabulary.split if vocabulary else split
     partial = partial_path(out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        tokenizer = count_words(_read(train, "counting words"), split)
+        tokenizer = vocabulary.tokenizer if vocabulary else count_words(_read(train, "counting words"), split)
         size = tokenizer.get_vocab_size()
         raw = {}
         for name, paths in texts.items():
@@ -77,8 +80,11 @@ def prepare(
         for name in ("test", "valid"):
             if name not in raw:
                 raw["train"], raw[name] = _hold_out(raw["train"], line_end)
-        counts = sum(np.bincount(block, minlength=size) for block in _blocks(raw["train"]))
-        vocabulary, new_id = select_words(tokenizer, np.asarray(counts), vocab_size, split)
+        if vocabulary:
+            new_id = np.arange(len(vocabulary), dtype=np.int32)
+        else:
+            counts = sum(np.bincount(block, minlength=size) for block in _blocks(raw["train"]))
+            vocabulary, new_id = select_words(tokenizer, np.asarray(counts), vocab_size, split)
         for name, ids in raw.items():
             tokens = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", np.int32, ids.shape)
             for target, block in zip(_blocks(tokens), _blocks(ids), strict=True):

@@ -55,6 +55,8 @@ def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunC
         raise InputError(f"{directory} is not empty and no run (it has no {CONFIG_FILE}); name another with --out.")
     old = load_config(directory)
     fixed = dataclasses.replace(config.train, **{name: getattr(old.train, name) for name in LENGTH_FIELDS})
+    if (directory / "checkpoints" / "0").exists():  # weights alone so far: any settings of training will do
+        fixed = old.train
     for ours, theirs in ((config.model, old.model), (fixed, old.train)):
         for name, value in dataclasses.asdict(ours).items():
             before = getattr(theirs, name)
@@ -120,6 +122,9 @@ def fit(
     step = run.checkpoints.latest_step()
     if step is None:
         state, seconds, step = create(), 0.0, 0
+    elif step == 0:  # a model to begin with, such as an imported one
+        model = run.checkpoints.restore_model(step, model_config)
+        state, seconds = TrainState.create(model, config, np.exp(corpus.vocabulary.log_unigram)), 0.0
     else:
         state, seconds = run.checkpoints.restore_state(step, abstract), run.checkpoints.progress(step).seconds
         print(f"{directory}: going on from step {step}")

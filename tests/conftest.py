@@ -11,10 +11,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data import Corpus, prepare
 from jaxlm.loop import fit
+from jaxlm.model import LanguageModel
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -57,3 +59,31 @@ def run_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     fit(corpus, directory, model, train, data=str(corpus_dir), progress=False)
     return directory
+
+
+def make_random_model(num_layers: int = 2, seed: int = 1, **change: int) -> LanguageModel:
+    """Makes a small model of odd sizes with random weights and biases."""
+    sizes = {"vocab_size": 23, "embedding_size": 5, "hidden_size": 7} | change
+    model = LanguageModel(ModelConfig(num_layers=num_layers, **sizes), rngs=nnx.Rngs(0))
+    leaves = nnx.state(model, nnx.Param)
+    keys = iter(jax.random.split(jax.random.key(seed), 99))
+    nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape), leaves))
+    return model
+
+
+@pytest.fixture
+def random_model():
+    return make_random_model
+
+
+@pytest.fixture
+def random_run():
+    """Makes a `convert.runs.Run` of a random model, with words."""
+    from convert.runs import Run
+
+    def make(num_layers: int = 2, **change: int) -> Run:
+        model = make_random_model(num_layers, **change)
+        words = ("the", "<eos>", "<unk>", *(f"word{i}" for i in range(3, model.config.vocab_size)))
+        return Run(model, words, "words")
+
+    return make

@@ -115,3 +115,17 @@ def test_damaged_files_are_named(corpus_dir, tmp_path):
     for missing in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError):
             load_corpus(missing)
+
+
+def test_a_given_vocabulary_is_used_as_it_is(text_file, corpus_dir, tmp_path):
+    """Words that the text does not hold keep their places; words of the text alone become <unk>."""
+    whole = load_corpus(corpus_dir)
+    part = tmp_path / "part.txt"
+    part.write_text("whale Leviathan the\n" * 40, encoding="utf-8")
+    other = tmp_path / "other.txt"
+    other.write_text("sea\n" * 9, encoding="utf-8")  # a word that the training text does not hold
+    corpus = prepare([part], tmp_path / "data", valid=other, vocabulary=whole.vocabulary)
+    assert corpus.parts["valid"][0] == whole.vocabulary.ids["sea"]
+    assert corpus.vocabulary == whole.vocabulary
+    ids = [whole.vocabulary.ids[word] for word in ("whale", "<unk>", "the", "<eos>")]
+    assert corpus.parts["train"][:8].tolist() == ids + ids

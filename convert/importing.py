@@ -1,0 +1,77 @@
+"""From a Keras model's file to a run directory, and texts for comparisons."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from convert import formats, runs, verify
+from convert.keras_files import read_file
+from jaxlm.checkpoint import CONFIG_FILE
+from jaxlm.config import InputError
+from jaxlm.data import VOCABULARY_FILE
+from jaxlm.vocabulary import Split, Vocabulary, read_chunks
+
+
+def import_run(model: Path, run: Path, vocabulary_file: Path, unk: str, eos: str, split: Split) -> Iterator[str]:
+    """Makes a run of a Keras model's file and proves it; yields lines for people.
+
+    Args:
+      model: `.keras`, `.h5`, `.weights.h5` or a SavedModel directory.
+      run: directory to make.
+      vocabulary_file: as `runs.read_vocabulary` reads it.
+      unk: its word for unknown words.
+      eos: its word for the end of a line.
+      split: how text is cut, where the file does not say.
+
+    Raises:
+      InputError: a file is damaged or unsafe, jaxlm cannot represent the model, or they do not fit.
+    """
+    runs.check_new(run)
+    vocabulary, order = runs.read_vocabulary(vocabulary_file, unk=unk, eos=eos, split=split)
+    form = formats.format_of(model)
+    if form == "savedmodel":
+        from convert import saved_model
+
+        language_model = saved_model.read_weights(model)
+    elif form in ("keras", "h5", "weights.h5"):
+        language_model = read_file(model)
+    else:
+        raise InputError(f"{model} cannot be imported: expected .keras, .h5, .weights.h5 or a SavedModel directory.")
+    other = formats.subject(model)
+    yield str(verify.prove(verify.of_language_model(language_model), other))
+    if other.first_id:
+        yield "compared without id 0: where Keras masks it, it is an ordinary word in jaxlm"
+    runs.write(run, language_model, vocabulary, order)
+    if order is not None:
+        yield "ids were not sorted by frequency: re-ranked in the run, and put back in what to-keras writes of it"
+    config = language_model.config
+    sizes = f"--embedding-size {config.embedding_size} --hidden-size {config.hidden_size}"
+    sizes += f" --num-layers {config.num_layers}" if config.num_layers > 1 else ""
+    sizes += f" --dropout {config.dropout}" if config.dropout else ""
+    yield f"go on with: jaxlm prepare TEXT --vocabulary {run / VOCABULARY_FILE} --out DATA"
+    yield f"            jaxlm train DATA --out {run} {sizes}"
+
+
+def encode_text(text: Path, vocabulary_file: Path | None, *models: Path) -> np.ndarray:
+    """Returns the ids of a text file, `[N]` int32, as the models that are compared take them.
+
+    Args:
+      text: plain, .gz or .xz.
+      vocabulary_file: of the words; None takes those of the run among the models.
+      models: what is compared.
+
+    Raises:
+      InputError: none of the models is a run and no vocabulary is given, or a file cannot be used.
+    """
+    if vocabulary_file is None:
+        found = [path for path in models if (path / CONFIG_FILE).exists()]
+        if not found:
+            raise InputError("Neither model is a run: give the vocabulary of the text with --vocabulary.")
+        vocabulary_file = found[0] / VOCABULARY_FILE
+    vocabulary = Vocabulary.load(vocabulary_file)
+    tokens = np.concatenate([vocabulary.encode(chunk) for chunks in read_chunks([text]) for chunk in chunks])
+    if tokens.size < 2:
+        raise InputError(f"{text} holds fewer than 2 words.")
+    order_file = vocabulary_file.parent / runs.ORDER_FILE
+    return np.load(order_file, allow_pickle=False)[tokens].astype(np.int32) if order_file.exists() else tokens

@@ -1,0 +1,209 @@
+"""Files of Keras models, read without running anything of them: JSON and HDF5, looked at before Keras is asked."""
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import h5py
+import keras
+import ml_dtypes
+import numpy as np
+
+from convert.keras_model import Form, build, fill, subject
+from convert.layers import Structure, layers_of_json, read_structure
+from convert.verify import Subject
+from convert.weights import from_keras_list, language_model_weights, to_keras
+from jaxlm.config import InputError
+from jaxlm.model import LanguageModel
+
+LEAVES = ("0", "embeddings", "kernel", "1", "recurrent_kernel", "2", "bias")  # order within a layer
+WRAPPERS = ("model_weights", "layers", "_layer_checkpoint_dependencies")  # groups above those of the layers
+NOT_WEIGHTS = re.compile(r"(^|/)(optimizer|optimizer_weights|seed_generator|metrics|top_level_model_weights)(/|$)")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what Keras, h5py, TensorFlow and others raise on a damaged file into an `InputError`."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt):
+        raise
+    except MemoryError as error:
+        raise InputError(f"{path} cannot be read: it asks for more memory than there is.") from error
+    except Exception as error:
+        reason = (str(error) or repr(error)).strip().splitlines()[0][:200]
+        raise InputError(f"{path} cannot be loaded: {reason}") from error
+
+
+class Source(NamedTuple):
+    """What a file says of its model: looked at, not loaded."""
+
+    structure: Structure | None  # None in a file of weights alone
+    weights: list[h5py.Dataset]  # in Keras' order
+    keras_3: bool  # whether stock Keras 3 loads it
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[Source]:
+    """Opens a `.keras`, `.h5` or `.weights.h5` file, of Keras 2 or 3, and checks it; without Keras.
+
+    Raises:
+      InputError: the file is missing, damaged or unsafe, or jaxlm cannot represent its model.
+    """
+    check_file(path)
+    with reading(path), ExitStack() as stack:
+        if path.suffix == ".keras":
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            config = _archive_config(path, archive)
+            version = json.loads(archive.read("metadata.json")).get("keras_version")
+            file = stack.enter_context(h5py.File(stack.enter_context(archive.open("model.weights.h5")), "r"))
+        else:
+            file = stack.enter_context(h5py.File(path, "r"))
+            text, version = file.attrs.get("model_config"), file.attrs.get("keras_version")
+            config = None if text is None else json.loads(text)
+            _check_modules(path, config)
+        layers = None if config is None else layers_of_json(config)
+        structure = None if layers is None else read_structure(layers)
+        names = [layer.config["name"] for layer in layers or ()]
+        weights = _weights(path, _group(_datasets(path, file)), names)
+        yield Source(structure, weights, structure is not None and str(version).startswith("3"))
+
+
+def read_file(path: Path) -> LanguageModel:
+    """Reads the model of a `.keras`, `.h5` or `.weights.h5` file, in the file's ids.
+
+    Raises:
+      InputError: as `open_file`, or a weight is not finite.
+    """
+    with open_file(path) as source:
+        dropout = source.structure.dropout if source.structure else 0.0
+        return from_keras_list([_read(dataset) for dataset in source.weights], dropout)
+
+
+def check_file(path: Path) -> None:
+    """Raises where there is no such file."""
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; expected a file.")
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
+
+
+def _archive_config(path: Path, archive: zipfile.ZipFile) -> Any:
+    """Reads a .keras file's config.json after a look at the archive as a whole."""
+    for name in archive.namelist():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise InputError(f"{path} is no Keras model: its member {name!r} leads out of it.")
+    damaged = archive.testzip()  # HDF5 has no checksums; the archive has
+    if damaged:
+        raise InputError(f"{path} is damaged: the checksum of its member {damaged} is wrong.")
+    config = json.loads(archive.read("config.json"))
+    _check_modules(path, config)
+    return config
+
+
+def _check_modules(path: Path, config: Any) -> None:
+    """Raises where a config names classes that are not Keras' own, anywhere within."""
+    values = list(config.values()) if isinstance(config, dict) else config if isinstance(config, list) else []
+    if isinstance(config, dict) and "class_name" in config:
+        module, registered = config.get("module") or "keras", config.get("registered_name")
+        if str(module).split(".")[0] != "keras" or registered and ">" in str(registered):
+            kind = f"{config['class_name']} of {registered or module}"
+            raise InputError(f"{path} cannot be converted: {kind} is not a class of Keras, and is not run.")
+    for value in values:
+        _check_modules(path, value)
+
+
+def _weights(path: Path, groups: dict[str, list[h5py.Dataset]], names: list[str]) -> list[h5py.Dataset]:
+    if set(groups) <= set(names):  # a whole .h5 has the layers' own names
+        order = [name for name in names if name in groups]
+    else:  # other files have those of their classes, numbered
+        order = sorted(groups, key=lambda name: (_place(name, groups[name]), _number(name)))
+        lstms = [re.sub(r"_\d+$", "", name) for name in order if len(groups[name]) == 3]
+        if len(set(lstms)) > 1:
+            raise InputError(f"{path}: the order of the layers {lstms} cannot be told; convert the whole model.")
+    return [dataset for name in order for dataset in groups[name]]
+
+
+def _datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
+    """All datasets of weights by their paths; links are not followed."""
+    found: dict[str, h5py.Dataset] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if not isinstance(item, h5py.Dataset):
+            return
+        if item.dtype.kind not in "fiuV" or item.external or item.is_virtual:
+            raise InputError(f"{path}: {name} is no array of numbers of this file (it has dtype {item.dtype}).")
+        if not NOT_WEIGHTS.search(name):
+            if item.nbytes > max(path.stat().st_size * 64, 1 << 24):  # as big as compression could make it
+                raise InputError(f"{path}: {name} is larger than its file.")
+            found[name] = item
+
+    file.visititems(visit)
+    return found
+
+
+def _group(datasets: dict[str, h5py.Dataset]) -> dict[str, list[h5py.Dataset]]:
+    """Datasets by layer, within one in the order kernel, recurrent_kernel, bias."""
+    groups: dict[str, list[tuple[int, h5py.Dataset]]] = {}
+    for name, dataset in datasets.items():
+        parts = [part for part in name.split("/") if part not in WRAPPERS]
+        leaf = parts[-1].split(":")[0]
+        if leaf not in LEAVES:
+            raise InputError(f"Weight {name!r} is none of Embedding, LSTM or Dense.")
+        groups.setdefault(parts[0], []).append((LEAVES.index(leaf), dataset))
+    return {name: [dataset for _, dataset in sorted(group, key=lambda pair: pair[0])] for name, group in groups.items()}
+
+
+def _read(dataset: h5py.Dataset) -> np.ndarray:
+    array = np.asarray(dataset[()])
+    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array  # as Keras stores it
+
+
+def _place(name: str, group: list[h5py.Dataset]) -> int:
+    """Embedding has one weight, LSTM three, a bottleneck (dense) one again, and Dense, at the end, two."""
+    if len(group) == 1:
+        return 2 if name.startswith("dense") else 0
+    return 1 if len(group) == 3 else 3
+
+
+def _number(name: str) -> int:
+    match = re.search(r"_(\d+)$", name)
+    return int(match[1]) if match else 0
+
+
+def load_keras(path: Path) -> Subject:
+    """Loads a `.keras` or `.h5` file for comparison: as stock Keras does, where it can.
+
+    Keras is asked with `safe_mode=True`, and only about a file whose layers jaxlm knows.
+
+    Raises:
+      InputError: as `read_file`.
+    """
+    check_file(path)
+    if path.suffix == ".keras" and _is_single_step(path):
+        with reading(path):
+            return subject(keras.models.load_model(path, compile=False, safe_mode=True), path.name)
+    with open_file(path) as source:
+        structure = source.structure
+    if source.keras_3:
+        with reading(path):
+            return subject(keras.models.load_model(path, compile=False, safe_mode=True), path.name)
+    model = read_file(path)
+    form = Form(structure.logits, structure.last_only) if structure else Form()
+    rebuilt = build(model.config, form)
+    fill(rebuilt, to_keras(language_model_weights(model), model.config))
+    return subject(rebuilt, path.name)._replace(first_id=int(bool(structure and structure.mask_zero)))
+
+
+def _is_single_step(path: Path) -> bool:
+    """Whether a file is what `keras_model.build` makes with `single_step`."""
+    with reading(path), zipfile.ZipFile(path) as archive:
+        config = _archive_config(path, archive)
+        kinds = [(layer["class_name"], layer.get("module")) for layer in config["config"]["layers"]]
+        inputs = sum(kind == "InputLayer" for kind, _ in kinds)
+        known = {"InputLayer", "Embedding", "LSTM", "Dense", "Activation"}
+        return inputs > 1 and all(kind in known and str(module).startswith("keras.layers") for kind, module in kinds)
