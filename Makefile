@@ -2,6 +2,7 @@
 PYTHON ?= $(shell for python in python3.12 python3.13 python3.11 python3 python; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	2>/dev/null && echo $$python && break; done)
+EXTRAS ?= test
 VENV ?= .venv
 BIN = $(VENV)/bin
 OUT = build/quickstart
@@ -15,7 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 		"install one (Debian: python3 and python3-venv), or name it: make PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	@touch $@
 
 test: check
