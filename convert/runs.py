@@ -1,6 +1,7 @@
 """Run directories as the other end of a conversion: read in the user's own ids, written from weights."""
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -125,9 +126,9 @@ def read_vocabulary(
             raise InputError(
                 f"{path} has no word {word!r}; name the one that stands for {names[word]} in it, with {option}."
             )
-    if len(set(words)) < len(words):
-        repeated = next(word for i, word in enumerate(words) if word in words[:i])
-        raise InputError(f"{path}: the word {repeated!r} comes twice.")
+    repeated, times = Counter(words).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path}: the word {repeated!r} comes {times} times.")
     words = [names.get(word, word) for word in words]
     order = frequency_order(counts)
     if order is not None:
