@@ -113,7 +113,8 @@ def fixed_unigram_candidate_sampler(
 
     Args:
       key, true_classes, num_sampled, unique, range_max: as there. With `unique`, at least
-        `num_sampled` classes must have a probability above 0, or the draws never end.
+        `num_sampled` classes must have a probability above 0: checked outside `jit`; inside it, the
+        draws would never end.
       unigrams: `unigram_table(counts, distortion, num_reserved_ids)`, made once, outside `jit`.
 
     References:
@@ -125,6 +126,13 @@ def fixed_unigram_candidate_sampler(
             f"Invalid `unigrams`: expected a table of range_max={range_max} classes."
             f" Received: {unigrams.probability.shape[0]}."
         )
+    if unique and not isinstance(unigrams.probability, jax.core.Tracer):
+        possible = np.count_nonzero(unigrams.probability)
+        if num_sampled > possible:
+            raise ValueError(
+                f"Invalid `num_sampled`: expected at most the {possible} classes that have a probability above 0,"
+                f" where unique={unique}. Received: {num_sampled}."
+            )
     return _fixed_unigram(key, true_classes, num_sampled, unique, unigrams)
 
 

@@ -295,6 +295,8 @@ def test_a_state_of_another_size_raises():
     arguments = (jax.random.key(0), jnp.zeros((1, 1), int), 2, True, 9)
     with pytest.raises(ValueError, match="unigrams"):
         fixed_unigram_candidate_sampler(*arguments, unigram_table([1, 2, 3]))
+    with pytest.raises(ValueError, match="above 0"):
+        fixed_unigram_candidate_sampler(*arguments, unigram_table([1] + [0] * 8))
     with pytest.raises(ValueError, match="state"):
         learned_unigram_candidate_sampler(*arguments, learned_unigrams(3))
     with pytest.raises(ValueError, match="num_sampled"):
