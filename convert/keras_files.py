@@ -13,10 +13,10 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from convert.keras_model import Form, build, fill, subject
+from convert.keras_model import Form, subject, to_keras
 from convert.layers import Structure, layers_of_json, read_structure
 from convert.verify import Subject
-from convert.weights import from_keras_list, language_model_weights, to_keras
+from convert.weights import from_keras_list
 from jaxlm.config import InputError
 from jaxlm.model import LanguageModel
 
@@ -184,19 +184,16 @@ def load_keras(path: Path) -> Subject:
       InputError: as `read_file`.
     """
     check_file(path)
-    if path.suffix == ".keras" and _is_single_step(path):
-        with reading(path):
-            return subject(keras.models.load_model(path, compile=False, safe_mode=True), path.name)
-    with open_file(path) as source:
-        structure = source.structure
-    if source.keras_3:
+    structure, loads = None, path.suffix == ".keras" and _is_single_step(path)
+    if not loads:
+        with open_file(path) as source:
+            structure, loads = source.structure, source.keras_3
+    if loads:
         with reading(path):
             return subject(keras.models.load_model(path, compile=False, safe_mode=True), path.name)
     model = read_file(path)
     form = Form(structure.logits, structure.last_only) if structure else Form()
-    rebuilt = build(model.config, form)
-    fill(rebuilt, to_keras(language_model_weights(model), model.config))
-    return subject(rebuilt, path.name)._replace(first_id=int(bool(structure and structure.mask_zero)))
+    return subject(to_keras(model, form), path.name)._replace(first_id=int(bool(structure and structure.mask_zero)))
 
 
 def _is_single_step(path: Path) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from convert import verify
-from convert.saved_model import Network, _step_function
+from convert.saved_model import Network, step_function
 from jaxlm.config import InputError
 from jaxlm.model import LanguageModel
 
@@ -22,8 +22,7 @@ def write(model: LanguageModel, target: Path, *, logits: bool = False, int8: boo
       int8: whether weights are int8 (dynamic range: activations stay float32).
     """
     network = Network(model, logits)
-    states = [f"{name}_{n}" for n in range(1, network.num_layers + 1) for name in "hc"]
-    step = _step_function(network, states, 1).get_concrete_function()
+    step = step_function(network, 1).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([step], network)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]  # no Flex delegate
     if int8:

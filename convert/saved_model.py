@@ -23,6 +23,7 @@ class Network(tf.Module):
         arrays = to_keras(language_model_weights(model), model.config)
         self.weights = [tf.Variable(array, trainable=False) for array in arrays.values()]
         self.hidden_size, self.num_layers = model.config.hidden_size, model.config.num_layers
+        self.states = [f"{name}_{n}" for n in range(1, self.num_layers + 1) for name in "hc"]
         self.result = "logits" if logits else "probabilities"
 
     def cells(self, embedded: tf.Tensor, states: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -88,8 +89,7 @@ class SavedModel(tf.Module):
     def __init__(self, run: Run, logits: bool = False):
         super().__init__(name="jaxlm")
         self.network, self.words = Network(run.model, logits), Words(run.words, run.split)
-        states = [f"{name}_{n}" for n in range(1, self.network.num_layers + 1) for name in "hc"]
-        self.step = _step_function(self.network, states, None)
+        self.step = step_function(self.network, None)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32, name="token_ids")])
     def serve(self, token_ids: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -132,14 +132,14 @@ class SavedModel(tf.Module):
         return tf.RaggedTensor.from_tensor(column, row_splits_dtype=tf.int64)
 
 
-def _step_function(network: Network, states: list[str], batch_size: int | None) -> Any:
+def step_function(network: Network, batch_size: int | None) -> Any:
     """A tf.function from a word and the states, by name, to probabilities and the new states."""
     specs = [tf.TensorSpec([batch_size], tf.int32, name="token_ids")]
-    specs += [tf.TensorSpec([batch_size, network.hidden_size], tf.float32, name=name) for name in states]
+    specs += [tf.TensorSpec([batch_size, network.hidden_size], tf.float32, name=name) for name in network.states]
 
     def step(token_ids: tf.Tensor, *values: tf.Tensor) -> dict[str, tf.Tensor]:
         new = network.cells(network.embed(token_ids), list(values))
-        return {network.result: network.outputs(network.logits(new[-2]))} | dict(zip(states, new, strict=True))
+        return {network.result: network.outputs(network.logits(new[-2]))} | dict(zip(network.states, new, strict=True))
 
     return tf.function(step, input_signature=specs)
 

@@ -55,9 +55,10 @@ def prepare(
     print(data.describe(corpus))
     if not corpus.vocabulary.counts[corpus.vocabulary.ids[UNK]]:
         print(f"every training word is in the vocabulary, so {UNK} is never trained: a smaller --vocab-size trains it")
-    if corpus.vocabulary.zipf_divergence > ZIPF_LIMIT:
+    divergence = corpus.vocabulary.zipf_divergence
+    if divergence > ZIPF_LIMIT:
         print(
-            f"the words' counts are {corpus.vocabulary.zipf_divergence:.2f} nats from Zipf's law (ordinary text: about"
+            f"the words' counts are {divergence:.2f} nats from Zipf's law (ordinary text: about"
             " 0.1), so log-uniform sampling suits them badly: train with --sampler unigram"
         )
     print(f"written to {out}")

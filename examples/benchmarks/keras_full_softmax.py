@@ -11,24 +11,11 @@ from pathlib import Path
 
 import keras
 import tyro
-from flax import nnx
 
 import jaxlm
 from convert.keras_model import build
 from convert.weights import from_keras
-
-
-def into_jaxlm(model: keras.Model, config: jaxlm.ModelConfig) -> jaxlm.LanguageModel:
-    """Returns the jaxlm model of the same weights."""
-    weights = from_keras({variable.path: variable.numpy() for variable in model.weights}, config)
-    language_model = jaxlm.LanguageModel(config, rngs=nnx.Rngs(0))
-    language_model.embedding[...] = weights["embedding"]
-    language_model.weights[...] = weights["weights"]
-    language_model.biases[...] = weights["biases"]
-    for layer, lstm in enumerate(language_model.lstms):
-        for name in ("kernel", "recurrent_kernel", "bias"):
-            getattr(lstm, name)[...] = weights[f"lstms/{layer}/{name}"]
-    return language_model
+from convert.weights import language_model as into_jaxlm
 
 
 def main(
@@ -62,7 +49,8 @@ def main(
         loss = model.train_on_batch(inputs, labels)
         step += 1
     seconds = time.perf_counter() - start
-    language_model = into_jaxlm(model, config)
+    weights = from_keras({variable.path: variable.numpy() for variable in model.weights}, config)
+    language_model = into_jaxlm(weights, config)
     del model
     result = jaxlm.evaluate(language_model, corpus.parts["valid"], max_tokens=eval_tokens, progress=True)
     print(

@@ -52,12 +52,13 @@ def main(
     """
     corpus = jaxlm.load_corpus(data)
     model = jaxlm.ModelConfig(len(corpus.vocabulary), embedding_size, hidden_size)
+    words = jaxlm.TrainConfig.batch_size * jaxlm.TrainConfig.sequence_length
     rows = []
     for number in num_sampled:
         equal_steps, last, speed = train(corpus, model, eval_tokens, num_sampled=number, steps=steps)
         equal_time, timed, _ = train(corpus, model, eval_tokens, num_sampled=number, minutes=minutes)
         name = f"{number:,}" if number else "full softmax"
-        measured = [f"{1e3 * 560 / speed:.0f}", f"{last['loss_gap']:.2f}", f"{equal_steps:.1f}"]
+        measured = [f"{1e3 * words / speed:.0f}", f"{last['loss_gap']:.2f}", f"{equal_steps:.1f}"]
         rows.append([name, *measured, timed["step"], f"{equal_time:.1f}"])
     print(machine())
     print(
