@@ -23,6 +23,7 @@ def to_keras(
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32",
     single_step: bool = False,
     last_only: bool = False,
+    keep_optimizer: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write a run's best model as an ordinary Keras model, and prove that it gives the same.
@@ -38,6 +39,8 @@ def to_keras(
       dtype: Of the weights: float16 and bfloat16 for .keras, int8 (dynamic range) for .tflite.
       single_step: One word and the states in, probabilities and the states out (.keras; .tflite always).
       last_only: The distribution of the next word alone, [batch, vocab] (.keras and .h5).
+      keep_optimizer: Compiled, with the optimizer where the run's best model left it, to go on training in
+        Keras (.keras).
       overwrite: Replace what is there.
     """
     from convert import formats, runs
@@ -45,7 +48,8 @@ def to_keras(
 
     formats.check_output(out, overwrite, format)
     form = Form(logits, last_only, single_step, "float32" if dtype == "int8" else dtype)
-    parity = formats.export(runs.load(run), out, form=form, format=format, int8=dtype == "int8", overwrite=overwrite)
+    source = runs.load(run, keep_optimizer=keep_optimizer)
+    parity = formats.export(source, out, form=form, format=format, int8=dtype == "int8", overwrite=overwrite)
     files = (
         [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else list(out.parent.glob(out.name + "*"))
     )
@@ -61,6 +65,7 @@ def from_keras(
     unk: str = "<unk>",
     eos: str = "<eos>",
     split: Literal["words", "whitespace"] = "words",
+    keep_optimizer: bool = False,
 ) -> None:
     """Make a run of a Keras model, where `jaxlm train` goes on, and prove that it gives the same.
 
@@ -72,10 +77,12 @@ def from_keras(
       unk: The word in it that stands for unknown words.
       eos: The word in it that stands for the end of a line.
       split: How text is cut, where the vocabulary does not say.
+      keep_optimizer: Training goes on with the state of the optimizer (Adam or Adagrad) in a .keras file, and
+        not with a fresh one.
     """
     from convert import importing
 
-    for line in importing.import_run(model, run, vocabulary, unk, eos, split):
+    for line in importing.import_run(model, run, vocabulary, unk, eos, split, keep_optimizer):
         print(line)
 
 

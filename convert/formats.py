@@ -16,11 +16,12 @@ import numpy as np
 
 from convert import keras_files, runs, verify
 from convert.keras_model import PLAIN, Form, to_keras
+from convert.optimizer import compile_model
 from jaxlm.config import InputError
 
 Format = Literal["keras", "h5", "weights.h5", "savedmodel", "tflite", "onnx"]
 OPTIONS = {  # what each form can be but for the plain one
-    "keras": {"logits", "last_only", "single_step", "dtype"},
+    "keras": {"logits", "last_only", "single_step", "dtype", "keep_optimizer"},
     "h5": {"logits", "last_only"},
     "weights.h5": set(),
     "savedmodel": {"logits"},
@@ -83,6 +84,7 @@ def export(
     name = check_output(out, overwrite, format)
     asked = {key for key, default in Form._field_defaults.items() if getattr(form, key) != default}
     asked |= {"int8"} if int8 else set()
+    asked |= {"keep_optimizer"} if run.optimizer else set()
     if asked - OPTIONS[name]:
         option = sorted(asked - OPTIONS[name])[0].replace("_", "-")
         raise InputError(f"Invalid --{option}: a {name} model has no such form; it has {sorted(OPTIONS[name])}.")
@@ -145,7 +147,10 @@ def _put_in_place(directory: Path, target: Path, out: Path) -> None:
 def _write_keras(run: runs.Run, target: Path, form: Form) -> None:
     """Writes what `model.save` does, which would make two more copies of the weights in memory."""
     parts = target.with_name("parts")
-    to_keras(run.model, form).save(parts, zipped=False)
+    model = to_keras(run.model, form)
+    if run.optimizer:
+        compile_model(model, run.optimizer, run.model.config)
+    model.save(parts, zipped=False)
     with zipfile.ZipFile(target, "w") as archive:  # stored, as Keras does
         for path in sorted(parts.iterdir()):
             if path.is_file():

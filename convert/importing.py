@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from convert import formats, runs, verify
-from convert.keras_files import read_file
+from convert.keras_files import read_file, read_optimizer
 from jaxlm.checkpoint import CONFIG_FILE
 from jaxlm.config import InputError
 from jaxlm.data import VOCABULARY_FILE
 from jaxlm.vocabulary import Split, Vocabulary, read_chunks
 
 
-def import_run(model: Path, run: Path, vocabulary_file: Path, unk: str, eos: str, split: Split) -> Iterator[str]:
+def import_run(
+    model: Path, run: Path, vocabulary_file: Path, unk: str, eos: str, split: Split, keep_optimizer: bool = False
+) -> Iterator[str]:
     """Makes a run of a Keras model's file and proves it; yields lines for people.
 
     Args:
@@ -23,6 +25,7 @@ def import_run(model: Path, run: Path, vocabulary_file: Path, unk: str, eos: str
       unk: its word for unknown words.
       eos: its word for the end of a line.
       split: how text is cut, where the file does not say.
+      keep_optimizer: whether training goes on with the optimizer's state in a `.keras` file.
 
     Raises:
       InputError: a file is damaged or unsafe, jaxlm cannot represent the model, or they do not fit.
@@ -30,6 +33,10 @@ def import_run(model: Path, run: Path, vocabulary_file: Path, unk: str, eos: str
     runs.check_new(run)
     vocabulary, order = runs.read_vocabulary(vocabulary_file, unk=unk, eos=eos, split=split)
     form = formats.format_of(model)
+    if keep_optimizer and form != "keras":
+        raise InputError(
+            f"Invalid --keep-optimizer: only a .keras file holds the optimizer's state. Received: {model}."
+        )
     if form == "savedmodel":
         from convert import saved_model
 
@@ -42,7 +49,10 @@ def import_run(model: Path, run: Path, vocabulary_file: Path, unk: str, eos: str
     yield str(verify.prove(verify.of_language_model(language_model), other))
     if other.first_id:
         yield "compared without id 0: where Keras masks it, it is an ordinary word in jaxlm"
-    runs.write(run, language_model, vocabulary, order)
+    optimizer = read_optimizer(model, language_model.config) if keep_optimizer else None
+    runs.write(run, language_model, vocabulary, order, optimizer)
+    if optimizer:
+        yield f"{optimizer.name} goes on after {optimizer.steps:,} steps: --learning-rate {optimizer.learning_rate:g}"
     if order is not None:
         yield "ids were not sorted by frequency: re-ranked in the run, and put back in what to-keras writes of it"
     config = language_model.config

@@ -13,15 +13,18 @@ import keras
 import ml_dtypes
 import numpy as np
 
+from convert import optimizer
 from convert.keras_model import Form, subject, to_keras
 from convert.layers import Structure, layers_of_json, read_structure
+from convert.optimizer import OptimizerState
 from convert.verify import Subject
 from convert.weights import from_keras_list
-from jaxlm.config import InputError
+from jaxlm.config import InputError, ModelConfig
 from jaxlm.model import LanguageModel
 
 LEAVES = ("0", "embeddings", "kernel", "1", "recurrent_kernel", "2", "bias")  # order within a layer
 WRAPPERS = ("model_weights", "layers", "_layer_checkpoint_dependencies")  # groups above those of the layers
+OPTIMIZER = re.compile(r"optimizer/vars/\d+")
 NOT_WEIGHTS = re.compile(r"(^|/)(optimizer|optimizer_weights|seed_generator|metrics|top_level_model_weights)(/|$)")
 
 
@@ -45,6 +48,7 @@ class Source(NamedTuple):
     structure: Structure | None  # None in a file of weights alone
     weights: list[h5py.Dataset]  # in Keras' order
     keras_3: bool  # whether stock Keras 3 loads it
+    optimizer: tuple[dict[str, Any], list[h5py.Dataset]]  # its config and variables; empty where there is none
 
 
 @contextmanager
@@ -69,8 +73,12 @@ def open_file(path: Path) -> Iterator[Source]:
         layers = None if config is None else layers_of_json(config)
         structure = None if layers is None else read_structure(layers)
         names = [layer.config["name"] for layer in layers or ()]
-        weights = _weights(path, _group(_datasets(path, file)), names)
-        yield Source(structure, weights, structure is not None and str(version).startswith("3"))
+        datasets = _datasets(path, file)
+        weights = _weights(path, _group({k: v for k, v in datasets.items() if not NOT_WEIGHTS.search(k)}), names)
+        slots = {int(name.split("/")[-1]): v for name, v in datasets.items() if OPTIMIZER.fullmatch(name)}
+        compiled = ((config or {}).get("compile_config") or {}).get("optimizer") or {}
+        keras_3 = structure is not None and str(version).startswith("3")
+        yield Source(structure, weights, keras_3, (compiled, [slots[i] for i in sorted(slots)]))
 
 
 def read_file(path: Path) -> LanguageModel:
@@ -82,6 +90,19 @@ def read_file(path: Path) -> LanguageModel:
     with open_file(path) as source:
         dropout = source.structure.dropout if source.structure else 0.0
         return from_keras_list([_read(dataset) for dataset in source.weights], dropout)
+
+
+def read_optimizer(path: Path, config: ModelConfig) -> OptimizerState:
+    """Reads the optimizer's state of a `.keras` file, in the file's ids.
+
+    Raises:
+      InputError: as `open_file`, it holds none, or one that jaxlm does not have.
+    """
+    with open_file(path) as source:
+        settings, variables = source.optimizer
+        if not settings or not variables:
+            raise InputError(f"{path} has no optimizer whose state could be kept; leave --keep-optimizer out.")
+        return optimizer.from_keras_list(settings, [_read(dataset) for dataset in variables], config)
 
 
 def check_file(path: Path) -> None:
@@ -129,7 +150,7 @@ def _weights(path: Path, groups: dict[str, list[h5py.Dataset]], names: list[str]
 
 
 def _datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
-    """All datasets of weights by their paths; links are not followed."""
+    """All datasets by their paths; links are not followed."""
     found: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, item: Any) -> None:
@@ -137,10 +158,9 @@ def _datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
             return
         if item.dtype.kind not in "fiuV" or item.external or item.is_virtual:
             raise InputError(f"{path}: {name} is no array of numbers of this file (it has dtype {item.dtype}).")
-        if not NOT_WEIGHTS.search(name):
-            if item.nbytes > max(path.stat().st_size * 64, 1 << 24):  # as big as compression could make it
-                raise InputError(f"{path}: {name} is larger than its file.")
-            found[name] = item
+        if item.nbytes > max(path.stat().st_size * 64, 1 << 24):  # as big as compression could make it
+            raise InputError(f"{path}: {name} is larger than its file.")
+        found[name] = item
 
     file.visititems(visit)
     return found

@@ -1,5 +1,6 @@
 """Run directories as the other end of a conversion: read in the user's own ids, written from weights."""
 
+import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convert.optimizer import OptimizerState, from_train_state, reorder, to_train_state
 from convert.weights import reorder_classes
 from jaxlm.checkpoint import Checkpoints, Progress, RunConfig, load_model, save_config
 from jaxlm.config import InputError, TrainConfig, partial_path, read_json
@@ -25,17 +27,19 @@ class Run(NamedTuple):
     model: LanguageModel
     words: tuple[str, ...]
     split: Split
+    optimizer: OptimizerState | None = None  # where it was asked for
 
 
-def load(directory: Path) -> Run:
-    """Reads a run.
+def load(directory: Path, *, keep_optimizer: bool = False) -> Run:
+    """Reads a run, and the state of its optimizer where that is asked for.
 
     Raises:
-      InputError: it is no run, has no checkpoint, or is damaged.
+      InputError: it is no run, has no checkpoint, is damaged, or its optimizer has no state.
     """
-    model, vocabulary, _ = load_model(directory)
+    model, vocabulary, config = load_model(directory)
+    optimizer = _load_optimizer(directory, config) if keep_optimizer else None
     if not (directory / ORDER_FILE).exists():
-        return Run(model, vocabulary.words, vocabulary.split)
+        return Run(model, vocabulary.words, vocabulary.split, optimizer)
     try:
         order = np.load(directory / ORDER_FILE, allow_pickle=False)
         if not np.array_equal(np.sort(order), np.arange(len(vocabulary))):
@@ -43,10 +47,26 @@ def load(directory: Path) -> Run:
     except (ValueError, EOFError, TypeError) as error:
         raise InputError(f"{directory / ORDER_FILE} is damaged: {error}") from error
     index = np.argsort(order)  # the run's id of each Keras id
-    return Run(reorder_classes(model, index), tuple(vocabulary.words[i] for i in index), vocabulary.split)
+    optimizer = None if optimizer is None else reorder(optimizer, index)
+    return Run(reorder_classes(model, index), tuple(vocabulary.words[i] for i in index), vocabulary.split, optimizer)
 
 
-def write(directory: Path, model: LanguageModel, vocabulary: Vocabulary, order: np.ndarray | None) -> None:
+def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
+    checkpoints = Checkpoints(directory, read_only=True)
+    step = checkpoints.best_step()
+    opt_state = checkpoints.restore_optimizer(step, config.model, config.train)
+    if opt_state is None:
+        raise InputError(f"{directory}: its optimizer ({config.train.optimizer}) has no state to keep.")
+    return from_train_state(opt_state, config.train, step)
+
+
+def write(
+    directory: Path,
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    order: np.ndarray | None,
+    optimizer: OptimizerState | None = None,
+) -> None:
     """Writes a run of no steps, which `jaxlm train` goes on with by any settings of training.
 
     Args:
@@ -54,6 +74,7 @@ def write(directory: Path, model: LanguageModel, vocabulary: Vocabulary, order: 
       model: with the ids of the Keras model.
       vocabulary: by decreasing counts.
       order: the id in Keras of each id of the vocabulary, `[V]`; None where they are the same.
+      optimizer: its state with the ids of the Keras model; None begins with a fresh one.
 
     Raises:
       InputError: the directory exists, or the sizes differ.
@@ -69,11 +90,18 @@ def write(directory: Path, model: LanguageModel, vocabulary: Vocabulary, order: 
     try:
         if order is not None:
             model = reorder_classes(model, order)
+            optimizer = None if optimizer is None else reorder(optimizer, order)
             np.save(partial / ORDER_FILE, order)
-        config = TrainConfig(num_sampled=min(TrainConfig.num_sampled, len(vocabulary)), optimizer="sgd")
+        config = TrainConfig(num_sampled=min(TrainConfig.num_sampled, len(vocabulary)), optimizer="sgd")  # no state
+        if optimizer is not None:
+            same = {name: getattr(optimizer, name) for name in ("learning_rate", "clip_norm")}
+            config = dataclasses.replace(config, optimizer=optimizer.name, **same)
         vocabulary.save(partial / VOCABULARY_FILE)
         save_config(partial, RunConfig(model.config, config, "", 0))
-        Checkpoints(partial).save(TrainState.create(model, config), Progress(0.0, None))
+        state = TrainState.create(model, config)
+        if optimizer is not None:
+            state = dataclasses.replace(state, opt_state=to_train_state(optimizer, state.opt_state))
+        Checkpoints(partial).save(state, Progress(0.0, None))
         if directory.is_dir():
             directory.rmdir()
         partial.rename(directory)

@@ -121,9 +121,12 @@ def language_model(weights: Mapping[str, np.ndarray], config: ModelConfig) -> La
 
 def reorder_classes(model: LanguageModel, index: np.ndarray) -> LanguageModel:
     """Returns the model whose word i is the word `index[i]` of `model`; index `[V]` is a permutation."""
-    weights = language_model_weights(model)
-    weights |= {name: weights[name][index] for name in CLASS_TABLES if name in weights}
-    return language_model(weights, model.config)
+    return language_model(reorder_rows(language_model_weights(model), index), model.config)
+
+
+def reorder_rows(weights: dict[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
+    """`reorder_classes` of weights, or of an optimizer's moments, by their jaxlm names."""
+    return weights | {name: weights[name][index] for name in CLASS_TABLES if name in weights}
 
 
 def _are_tied(embeddings: np.ndarray, kernel: np.ndarray) -> bool:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import keras
+from flax import nnx
 
 import convert
 import jaxlm
@@ -23,10 +24,12 @@ model = keras.Sequential(
     ]
 )
 model.build((None, None))
-model.layers[-1].bias.assign(corpus.vocabulary.log_unigram)  # the largest single gain at a large vocabulary
 
+# a model of the same shape that starts at what the words' counts say; convert.from_keras(model) starts at its weights
+vectors = jaxlm.word_vectors(tokens, V, 256)
+start = jaxlm.LanguageModel(jaxlm.ModelConfig(V, 256, 1024), corpus.vocabulary.log_unigram, vectors, rngs=nnx.Rngs(0))
 config = jaxlm.TrainConfig(num_sampled=min(1000, V), steps=STEPS)
-state = jaxlm.TrainState.create(convert.from_keras(model), config)
+state = jaxlm.TrainState.create(start, config)
 for step in range(STEPS):
     inputs, labels, _ = jaxlm.train_batch(tokens, step, config.batch_size, config.sequence_length)
     state, loss = jaxlm.train_step(state, inputs, labels, jaxlm.learning_rate(config, step, STEPS))

@@ -18,7 +18,8 @@ tokens = corpus.parts["train"]  # [N] int32, memory-mapped
 
 model_config = jaxlm.ModelConfig(vocab_size=len(corpus.vocabulary), embedding_size=64, hidden_size=128)
 config = jaxlm.TrainConfig(num_sampled=min(200, len(corpus.vocabulary)), batch_size=16, steps=STEPS)
-model = jaxlm.LanguageModel(model_config, corpus.vocabulary.log_unigram, rngs=nnx.Rngs(0))
+word_vectors = jaxlm.word_vectors(tokens, model_config.vocab_size, model_config.embedding_size)
+model = jaxlm.LanguageModel(model_config, corpus.vocabulary.log_unigram, word_vectors, rngs=nnx.Rngs(0))
 state = jaxlm.TrainState.create(model, config)
 batches = jaxlm.batches_per_epoch(tokens.size, config.batch_size, config.sequence_length)
 

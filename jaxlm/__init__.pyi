@@ -2,6 +2,7 @@ from .checkpoint import load_model as load_model
 from .config import InputError as InputError
 from .config import ModelConfig as ModelConfig
 from .config import TrainConfig as TrainConfig
+from .cooccurrence import word_vectors as word_vectors
 from .data import Corpus as Corpus
 from .data import batches_per_epoch as batches_per_epoch
 from .data import evaluation_batches as evaluation_batches

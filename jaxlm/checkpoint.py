@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from jaxlm.config import InputError, ModelConfig, TrainConfig, from_dict, read_json, write_json
 from jaxlm.data import VOCABULARY_FILE
 from jaxlm.model import LanguageModel, RowParam
-from jaxlm.train import TrainState
+from jaxlm.train import TrainState, initial_opt_state
 from jaxlm.vocabulary import Vocabulary
 
 CONFIG_FILE = "config.json"
@@ -138,18 +139,26 @@ class Checkpoints:
 
     def restore_state(self, step: int, abstract: TrainState) -> TrainState:
         """Reads a whole training state of the shapes given (as from `jax.eval_shape`)."""
-        arrays = self._restore(step, _named(abstract))
-        return jax.tree.unflatten(jax.tree.structure(abstract), list(arrays.values()))
+        return self._restore_tree(step, abstract)
 
     def restore_model(self, step: int, config: ModelConfig) -> LanguageModel:
         """Reads the parameters alone, without the optimizer's state."""
-        abstract = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
-        graphdef, *params = nnx.split(abstract, RowParam, nnx.Param)
-        tables, dense = map(nnx.to_pure_dict, params)
-        names = {"tables": tables, "dense": dense}  # as in TrainState
-        arrays = self._restore(step, _named(names))
-        restored = jax.tree.unflatten(jax.tree.structure(names), list(arrays.values()))
+        graphdef, tables, dense = _abstract_model(config)
+        restored = self._restore_tree(step, {"tables": tables, "dense": dense})  # as in TrainState
         return nnx.merge(graphdef, restored["tables"], restored["dense"])
+
+    def restore_optimizer(self, step: int, model: ModelConfig, train: TrainConfig) -> dict[str, Any] | None:
+        """Reads `TrainState.opt_state` of the optimizer of `train`; None where the checkpoint has none of it."""
+        _, tables, dense = _abstract_model(model)
+        abstract = {"opt_state": jax.eval_shape(partial(initial_opt_state, config=train), tables, dense)}
+        named = _named(abstract)
+        if not named or not set(named) <= set(self.manager.item_metadata(step)["state"]):
+            return None
+        return self._restore_tree(step, abstract)["opt_state"]
+
+    def _restore_tree(self, step: int, abstract: Any) -> Any:
+        arrays = self._restore(step, _named(abstract))
+        return jax.tree.unflatten(jax.tree.structure(abstract), list(arrays.values()))
 
     def _restore(self, step: int, named: dict[str, Any]) -> dict[str, Any]:
         """Reads the arrays of the names and shapes given, after a look at what is there."""
@@ -174,6 +183,14 @@ class Checkpoints:
             reason = str(error).splitlines()[0][:160]
             raise InputError(f"{self.directory}: checkpoint {step} is damaged: {reason}") from error
         return {name: arrays[name] for name in named}
+
+
+def _abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
+    """The structure of a model, and the shapes of its tables and of its dense parameters."""
+    abstract = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+    graphdef, *params = nnx.split(abstract, RowParam, nnx.Param)
+    tables, dense = map(nnx.to_pure_dict, params)
+    return graphdef, tables, dense
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -80,6 +80,8 @@ class TrainConfig:
         "unigram" is by the counts themselves, "uniform" is for classes that are about as frequent.
       loss: "sampled_softmax", "nce" (noise-contrastive estimation), or "full", the exact
         softmax (slow at a large vocabulary: the baseline to compare with).
+      word_vectors: whether embedding and softmax rows start at vectors counted from the training text
+        (words with the same neighbours lie close together), and not at random.
       optimizer: of the LSTM (dense) and of the rows (sparse; adam is then lazy).
       learning_rate: its highest value, held until the decay begins; 0.003 suits adam, 0.03 adagrad.
       warmup_steps: steps over which the learning rate rises linearly from 0.
@@ -103,6 +105,7 @@ class TrainConfig:
     num_sampled: int = 1000
     sampler: Sampler = "log_uniform"
     loss: Loss = "sampled_softmax"
+    word_vectors: bool = True
     optimizer: Optimizer = "adam"
     learning_rate: float = 3e-3
     warmup_steps: int = 20

@@ -27,6 +27,7 @@ from jaxlm.checkpoint import (
     save_config,
 )
 from jaxlm.config import InputError, ModelConfig, TrainConfig, partial_path, write_text
+from jaxlm.cooccurrence import word_vectors
 from jaxlm.data import VOCABULARY_FILE, Batch, Corpus, batches_per_epoch, train_batch
 from jaxlm.evaluation import Evaluation, evaluate
 from jaxlm.model import LanguageModel
@@ -113,18 +114,24 @@ def fit(
     tokens = corpus.parts["train"]
     new = RunConfig(model_config, config, data, known_total_steps(config, tokens.size))
 
-    def create() -> TrainState:
-        model = LanguageModel(model_config, corpus.vocabulary.log_unigram, rngs=nnx.Rngs(config.seed))
+    def create(vectors: np.ndarray | None) -> TrainState:
+        model = LanguageModel(model_config, corpus.vocabulary.log_unigram, vectors, rngs=nnx.Rngs(config.seed))
         return TrainState.create(model, config, np.exp(corpus.vocabulary.log_unigram))
 
-    abstract = jax.eval_shape(create)  # raises what create would, before anything is written
+    abstract = jax.eval_shape(lambda: create(None))  # raises what create would, before anything is written
     run = _Run(directory, open_run(directory, new, corpus.vocabulary), corpus.parts["valid"], progress)
     step = run.checkpoints.latest_step()
     if step is None:
-        state, seconds, step = create(), 0.0, 0
+        vectors = None
+        if config.word_vectors:
+            tqdm.write("counting which words stand beside each other, for the rows to start at")
+            vectors = word_vectors(tokens, model_config.vocab_size, model_config.embedding_size)
+        state, seconds, step = create(vectors), 0.0, 0
     elif step == 0:  # a model to begin with, such as an imported one
         model = run.checkpoints.restore_model(step, model_config)
         state, seconds = TrainState.create(model, config, np.exp(corpus.vocabulary.log_unigram)), 0.0
+        opt_state = run.checkpoints.restore_optimizer(step, model_config, config)
+        state = state if opt_state is None else dataclasses.replace(state, opt_state=opt_state)
     else:
         state, seconds = run.checkpoints.restore_state(step, abstract), run.checkpoints.progress(step).seconds
         print(f"{directory}: going on from step {step}")

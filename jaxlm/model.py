@@ -8,56 +8,63 @@ from jax.typing import ArrayLike
 from jaxlm.config import ModelConfig, require
 from jaxlm.lstm import LSTM, Carry
 
+EMBEDDING_SCALE = 0.58  # of word vectors in the embedding: the deviation of uniform numbers in [-1, 1]
+SOFTMAX_SCALE = 0.4  # of word vectors in the softmax rows
+
 
 class RowParam(nnx.Param):
     """A table whose gradient touches only few rows a step: `nnx.split` tells it from dense parameters."""
 
 
 class LanguageModel(nnx.Module):
-    """A word-level language model with Keras' initialisers but for a wider embedding.
+    """A word-level language model; what is not said here starts as in Keras.
 
     Args:
       config: shape of the model.
       log_unigram: `[vocab_size]` float32 log-probabilities of the words, where the softmax biases
         start (`jaxlm.Vocabulary.log_unigram`): by far the largest single gain at a large
         vocabulary. None starts them at 0, as Keras does.
+      word_vectors: `[vocab_size, embedding_size]` float32 with a mean square of 1, where embedding and softmax
+        rows start (`jaxlm.word_vectors`): the next largest gain. None starts them at random.
       rngs: with a `params` stream.
 
     Attributes:
-      embedding: `[vocab_size, embedding_size]` float32, uniform in [-1, 1]: words are told apart from
-        the first step on. The novels' exact perplexity after 5 minutes is 263, and with Keras'
-        [-0.05, 0.05] 283 (765 and 728 steps, as many as fitted in). None where `config.tied`.
+      embedding: `[vocab_size, embedding_size]` float32, the word vectors or uniform in [-1, 1], both wider than
+        Keras': words are told apart from the first step on. None where `config.tied`.
       lstms: `num_layers` layers of `LSTM`.
       projection: `[hidden_size, projection_size]` float32, Glorot uniform; None without a bottleneck.
-      weights: `[vocab_size, softmax_size]` float32 softmax rows, Glorot uniform; where they are the embedding
-        rows too, uniform in [-0.1, 0.1] as in Merity et al. 2018, https://arxiv.org/abs/1708.02182.
+      weights: `[vocab_size, softmax_size]` float32 softmax rows: the word vectors, mapped orthogonally and small,
+        or Glorot uniform; where they are the embedding rows too, uniform in [-0.1, 0.1] as in Merity et
+        al. 2018, https://arxiv.org/abs/1708.02182.
       biases: `[vocab_size]` float32.
 
     Raises:
-      InputError: `log_unigram` does not have `vocab_size` entries.
+      InputError: `log_unigram` or `word_vectors` is not of its shape.
 
     References:
       `keras.layers.Embedding`, `keras.layers.LSTM`, `keras.layers.Dense`.
     """
 
-    def __init__(self, config: ModelConfig, log_unigram: ArrayLike | None = None, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        log_unigram: ArrayLike | None = None,
+        word_vectors: ArrayLike | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         size, width = config.vocab_size, config.hidden_size
-
-        def rows(width: int, limit: float) -> RowParam:
-            return RowParam(jax.random.uniform(rngs.params(), (size, width), minval=-limit, maxval=limit))
-
-        self.embedding = None if config.tied else rows(config.embedding_size, 1.0)
+        vectors = _checked(word_vectors, (size, config.embedding_size), "word_vectors")
+        self.embedding = None if config.tied else RowParam(_initial_embedding(config, vectors, rngs))
         input_sizes = [config.embedding_size] + [width] * (config.num_layers - 1)
         self.lstms = nnx.List([LSTM(input_size, width, rngs=rngs) for input_size in input_sizes])
         shape = (width, config.projection_size)
         glorot_uniform = jax.nn.initializers.glorot_uniform()
         self.projection = nnx.Param(glorot_uniform(rngs.params(), shape)) if config.projection_size else None
-        glorot_limit = (6.0 / (size + config.softmax_size)) ** 0.5
-        self.weights = rows(config.softmax_size, 0.1 if config.tied else glorot_limit)
-        biases = jnp.zeros(size) if log_unigram is None else jnp.asarray(log_unigram, jnp.float32)
-        require(biases.shape == (size,), "log_unigram", f"shape ({size},), one entry a word", biases.shape)
-        self.biases = RowParam(biases)
+        self.weights = RowParam(_initial_weights(config, vectors, rngs))
+        biases = _checked(log_unigram, (size,), "log_unigram")
+        self.biases = RowParam(jnp.zeros(size) if biases is None else biases)
 
     def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
         """Returns the zero state, a (c, h) of `[batch_size, hidden_size]` for each layer."""
@@ -104,6 +111,32 @@ class LanguageModel(nnx.Module):
         carry = self.initial_carry(inputs.shape[0]) if carry is None else carry
         hidden, carry = self.hidden(self.embed(inputs), carry)
         return hidden @ self.weights[...].T + self.biases[...][None, None, :], carry
+
+
+def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str) -> jax.Array | None:
+    if rows is None:
+        return None
+    rows = jnp.asarray(rows, jnp.float32)
+    require(rows.shape == shape, name, f"shape {shape}, one row a word", rows.shape)
+    return rows
+
+
+def _initial_embedding(config: ModelConfig, vectors: jax.Array | None, rngs: nnx.Rngs) -> jax.Array:
+    shape = (config.vocab_size, config.embedding_size)
+    if vectors is None:
+        return jax.random.uniform(rngs.params(), shape, minval=-1.0, maxval=1.0)
+    return EMBEDDING_SCALE * vectors
+
+
+def _initial_weights(config: ModelConfig, vectors: jax.Array | None, rngs: nnx.Rngs) -> jax.Array:
+    shape = (config.vocab_size, config.softmax_size)
+    if vectors is None:
+        limit = 0.1 if config.tied else (6.0 / sum(shape)) ** 0.5
+        return jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit)
+    if config.tied:
+        return SOFTMAX_SCALE * vectors
+    rotation = jax.nn.initializers.orthogonal()(rngs.params(), (config.embedding_size, config.softmax_size))
+    return (SOFTMAX_SCALE * vectors) @ rotation
 
 
 def _dropout(inputs: jax.Array, rate: float, key: jax.Array | None, layer: int) -> jax.Array:

@@ -77,9 +77,7 @@ class TrainState:
                 table = unigram_table(unigrams)
         graphdef, *params = nnx.split(model, RowParam, nnx.Param)
         tables, dense = map(nnx.to_pure_dict, params)
-        transform = optimizer(config)
-        opt_state = {name: transform.init(table) for name, table in tables.items()}
-        opt_state["dense"] = transform.init(dense)
+        opt_state = initial_opt_state(tables, dense, config)
         carry = model.initial_carry(config.batch_size)
         key = jax.random.key(config.seed)
         return cls(jnp.int32(0), tables, dense, opt_state, carry, key, table, graphdef, config)
@@ -95,6 +93,12 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     if config.optimizer == "adagrad":
         return optax.scale_by_rss(config.initial_accumulator_value)
     return optax.scale_by_adam() if config.optimizer == "adam" else optax.identity()
+
+
+def initial_opt_state(tables: dict[str, jax.Array], dense: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Returns the Optax state of each table, by its name, and of the dense parameters, "dense", before any step."""
+    transform = optimizer(config)
+    return {name: transform.init(table) for name, table in tables.items()} | {"dense": transform.init(dense)}
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:

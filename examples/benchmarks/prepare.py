@@ -1,0 +1,83 @@
+"""Times `jaxlm prepare` beside its floor, a pass of the tokenizer alone over the same text, and reads its memory.
+
+    python examples/benchmarks/prepare.py [text.txt]
+
+Without a text it makes one: words drawn by Zipf's law. Each measurement is a process of its own; the text four
+times over shows that memory does not grow with it.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tyro
+from measure import interleaved, machine, milliseconds, print_table
+
+from jaxlm.data import prepare
+from jaxlm.vocabulary import EOS, UNK, Vocabulary, encode_chunks, read_chunks
+
+COMMANDS = ("read", "tokenize", "prepare")
+EMPTY = Vocabulary((UNK, EOS), (1, 1), "words")  # knows no word, so that looking one up costs least
+
+
+def zipf_text(words: int, types: int = 100_000) -> str:
+    """Returns lines of ten words; the word n comes as often as 1 / n."""
+    ids = np.exp(np.random.default_rng(0).random(words) * np.log(types)).astype(int)
+    return "\n".join(" ".join(f"w{i}" for i in line) for line in np.array_split(ids, max(1, words // 10)))
+
+
+def work(command: str, text: Path, times: int, out: Path) -> None:
+    """Does one measurement, in its own process, and prints the peak memory in bytes."""
+    if command == "prepare":
+        prepare([text] * times, out)
+    else:
+        chunks = read_chunks([text] * times)
+        tokenizer = Vocabulary(
+            (UNK, "<eos>"), (1, 1), "words"
+        ).tokenizer  # knows no word, so that looking up costs least
+        for _ in chunks if command == "read" else encode_chunks(tokenizer, chunks):
+            pass
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def main(text: Path | None = None, /, repeats: int = 3) -> None:
+    """Prints a table.
+
+    Args:
+      text: Plain, .gz or .xz; None makes two million words.
+      repeats: Processes timed of each.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        if text is None:
+            text = directory / "zipf.txt"
+            text.write_text(zipf_text(2_000_000))
+        peaks: dict[tuple[str, int], int] = {}
+
+        def process(command: str, times: int) -> None:
+            with tempfile.TemporaryDirectory(dir=directory) as out:
+                arguments = ["work", command, str(text), str(times), f"{out}/data"]
+                command_line = [sys.executable, __file__, *arguments]
+                result = subprocess.run(command_line, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            peaks[command, times] = int(result.stdout)
+
+        cases = [(command, 1) for command in COMMANDS] + [("prepare", 4)]
+        times = interleaved({case: lambda case=case: process(*case) for case in cases}, repeats, warm_up=0)
+        words = sum(ids.size for ids in encode_chunks(EMPTY.tokenizer, read_chunks([text])))
+    print(f"{machine('tokenizers')}\n{words:,} words; a process each, its start included")
+    rows = []
+    for (command, count), seconds in times.items():
+        speed = count * words / sorted(seconds)[len(seconds) // 2]
+        label = f"{command}, the text {count} times" if count > 1 else command
+        rows.append([label, *milliseconds(seconds), f"{speed:,.0f}", f"{peaks[command, count] / 1e6:,.0f}"])
+    print_table(["what", "median ms", "min ms", "words/s", "peak memory MB"], rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["work"]:
+        work(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
+    else:
+        tyro.cli(main)
