@@ -13,13 +13,15 @@ import h5py
 import jax
 import keras
 import numpy as np
+from tqdm import tqdm
 
 from convert import keras_files, runs, verify
 from convert.keras_model import PLAIN, Form, to_keras
-from convert.optimizer import compile_model
+from convert.optimizer import compile_model, same
 from jaxlm.config import InputError
 
 Format = Literal["keras", "h5", "weights.h5", "savedmodel", "tflite", "onnx"]
+LARGE = 500e6  # bytes of a model from which on the user is told what is being done
 OPTIONS = {  # what each form can be but for the plain one
     "keras": {"logits", "last_only", "single_step", "dtype", "keep_optimizer"},
     "h5": {"logits", "last_only"},
@@ -85,6 +87,8 @@ def export(
     asked = {key for key, default in Form._field_defaults.items() if getattr(form, key) != default}
     asked |= {"int8"} if int8 else set()
     asked |= {"keep_optimizer"} if run.optimizer else set()
+    if run.optimizer and asked & {"single_step", "dtype"}:
+        raise InputError("Invalid --keep-optimizer: training goes on in float32 and over sequences.")
     if asked - OPTIONS[name]:
         option = sorted(asked - OPTIONS[name])[0].replace("_", "-")
         raise InputError(f"Invalid --{option}: a {name} model has no such form; it has {sorted(OPTIONS[name])}.")
@@ -93,14 +97,19 @@ def export(
     if free < size:  # HDF5 ends the process where a disk is full
         raise InputError(f"{out} cannot be written: it needs {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free.")
     ending = "" if name == "savedmodel" else f".{name}"
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory:
+    bar = tqdm(total=2, desc=f"writing {size / 1e6:,.0f} MB", unit="step", leave=False, disable=size < LARGE)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory, bar:
         target = Path(directory) / (out.name.removesuffix(ending) + ending)
         with _writing(out):
             _writer(name, int8)(run, target, form)
         gc.collect()  # Keras models are cycles
+        bar.set_description("reading it again and comparing")
+        bar.update()
         parity = verify.compare(verify.of_language_model(run.model, "run"), subject(target, name))
         if not parity.holds:
             raise InputError(f"The exported model differs from the run, so it is not written: {parity}")
+        if run.optimizer and not same(keras_files.read_optimizer(target, run.model.config), run.optimizer):
+            raise InputError("The exported optimizer differs from that of the run, so it is not written.")
         _put_in_place(Path(directory), target, out)
     return parity
 

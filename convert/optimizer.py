@@ -15,6 +15,7 @@ SLOTS: dict[Optimizer, tuple[str, ...]] = {  # Optax's names, in Keras' order
     "adam": ("mu", "nu"),
     "adagrad": ("sum_of_squares",),
 }
+FIXED = {"beta_1": 0.9, "beta_2": 0.999, "amsgrad": False, "weight_decay": None}  # in jaxlm, as Keras' defaults
 
 
 class OptimizerState(NamedTuple):
@@ -61,6 +62,12 @@ def reorder(state: OptimizerState, index: np.ndarray) -> OptimizerState:
     return state._replace(slots={slot: reorder_rows(arrays, index) for slot, arrays in state.slots.items()})
 
 
+def same(first: OptimizerState, second: OptimizerState) -> bool:
+    """Whether two states are the same, bit for bit."""
+    arrays = [jax.tree.leaves(state.slots) for state in (first, second)]
+    return first[:-1] == second[:-1] and all(map(np.array_equal, *arrays))
+
+
 def compile_model(model: keras.Model, state: OptimizerState, config: ModelConfig) -> None:
     """Compiles a Keras model of `keras_model.build` with the optimizer, where it stands.
 
@@ -74,7 +81,7 @@ def compile_model(model: keras.Model, state: OptimizerState, config: ModelConfig
     """
     if config.tied:
         raise InputError(
-            "Invalid --optimizer: a tied model's rows are two tables in Keras, with two optimizers' states."
+            "Invalid --keep-optimizer: a tied model's rows are two tables in Keras, with two optimizers' states."
         )
     clip = state.clip_norm or None
     if state.name == "adam":
@@ -104,8 +111,13 @@ def from_keras_list(optimizer: Mapping[str, Any], arrays: Sequence[np.ndarray], 
     """
     kind, settings = str(optimizer.get("class_name")), dict(optimizer.get("config") or {})
     known: dict[str, Optimizer] = {"Adam": "adam", "Adagrad": "adagrad"}
-    if kind not in known or settings.get("amsgrad") or settings.get("weight_decay") or config.tied:
-        raise InputError(f"The optimizer {kind} with {settings} has no counterpart in jaxlm.")
+    other = [key for key, value in FIXED.items() if (settings.get(key) or value) != value]
+    if kind not in known or other or config.tied:
+        reason = "tied rows" if config.tied else ", ".join(f"{key}={settings[key]}" for key in other)
+        raise InputError(
+            f"The state of the optimizer {kind}{f' with {reason}' if reason else ''} cannot be kept: expected Adam or"
+            " Adagrad as jaxlm has them; leave --keep-optimizer out to begin with a fresh one."
+        )
     name = known[kind]
     names = [weight.keras for weight in weight_table(config)]
     slots = SLOTS[name]

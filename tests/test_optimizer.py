@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from convert import formats, importing, keras_files, runs
+from convert.keras_model import Form
 from convert.optimizer import OptimizerState, from_train_state, to_train_state
 from convert.weights import language_model_weights, to_keras
 from jaxlm.checkpoint import load_config
@@ -127,15 +128,18 @@ def test_what_cannot_be_kept_is_refused(random_run, run_dir, tmp_path):
     run = random_run(1)
     with pytest.raises(InputError, match="--keep-optimizer"):
         formats.export(run._replace(optimizer=make_state(run.model, "adam")), tmp_path / "a.h5")
+    for form in (Form(single_step=True), Form(dtype="float16")):
+        with pytest.raises(InputError, match="over sequences"):
+            formats.export(run._replace(optimizer=make_state(run.model, "adam")), tmp_path / "a.keras", form=form)
     formats.export(run, tmp_path / "plain.keras")
     with pytest.raises(InputError, match="has no optimizer"):
         keras_files.read_optimizer(tmp_path / "plain.keras", run.model.config)
     model = keras.models.load_model(tmp_path / "plain.keras")
-    for other in (keras.optimizers.RMSprop(), keras.optimizers.Adam(amsgrad=True)):
+    for other in (keras.optimizers.RMSprop(), keras.optimizers.Adam(amsgrad=True), keras.optimizers.Adam(beta_1=0.5)):
         model.compile(other, "sparse_categorical_crossentropy")
         model.train_on_batch(np.zeros((1, 3), int), np.zeros((1, 3), int))
         model.save(tmp_path / "other.keras")
-        with pytest.raises(InputError, match="no counterpart"):
+        with pytest.raises(InputError, match="cannot be kept"):
             keras_files.read_optimizer(tmp_path / "other.keras", run.model.config)
     with pytest.raises(InputError, match=r"only a \.keras file"):
         list(importing.import_run(tmp_path / "a.h5", *arguments))

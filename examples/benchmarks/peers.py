@@ -40,7 +40,7 @@ def jaxlm_step(problem: Problem) -> Step:
         optimizer=problem.optimizer,
     )
     model = jaxlm.ModelConfig(problem.vocab_size, problem.embedding_size, problem.hidden_size)
-    state = jax.jit(lambda: jaxlm.TrainState.create(jaxlm.LanguageModel(model, rngs=nnx.Rngs(0)), config))()
+    state = jaxlm.TrainState.create(jaxlm.LanguageModel(model, rngs=nnx.Rngs(0)), config)
 
     def step(inputs: np.ndarray, labels: np.ndarray) -> float:
         nonlocal state

@@ -21,7 +21,17 @@ from typing import Literal
 import numpy as np
 import tyro
 
-Peer = Literal["jax-dense", "keras-full", "keras-sampled", "tf-sparse", "torch-sparse", "torch-adaptive"]
+Peer = Literal[
+    "jaxlm-adam",
+    "jax-dense",
+    "keras-full",
+    "keras-full-adam",
+    "keras-sampled",
+    "keras-sampled-adam",
+    "tf-sparse",
+    "torch-sparse",
+    "torch-adaptive",
+]
 
 
 def serve(name: str, sizes: list) -> None:
@@ -29,6 +39,8 @@ def serve(name: str, sizes: list) -> None:
     from peers import PEERS, Problem
 
     problem = Problem(*sizes)
+    if name.endswith("-adam"):
+        name, problem = name.removesuffix("-adam"), problem._replace(optimizer="adam")
     rng = np.random.default_rng(0)
     step = PEERS[name](problem)
     for _ in sys.stdin:
@@ -88,7 +100,7 @@ def main(
       num_sampled: Sampled classes.
       batch_size: Streams of text.
       sequence_length: Time steps.
-      optimizer: Of all but tf-sparse and the torch peers, which have Adagrad.
+      optimizer: Of all but tf-sparse and the torch peers, which have Adagrad, and those that name theirs.
       repeats: Steps timed of each.
     """
     sizes = [vocab_size, embedding_size, hidden_size, num_sampled, batch_size, sequence_length, optimizer]
