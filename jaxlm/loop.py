@@ -122,11 +122,10 @@ def fit(
     run = _Run(directory, open_run(directory, new, corpus.vocabulary), corpus.parts["valid"], progress)
     step = run.checkpoints.latest_step()
     if step is None:
-        vectors = None
         if config.word_vectors:
             tqdm.write("counting which words stand beside each other, for the rows to start at")
-            vectors = word_vectors(tokens, model_config.vocab_size, model_config.embedding_size)
-        state, seconds, step = create(vectors), 0.0, 0
+        sizes = (model_config.vocab_size, model_config.embedding_size)
+        state, seconds, step = create(word_vectors(tokens, *sizes) if config.word_vectors else None), 0.0, 0
     elif step == 0:  # a model to begin with, such as an imported one
         model = run.checkpoints.restore_model(step, model_config)
         state, seconds = TrainState.create(model, config, np.exp(corpus.vocabulary.log_unigram)), 0.0
