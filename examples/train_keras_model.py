@@ -25,9 +25,10 @@ model = keras.Sequential(
 )
 model.build((None, None))
 
-# a model of the same shape that starts at what the words' counts say; convert.from_keras(model) starts at its weights
-vectors = jaxlm.word_vectors(tokens, V, 256)
-start = jaxlm.LanguageModel(jaxlm.ModelConfig(V, 256, 1024), corpus.vocabulary.log_unigram, vectors, rngs=nnx.Rngs(0))
+# convert.from_keras(model) has the Keras model's weights; one that starts at what the words' counts say learns faster
+shape = convert.from_keras(model).config
+vectors = jaxlm.word_vectors(tokens, V, shape.embedding_size)
+start = jaxlm.LanguageModel(shape, corpus.vocabulary.log_unigram, vectors, rngs=nnx.Rngs(0))
 config = jaxlm.TrainConfig(num_sampled=min(1000, V), steps=STEPS)
 state = jaxlm.TrainState.create(start, config)
 for step in range(STEPS):
