@@ -3,6 +3,8 @@
 import numpy as np
 from scipy import sparse
 
+from jaxlm.config import require
+
 CONTEXTS = 1024  # most frequent words, counted as left and as right neighbours
 PRIOR = 5.0  # neighbours that every word is taken to have beside those counted, by their frequency
 FITTED = 20_000  # most frequent words, to which the principal components are fitted
@@ -25,13 +27,19 @@ def word_vectors(tokens: np.ndarray, vocab_size: int, width: int) -> np.ndarray:
       `[V, width]` float32 with a mean square of 1 over the words of the text; components that the text
       does not have are 0, and so is nearly the vector of a word that it does not have.
 
+    Raises:
+      InputError: there are fewer than two tokens, or ids out of range.
+
     References:
       Lebret and Collobert 2014, Word Embeddings through Hellinger PCA, https://arxiv.org/abs/1312.5542;
       Levy, Goldberg and Dagan 2015, https://aclanthology.org/Q15-1016, section 3.3, for the deviations.
     """
+    require(tokens.size >= 2, "tokens", "two ids or more", tokens.size)
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    require(0 <= lowest and highest < vocab_size, "tokens", f"ids in [0, {vocab_size})", f"{lowest} to {highest}")
     counts, neighbours = _count(tokens, vocab_size)
     contexts = neighbours.shape[1] // 2
-    total = np.maximum(counts.sum(), 1.0)
+    total = counts.sum()
     probability = np.tile(np.maximum(counts[:contexts], 1.0) / total, 2)  # p(c) [2 * contexts]
     # x is sparse but for a multiple of one vector: what a word has of the neighbours never seen beside it
     unseen = np.sqrt(PRIOR / (counts + PRIOR))  # [V]

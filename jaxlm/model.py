@@ -33,8 +33,8 @@ class LanguageModel(nnx.Module):
         Keras': words are told apart from the first step on. None where `config.tied`.
       lstms: `num_layers` layers of `LSTM`.
       projection: `[hidden_size, projection_size]` float32, Glorot uniform; None without a bottleneck.
-      weights: `[vocab_size, softmax_size]` float32 softmax rows: the word vectors, mapped orthogonally and small,
-        or Glorot uniform; where they are the embedding rows too, uniform in [-0.1, 0.1] as in Merity et
+      weights: `[vocab_size, softmax_size]` float32 softmax rows: the word vectors, mapped orthogonally to this
+        width, or Glorot uniform; where they are the embedding rows too, uniform in [-0.1, 0.1] as in Merity et
         al. 2018, https://arxiv.org/abs/1708.02182.
       biases: `[vocab_size]` float32.
 

@@ -65,6 +65,12 @@ def test_a_text_that_says_little_gives_finite_vectors(tokens):
     assert vectors.shape == (5, 24) and np.isfinite(vectors).all()
 
 
+@pytest.mark.parametrize("tokens", [[], [1], [0, 5], [-1, 2]])
+def test_tokens_that_do_not_fit_are_refused(tokens):
+    with pytest.raises(InputError, match="tokens"):
+        word_vectors(np.array(tokens, np.int32), 5, 3)
+
+
 @pytest.mark.parametrize("shape", [{}, {"projection_size": 5}, {"tied": True, "projection_size": 12}])
 def test_model_starts_at_the_vectors(shape):
     config = ModelConfig(60, embedding_size=12, hidden_size=40, **shape)
