@@ -94,8 +94,8 @@ def write(
             np.save(partial / ORDER_FILE, order)
         config = TrainConfig(num_sampled=min(TrainConfig.num_sampled, len(vocabulary)), optimizer="sgd")  # no state
         if optimizer is not None:
-            same = {name: getattr(optimizer, name) for name in ("learning_rate", "clip_norm")}
-            config = dataclasses.replace(config, optimizer=optimizer.name, **same)
+            rate, clip_norm = optimizer.learning_rate, optimizer.clip_norm
+            config = dataclasses.replace(config, optimizer=optimizer.name, learning_rate=rate, clip_norm=clip_norm)
         vocabulary.save(partial / VOCABULARY_FILE)
         save_config(partial, RunConfig(model.config, config, "", 0))
         state = TrainState.create(model, config)

@@ -26,7 +26,7 @@ model = keras.Sequential(
 model.build((None, None))
 
 # convert.from_keras(model) has the Keras model's weights; one that starts at what the words' counts say learns faster
-shape = convert.from_keras(model).config
+shape = jaxlm.ModelConfig(V, model.layers[0].output_dim, model.layers[1].units)
 vectors = jaxlm.word_vectors(tokens, V, shape.embedding_size)
 start = jaxlm.LanguageModel(shape, corpus.vocabulary.log_unigram, vectors, rngs=nnx.Rngs(0))
 config = jaxlm.TrainConfig(num_sampled=min(1000, V), steps=STEPS)

@@ -137,33 +137,28 @@ class Checkpoints:
         items = self.manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
         return Progress(**items["progress"])
 
-    def restore_state(self, step: int, abstract: TrainState) -> TrainState:
-        """Reads a whole training state of the shapes given (as from `jax.eval_shape`)."""
-        return self._restore_tree(step, abstract)
-
     def restore_model(self, step: int, config: ModelConfig) -> LanguageModel:
         """Reads the parameters alone, without the optimizer's state."""
         graphdef, tables, dense = _abstract_model(config)
-        restored = self._restore_tree(step, {"tables": tables, "dense": dense})  # as in TrainState
+        restored = self.restore(step, {"tables": tables, "dense": dense})  # as in TrainState
         return nnx.merge(graphdef, restored["tables"], restored["dense"])
 
     def restore_optimizer(self, step: int, model: ModelConfig, train: TrainConfig) -> dict[str, Any] | None:
         """Reads `TrainState.opt_state` of the optimizer of `train`; None where the checkpoint has none of it."""
         _, tables, dense = _abstract_model(model)
         abstract = {"opt_state": jax.eval_shape(partial(initial_opt_state, config=train), tables, dense)}
-        named = _named(abstract)
-        if not named or not set(named) <= set(self.manager.item_metadata(step)["state"]):
+        names = set(_named(abstract))
+        if not names or not names <= set(self.manager.item_metadata(step)["state"]):
             return None
-        return self._restore_tree(step, abstract)["opt_state"]
+        return self.restore(step, abstract)["opt_state"]
 
-    def _restore_tree(self, step: int, abstract: Any) -> Any:
-        arrays = self._restore(step, _named(abstract))
-        return jax.tree.unflatten(jax.tree.structure(abstract), list(arrays.values()))
-
-    def _restore(self, step: int, named: dict[str, Any]) -> dict[str, Any]:
-        """Reads the arrays of the names and shapes given, after a look at what is there."""
+    def restore(self, step: int, abstract: Any) -> Any:
+        """Reads a `TrainState`, or a tree of some of its parts, of the shapes given (as from `jax.eval_shape`)."""
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        named = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in named.items()}
+        named = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+            for name, leaf in _named(abstract).items()
+        }
         restore = ocp.args.PyTreeRestore(
             named, restore_args=ocp.checkpoint_utils.construct_restore_args(named), partial_restore=True
         )
@@ -182,7 +177,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise what they please on a damaged file
             reason = str(error).splitlines()[0][:160]
             raise InputError(f"{self.directory}: checkpoint {step} is damaged: {reason}") from error
-        return {name: arrays[name] for name in named}
+        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in named])
 
 
 def _abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:

@@ -122,20 +122,22 @@ def fit(
     run = _Run(directory, open_run(directory, new, corpus.vocabulary), corpus.parts["valid"], progress)
     step = run.checkpoints.latest_step()
     if step is None:
-        if config.word_vectors:
-            tqdm.write("counting which words stand beside each other, for the rows to start at")
-        sizes = (model_config.vocab_size, model_config.embedding_size)
-        state, seconds, step = create(word_vectors(tokens, *sizes) if config.word_vectors else None), 0.0, 0
+        state, seconds, step = create(_count_vectors(tokens, model_config) if config.word_vectors else None), 0.0, 0
     elif step == 0:  # a model to begin with, such as an imported one
         model = run.checkpoints.restore_model(step, model_config)
         state, seconds = TrainState.create(model, config, np.exp(corpus.vocabulary.log_unigram)), 0.0
         opt_state = run.checkpoints.restore_optimizer(step, model_config, config)
         state = state if opt_state is None else dataclasses.replace(state, opt_state=opt_state)
     else:
-        state, seconds = run.checkpoints.restore_state(step, abstract), run.checkpoints.progress(step).seconds
+        state, seconds = run.checkpoints.restore(step, abstract), run.checkpoints.progress(step).seconds
         print(f"{directory}: going on from step {step}")
     run.begin_at(step)
     return _steps(run, state, tokens, step, seconds)
+
+
+def _count_vectors(tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
+    tqdm.write("counting which words stand beside each other, for the rows to start at")
+    return word_vectors(tokens, config.vocab_size, config.embedding_size)
 
 
 def _steps(run: "_Run", state: TrainState, tokens: np.ndarray, step: int, seconds: float) -> Evaluation | None:

@@ -34,7 +34,7 @@ def final_arrays(directory) -> list[np.ndarray]:
     config = load_config(directory)
     checkpoints = Checkpoints(directory, read_only=True)
     abstract = jax.eval_shape(lambda: TrainState.create(LanguageModel(config.model, rngs=nnx.Rngs(0)), config.train))
-    state = checkpoints.restore_state(checkpoints.latest_step(), abstract)
+    state = checkpoints.restore(checkpoints.latest_step(), abstract)
     state = dataclasses.replace(state, key=jax.random.key_data(state.key))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 

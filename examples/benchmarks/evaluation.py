@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
-from measure import interleaved, machine, milliseconds, print_table
+from measure import MATMUL_FLOP, interleaved, machine, matmul, milliseconds, print_table
 
 import jaxlm
 
@@ -31,21 +31,20 @@ def main(vocab_size: int = 200_000, words: int = 2240, generated: int = 50, repe
     model = jax.jit(lambda: jaxlm.LanguageModel(config, rngs=nnx.Rngs(0)))()
     tokens = np.random.default_rng(0).integers(0, vocab_size, words + 1).astype(np.int32)
     prompt = tokens[:20]
-    square = jnp.ones((2048, 2048))
-    product = jax.jit(lambda x: x @ x)
+    product = matmul()
     read = jax.jit(lambda rows: jnp.sum(rows, axis=1))  # as many bytes as a word of generation has to read
     rows = model.weights[...]
     functions = {
         f"evaluate, {words:,} words": lambda: jaxlm.evaluate(model, tokens),
         f"generate, {generated} words": lambda: jaxlm.generate(model, prompt, generated, key=jax.random.key(0)),
         "read the softmax rows once": lambda: read(rows).block_until_ready(),
-        "ten products of 2048 x 2048": lambda: [product(square).block_until_ready() for _ in range(10)],
+        "ten products of 2048 x 2048": lambda: [product() for _ in range(10)],
     }
     times = interleaved(functions, repeats)
     (evaluate, evaluated), (generate, wrote), (_, read_once), (_, products) = times.items()
     lstm = 4 * config.hidden_size * (config.embedding_size + config.hidden_size)
     flop = 2 * words * (config.hidden_size * vocab_size + lstm)
-    floor = flop / (10 * 2 * 2048**3 / statistics.median(products))
+    floor = flop / (10 * MATMUL_FLOP / statistics.median(products))
     print(machine())
     print(f"floor of evaluation: {flop / 1e9:,.0f} GFLOP, {1e3 * floor:,.0f} ms; of generation: {generated} reads")
     table = [

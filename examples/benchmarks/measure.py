@@ -12,6 +12,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+MATMUL_FLOP = 2 * 2048**3
+
 
 def interleaved(functions: dict[Hashable, Callable[[], object]], repeats: int, warm_up: int = 2) -> dict:
     """Times functions in random order, so that a noisy machine is noisy for all of them alike.
@@ -36,12 +38,16 @@ def interleaved(functions: dict[Hashable, Callable[[], object]], repeats: int, w
     return times
 
 
-def matmul_speed() -> float:
-    """Returns the speed of the best of ten 2048 x 2048 float32 products, in FLOP/s."""
+def matmul() -> Callable[[], object]:
+    """Returns a call that does one 2048 x 2048 float32 product, of `MATMUL_FLOP`."""
     x = jnp.ones((2048, 2048))
     product = jax.jit(lambda x: x @ x)
-    times = interleaved({0: lambda: product(x).block_until_ready()}, 10)
-    return 2 * 2048**3 / min(times[0])
+    return lambda: product(x).block_until_ready()
+
+
+def matmul_speed() -> float:
+    """Returns the speed of the best of ten 2048 x 2048 float32 products, in FLOP/s."""
+    return MATMUL_FLOP / min(interleaved({0: matmul()}, 10)[0])
 
 
 def machine(*packages: str) -> str:

@@ -7,6 +7,7 @@ times over shows that memory does not grow with it.
 """
 
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,10 +36,7 @@ def work(command: str, text: Path, times: int, out: Path) -> None:
         prepare([text] * times, out)
     else:
         chunks = read_chunks([text] * times)
-        tokenizer = Vocabulary(
-            (UNK, "<eos>"), (1, 1), "words"
-        ).tokenizer  # knows no word, so that looking up costs least
-        for _ in chunks if command == "read" else encode_chunks(tokenizer, chunks):
+        for _ in chunks if command == "read" else encode_chunks(EMPTY.tokenizer, chunks):
             pass
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
@@ -70,7 +68,7 @@ def main(text: Path | None = None, /, repeats: int = 3) -> None:
     print(f"{machine('tokenizers')}\n{words:,} words; a process each, its start included")
     rows = []
     for (command, count), seconds in times.items():
-        speed = count * words / sorted(seconds)[len(seconds) // 2]
+        speed = count * words / statistics.median(seconds)
         label = f"{command}, the text {count} times" if count > 1 else command
         rows.append([label, *milliseconds(seconds), f"{speed:,.0f}", f"{peaks[command, count] / 1e6:,.0f}"])
     print_table(["what", "median ms", "min ms", "words/s", "peak memory MB"], rows)
