@@ -80,7 +80,7 @@ def encode_text(text: Path, vocabulary_file: Path | None, *models: Path) -> np.n
             raise InputError("Neither model is a run: give the vocabulary of the text with --vocabulary.")
         vocabulary_file = found[0] / VOCABULARY_FILE
     vocabulary = Vocabulary.load(vocabulary_file)
-    tokens = np.concatenate([vocabulary.encode(chunk) for chunks in read_chunks([text]) for chunk in chunks])
+    tokens = np.concatenate([vocabulary.encode(chunk) for chunk in read_chunks([text])])
     if tokens.size < 2:
         raise InputError(f"{text} holds fewer than 2 words.")
     order_file = vocabulary_file.parent / runs.ORDER_FILE

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxlm.config import InputError, partial_path, require
-from jaxlm.vocabulary import EOS, UNK, Split, Vocabulary, count_words, encode_chunks, read_chunks, select_words
+from jaxlm.vocabulary import EOS, UNK, Split, Vocabulary, encode_chunks, numbering, read_chunks, select_words
 
 VOCABULARY_FILE = "vocabulary.json"
 HELD_OUT_PART = 0.05
@@ -70,21 +70,18 @@ def prepare(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        tokenizer = vocabulary.tokenizer if vocabulary else count_words(_read(train, "counting words"), split)
-        size = tokenizer.get_vocab_size()
+        numbers = numbering()
         raw = {}
         for name, paths in texts.items():
-            blocks = encode_chunks(tokenizer, _read(paths, f"encoding {name}"))
+            blocks = encode_chunks(_read(paths, f"reading {name}"), split, numbers.__getitem__)
             raw[name] = _write_raw(blocks, partial / f"{name}.raw")
-        line_end = tokenizer.token_to_id("\n")
         for name in ("test", "valid"):
             if name not in raw:
-                raw["train"], raw[name] = _hold_out(raw["train"], line_end)
-        if vocabulary:
-            new_id = np.arange(len(vocabulary), dtype=np.int32)
-        else:
-            counts = sum(np.bincount(block, minlength=size) for block in _blocks(raw["train"]))
-            vocabulary, new_id = select_words(tokenizer, np.asarray(counts), vocab_size, split)
+                raw["train"], raw[name] = _hold_out(raw["train"], numbers.get("\n"))
+        if vocabulary is None:
+            counts = sum(np.bincount(block, minlength=len(numbers)) for block in _blocks(raw["train"]))
+            vocabulary = select_words(numbers, np.asarray(counts), vocab_size, split)
+        new_id = vocabulary.ids_of(numbers)
         for name, ids in raw.items():
             tokens = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", np.int32, ids.shape)
             for target, block in zip(_blocks(tokens), _blocks(ids), strict=True):
@@ -100,12 +97,12 @@ def prepare(
     return load_corpus(out)
 
 
-def _read(paths: Sequence[Path], description: str) -> Iterator[list[str]]:
+def _read(paths: Sequence[Path], description: str) -> Iterator[str]:
     """Reads texts under a progress bar."""
     with tqdm(desc=description, unit=" characters", unit_scale=True) as progress:
-        for batch in read_chunks(paths):
-            yield batch
-            progress.update(sum(map(len, batch)))
+        for chunk in read_chunks(paths):
+            yield chunk
+            progress.update(len(chunk))
 
 
 def _write_raw(blocks: Iterable[np.ndarray], path: Path) -> np.ndarray:

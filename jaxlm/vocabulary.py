@@ -3,15 +3,17 @@
 import gzip
 import lzma
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import IO, Literal, get_args
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from jaxlm.config import InputError, read_json, require, write_json
 
@@ -23,8 +25,8 @@ PATTERNS = {  # a line end is a token of its own; <unk> in a prepared corpus sta
     "whitespace": r"\n|\S+",
 }
 ENCODING = "utf-8-sig"  # UTF-8, and the byte order mark that some editors write is no word
-CHUNK_CHARS = 1 << 16
-CHUNKS_PER_BATCH = 32
+CHUNK_CHARS = 1 << 18
+MAX_PIECES = 1 << 20  # of text between spaces that are remembered
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,18 @@ class Vocabulary:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The `tokenizers.Tokenizer` that cuts text and looks words up."""
-        ids = self.ids | {"\n": self.ids[EOS]}
-        return _with_pattern(Tokenizer(models.WordLevel(ids, unk_token=UNK)), self.split)
+        tokenizer = Tokenizer(models.WordLevel(self.ids | {"\n": self.ids[EOS]}, unk_token=UNK))
+        tokenizer.pre_tokenizer = _cutter(self.split)
+        return tokenizer
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of a text, `[N]` int32; line ends become `<eos>`."""
         return np.array(self.tokenizer.encode(text).ids, np.int32)
+
+    def ids_of(self, tokens: Iterable[str]) -> np.ndarray:
+        """Returns the id of each token, `[N]` int32: `<unk>`'s of an unknown one, `<eos>`'s of a line end."""
+        ids = self.ids | {"\n": self.ids[EOS]}
+        return np.array([ids.get(token, ids[UNK]) for token in tokens], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Joins words with spaces, but none before a closing mark; `<eos>` becomes a line end."""
@@ -121,48 +129,59 @@ class Vocabulary:
             raise InputError(f"{path} does not hold a vocabulary: {error}") from error
 
 
-def _with_pattern(tokenizer: Tokenizer, split: Split) -> Tokenizer:
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PATTERNS[split]), "removed", invert=True)
-    return tokenizer
+def _cutter(split: Split) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(Regex(PATTERNS[split]), "removed", invert=True)
 
 
-def count_words(chunks: Iterable[list[str]], split: Split) -> Tokenizer:
-    """Returns a tokenizer with every word of the text, "\\n" for line ends.
+def encode_chunks(chunks: Iterable[str], split: Split, id_of: Callable[[str], int]) -> Iterator[np.ndarray]:
+    """Yields the ids of the text, int32 arrays, one after the other.
 
-    Memory grows with the number of distinct words, not with the text.
+    No token holds a space, so that what lies between two spaces is cut into tokens when it first comes and looked
+    up from then on, far faster: by Zipf's law nearly all of a text has come before.
+
+    Args:
+      chunks: pieces of the text, cut at line ends or spaces.
+      split: how it is cut into tokens.
+      id_of: the id of a token, "\\n" for a line end.
     """
-    tokenizer = _with_pattern(Tokenizer(models.WordLevel(unk_token=UNK)), split)
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=2**31 - 1, min_frequency=0, show_progress=False, special_tokens=[UNK]
-    )
-    tokenizer.train_from_iterator(chunks, trainer)
-    return tokenizer
+    cutter = _cutter(split)
+    places, tokens, ends = numbering(), array("i"), array("q", [0])
+    for chunk in chunks:
+        if len(places) > MAX_PIECES:  # memory stays the same however long the text is
+            places, tokens, ends = numbering(), array("i"), array("q", [0])
+        known = len(places)
+        pieces = chunk.replace("\n", " \n ").split(" ")
+        sequence = np.fromiter(map(places.__getitem__, pieces), np.int64, len(pieces))
+        for piece in reversed(list(islice(reversed(places), len(places) - known))):  # those that are new
+            tokens.extend(id_of(token) for token, _ in cutter.pre_tokenize_str(piece))
+            ends.append(len(tokens))
+        yield _concatenated(np.array(tokens, np.int32), np.array(ends), sequence)
 
 
-def encode_chunks(tokenizer: Tokenizer, chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
-    """Yields the ids of the text, int32 arrays, one after the other; uses all cores."""
-    for batch in chunks:
-        for encoding in tokenizer.encode_batch_fast(batch):
-            yield np.array(encoding.ids, np.int32)
+def numbering() -> defaultdict[str, int]:
+    """Returns a dictionary that gives each new key the next number, from 0."""
+    numbers: defaultdict[str, int] = defaultdict()
+    numbers.default_factory = numbers.__len__
+    return numbers
 
 
-def select_words(
-    tokenizer: Tokenizer, counts: np.ndarray, vocab_size: int, split: Split
-) -> tuple[Vocabulary, np.ndarray]:
+def _concatenated(values: np.ndarray, ends: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+    """Concatenates values[ends[i] : ends[i + 1]] for each i of the sequence."""
+    starts, lengths = ends[sequence], ends[sequence + 1] - ends[sequence]
+    shifts = starts - (np.cumsum(lengths) - lengths)  # from the place in the result to that in `values`
+    return values[np.repeat(shifts, lengths) + np.arange(lengths.sum())]
+
+
+def select_words(tokens: Iterable[str], counts: np.ndarray, vocab_size: int, split: Split) -> Vocabulary:
     """Keeps the most frequent words; all others count as `<unk>`, those with a count of 0 not at all.
 
     Args:
-      tokenizer: with every word, as from `count_words`.
+      tokens: each token of a text once, "\\n" for a line end.
       counts: `[types]` occurrences of each.
       vocab_size: number of words to keep at most, `<unk>` and `<eos>` among them.
-      split: what the tokenizer was made with.
-
-    Returns:
-      The vocabulary, and the new id of each of the tokenizer's ids, `[types]` int32.
+      split: how the text was cut.
     """
-    words = [UNK] * len(counts)
-    for word, i in tokenizer.get_vocab().items():
-        words[i] = EOS if word == "\n" else word
+    words = [EOS if token == "\n" else token for token in tokens]
     total = Counter({UNK: 0, EOS: 0})
     for word, count in zip(words, counts.tolist(), strict=True):
         total[word] += count
@@ -174,25 +193,17 @@ def select_words(
     kept, dropped = by_count[: vocab_size - 2], by_count[vocab_size - 2 :]
     total[UNK] += sum(total[word] for word in dropped)
     order = sorted([UNK, EOS, *kept], key=rank)
-    vocabulary = Vocabulary(tuple(order), tuple(total[word] for word in order), split)
-    new_id = np.array([vocabulary.ids.get(word, vocabulary.ids[UNK]) for word in words], np.int32)
-    return vocabulary, new_id
+    return Vocabulary(tuple(order), tuple(total[word] for word in order), split)
 
 
-def read_chunks(paths: Sequence[Path]) -> Iterator[list[str]]:
-    """Yields lists of pieces of the texts (plain, .gz or .xz), cut at line ends or else at spaces.
+def read_chunks(paths: Iterable[Path]) -> Iterator[str]:
+    """Yields pieces of the texts (plain, .gz or .xz), cut at line ends or spaces.
 
     Raises:
       InputError: a file is missing, empty, truncated, or not UTF-8; names it and the place.
     """
     for path in paths:
-        batch: list[str] = []
-        for chunk in _read_file(path):
-            batch.append(chunk)
-            if len(batch) == CHUNKS_PER_BATCH:
-                yield batch
-                batch = []
-        yield batch
+        yield from _read_file(path)
 
 
 def _read_file(path: Path) -> Iterator[str]:
@@ -202,9 +213,9 @@ def _read_file(path: Path) -> Iterator[str]:
             while text := file.read(CHUNK_CHARS):
                 chars += len(text)
                 text = rest + text
-                cut = max(text.rfind("\n"), text.rfind(" ") if len(text) > 4 * CHUNK_CHARS else -1) + 1
+                cut = max(text.rfind("\n"), text.rfind(" ")) + 1
                 rest = text[cut:]
-                if len(rest) > 8 * CHUNK_CHARS:
+                if len(rest) > 2 * CHUNK_CHARS:
                     raise InputError(f"{path}: expected text. Received: {len(rest)} characters without a space.")
                 if cut:
                     yield text[:cut]

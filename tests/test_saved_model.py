@@ -23,7 +23,7 @@ def prepared_ids(text: str, vocabulary: Vocabulary, tmp_path) -> list[int]:
     """The ids as `jaxlm prepare` makes them of a file."""
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode("utf-8"))
-    return [int(i) for chunks in read_chunks([path]) for chunk in chunks for i in vocabulary.encode(chunk)]
+    return [int(i) for chunk in read_chunks([path]) for i in vocabulary.encode(chunk)]
 
 
 @pytest.fixture(scope="module", params=["words", "whitespace"])

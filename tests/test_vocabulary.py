@@ -2,21 +2,24 @@
 
 import gzip
 import lzma
+from itertools import cycle
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxlm.config import InputError
-from jaxlm.vocabulary import EOS, UNK, Vocabulary, count_words, encode_chunks, read_chunks, select_words
+from jaxlm.vocabulary import EOS, UNK, Vocabulary, encode_chunks, numbering, read_chunks, select_words
 
 
 def build(path: Path, vocab_size: int = 100, split: str = "words") -> tuple[Vocabulary, list[str]]:
-    tokenizer = count_words(read_chunks([path]), split)
-    ids = np.concatenate(list(encode_chunks(tokenizer, read_chunks([path]))))
-    counts = np.bincount(ids, minlength=tokenizer.get_vocab_size())
-    vocabulary, new_id = select_words(tokenizer, counts, vocab_size, split)
-    return vocabulary, [vocabulary.words[i] for i in new_id[ids]]
+    numbers = numbering()
+    ids = np.concatenate(list(encode_chunks(read_chunks([path]), split, numbers.__getitem__)))
+    vocabulary = select_words(numbers, np.bincount(ids, minlength=len(numbers)), vocab_size, split)
+    return vocabulary, [vocabulary.words[i] for i in vocabulary.ids_of(numbers)[ids]]
 
 
 def test_ids_fall_by_count_and_reserved_words_take_their_rank(tmp_path):
@@ -58,16 +61,33 @@ def test_compressed_text_is_the_same_text(tmp_path, opener):
     lines = [f"line {n} of the text" for n in range(20_000)]
     with opener(path, "wt", encoding="utf-8") as file:
         file.write("\ufeff" + "\n".join(lines))
-    text = "".join(chunk for batch in read_chunks([path]) for chunk in batch)
+    text = "".join(read_chunks([path]))
     assert text == "\n".join(lines) + "\n"  # no byte order mark, and the last line ends
 
 
 def test_long_lines_are_cut_at_spaces(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("word " * 300_000)
-    chunks = [chunk for batch in read_chunks([path]) for chunk in batch]
+    chunks = list(read_chunks([path]))
     assert max(map(len, chunks)) < 1 << 20
     assert "".join(chunks).split() == ["word"] * 300_000
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.text(st.sampled_from("ab'- \t\n\r\xa0\x1c\u2028é\u0308न्<unk>")) | st.text()),
+    st.sampled_from(["words", "whitespace"]),
+)
+def test_a_text_is_cut_as_the_tokenizer_does_that_sees_all_of_it(chunks, split):
+    chunks = [chunk + end for chunk, end in zip(chunks, cycle(" \n"))]
+    vocabulary = Vocabulary(("a", "b", UNK, EOS, "é", "'"), (1,) * 6, split)
+    numbers = numbering()
+    with mock.patch("jaxlm.vocabulary.MAX_PIECES", 8):  # what is remembered is dropped often
+        ids = [*encode_chunks(chunks, split, numbers.__getitem__), np.zeros(0, np.int32)]
+    expected = vocabulary.encode("".join(chunks))
+    np.testing.assert_array_equal(vocabulary.ids_of(numbers)[np.concatenate(ids)], expected)
+    words = [token for token, _ in vocabulary.tokenizer.pre_tokenizer.pre_tokenize_str("".join(chunks))]
+    assert [list(numbers)[i] for i in np.concatenate(ids)] == words
 
 
 def damaged(tmp_path: Path, kind: str) -> Path:

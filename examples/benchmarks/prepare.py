@@ -1,4 +1,4 @@
-"""Times `jaxlm prepare` beside its floor, a pass of the tokenizer alone over the same text, and reads its memory.
+"""Times `jaxlm prepare` beside reading the text and beside the tokenizer on every word of it, and reads its memory.
 
     python examples/benchmarks/prepare.py [text.txt]
 
@@ -35,9 +35,9 @@ def work(command: str, text: Path, times: int, out: Path) -> None:
     if command == "prepare":
         prepare([text] * times, out)
     else:
-        chunks = read_chunks([text] * times)
-        for _ in chunks if command == "read" else encode_chunks(EMPTY.tokenizer, chunks):
-            pass
+        for chunk in read_chunks([text] * times):
+            if command == "tokenize":
+                EMPTY.tokenizer.encode_batch_fast(chunk.splitlines())  # on all cores
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
@@ -64,7 +64,7 @@ def main(text: Path | None = None, /, repeats: int = 3) -> None:
 
         cases = [(command, 1) for command in COMMANDS] + [("prepare", 4)]
         times = interleaved({case: lambda case=case: process(*case) for case in cases}, repeats, warm_up=0)
-        words = sum(ids.size for ids in encode_chunks(EMPTY.tokenizer, read_chunks([text])))
+        words = sum(ids.size for ids in encode_chunks(read_chunks([text]), "words", len))
     print(f"{machine('tokenizers')}\n{words:,} words; a process each, its start included")
     rows = []
     for (command, count), seconds in times.items():
