@@ -1,6 +1,7 @@
 """The forms of exported models: written beside their final name, and renamed when they are proven."""
 
 import gc
+import importlib.util
 import json
 import shutil
 import tempfile
@@ -196,6 +197,7 @@ def check_output(out: Path, overwrite: bool, format: str | None = None) -> str:
       InputError: the ending, the directory or an existing file stands in the way.
     """
     name = format_of(out, format)
+    _check_installed(name)
     if not out.parent.is_dir():
         raise InputError(f"Invalid output {out}: the directory {out.parent} does not exist.")
     if out.is_dir() and not (name == "savedmodel" and (out / "saved_model.pb").is_file()):
@@ -205,6 +207,11 @@ def check_output(out: Path, overwrite: bool, format: str | None = None) -> str:
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists already; replace it with --overwrite, or name another.")
     return name
+
+
+def _check_installed(name: str) -> None:
+    if name == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
+        raise InputError("The onnx form needs onnx and onnxruntime: pip install 'jaxlm[onnx]'.")
 
 
 def subject(path: Path, format: str | None = None) -> verify.Subject:
@@ -222,6 +229,7 @@ def subject(path: Path, format: str | None = None) -> verify.Subject:
     if path.is_dir() and not (path / "saved_model.pb").exists() and format is None and not path.suffix:
         return verify.of_language_model(runs.load(path).model, path.name)
     name = format_of(path, format)
+    _check_installed(name)
     with keras_files.reading(path):
         found = _subject(path, name)
 

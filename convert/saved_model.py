@@ -56,8 +56,10 @@ class Network(tf.Module):
         flat = tf.reshape(hidden, [-1, self.hidden_size])
         for kernel in self.weights[1 + 3 * self.num_layers : -2]:
             flat @= kernel
-        flat = flat @ self.weights[-2] + self.weights[-1]
-        return tf.reshape(flat, tf.concat([shape[:-1], [self.weights[-1].shape[0]]], 0))
+        # an identity between product and bias: LiteRT would fuse the two, and add a thousand small products one after
+        # the other to a bias of about -12, which loses the digits that 1e-4 needs
+        products = tf.reshape(flat @ self.weights[-2], tf.concat([shape[:-1], [self.weights[-1].shape[0]]], 0))
+        return tf.maximum(products, tf.float32.min) + self.weights[-1]
 
     def outputs(self, logits: tf.Tensor) -> tf.Tensor:
         """Probabilities, or the logits where those were asked for."""

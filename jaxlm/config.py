@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 Optimizer = Literal["adam", "adagrad", "sgd"]
 Sampler = Literal["log_uniform", "uniform", "unigram"]
 Loss = Literal["sampled_softmax", "nce", "full"]
+ComputeDtype = Literal["float32", "bfloat16"]
 
 
 class InputError(Exception):
@@ -82,6 +83,8 @@ class TrainConfig:
         softmax (slow at a large vocabulary: the baseline to compare with).
       word_vectors: whether embedding and softmax rows start at vectors counted from the training text
         (words with the same neighbours lie close together), and not at random.
+      compute_dtype: of the factors of training's matrix products; "bfloat16" is for accelerators with units for
+        it, a CPU takes float32 all the same. Sums, states, parameters and exact figures are float32 always.
       optimizer: of the LSTM (dense) and of the rows (sparse; adam is then lazy).
       learning_rate: its highest value, held until the decay begins; 0.003 suits adam, 0.03 adagrad.
       warmup_steps: steps over which the learning rate rises linearly from 0.
@@ -106,6 +109,7 @@ class TrainConfig:
     sampler: Sampler = "log_uniform"
     loss: Loss = "sampled_softmax"
     word_vectors: bool = True
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = "adam"
     learning_rate: float = 3e-3
     warmup_steps: int = 20
@@ -132,7 +136,8 @@ class TrainConfig:
             self.initial_accumulator_value,
         )
         require(0 <= self.decay_fraction <= 1, "decay_fraction", "a part in [0, 1]", self.decay_fraction)
-        for name, choices in (("optimizer", Optimizer), ("sampler", Sampler), ("loss", Loss)):
+        choices_of = {"optimizer": Optimizer, "sampler": Sampler, "loss": Loss, "compute_dtype": ComputeDtype}
+        for name, choices in choices_of.items():
             value = getattr(self, name)
             require(value in get_args(choices), name, f"one of {get_args(choices)}", value)
         lengths = {name: getattr(self, name) for name in ("steps", "epochs", "minutes")}

@@ -25,6 +25,7 @@ from jaxlm.sampling import (
 )
 from jaxlm.softmax import softmax_loss
 
+MATMUL_PRECISION = {"float32": None, "bfloat16": "BF16_BF16_F32"}  # None is JAX's own
 Rows = ClassRows | tuple[jax.Array, jax.Array]  # gathered rows, or whole weights and biases for the exact loss
 
 
@@ -140,9 +141,10 @@ def train_step(
         hidden, carry = model.hidden(embedded, state.carry, dropout_key)
         return _mean_loss(state.config, rows, values, labels, hidden), carry
 
-    (loss, carry), (d_dense, d_embedded, d_rows) = jax.value_and_grad(mean_loss, argnums=(0, 1, 2), has_aux=True)(
-        state.dense, state.model.embed(inputs), rows
-    )
+    with jax.default_matmul_precision(MATMUL_PRECISION[state.config.compute_dtype]):
+        (loss, carry), (d_dense, d_embedded, d_rows) = jax.value_and_grad(mean_loss, argnums=(0, 1, 2), has_aux=True)(
+            state.dense, state.model.embed(inputs), rows
+        )
     gradients = _table_gradients(tables, inputs, d_embedded, labels, d_rows, values) | {"dense": d_dense}
     return _update(state, gradients, learning_rate, carry), loss
 

@@ -1,5 +1,6 @@
 """Forms that leave Keras behind: LiteRT without Flex, ONNX through onnxruntime; mutated files of each."""
 
+import importlib.util
 import shutil
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import tensorflow as tf
 from test_keras_files import mutated
 
-from convert import formats, keras_files, saved_model, verify
+from convert import formats, keras_files, lite, saved_model, verify
 from convert.keras_model import Form
 from convert.verify import of_language_model
 from convert.weights import language_model_weights
@@ -62,6 +63,24 @@ def test_lite_runs_with_built_in_operators_alone(random_run, tmp_path, int8):
     (signature,) = interpreter.get_signature_list().values()
     assert sorted(signature["inputs"]) == ["c_1", "c_2", "h_1", "h_2", "token_ids"]
     assert sorted(signature["outputs"]) == ["c_1", "c_2", "h_1", "h_2", "probabilities"]
+
+
+def test_lite_keeps_its_digits_beside_biases_far_from_zero(random_model, tmp_path):
+    model = random_model(1, vocab_size=300, hidden_size=1024)
+    for weight in (model.weights, model.lstms[0].kernel, model.lstms[0].recurrent_kernel):
+        weight[...] *= 0.1  # so that the states do not differ themselves
+    model.biases[...] -= 30.0
+    lite.write(model, tmp_path / "a.tflite", logits=True)
+    parity = verify.compare(of_language_model(model), formats.subject(tmp_path / "a.tflite"))
+    assert parity.difference < 1.2e-5  # with the bias inside the product: 6.6e-5
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
+def test_onnx_that_is_not_installed_is_named_before_anything_is_done(tmp_path, monkeypatch, missing):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find_spec(name))
+    with pytest.raises(InputError, match=r"pip install 'jaxlm\[onnx\]'"):
+        formats.check_output(tmp_path / "a.onnx", overwrite=False)
 
 
 def test_onnx_weights_of_more_than_2_gb_lie_beside_it(random_run, tmp_path, monkeypatch):

@@ -121,6 +121,23 @@ def test_steps_equal_dense_optax(change):
         np.testing.assert_array_equal(ours["embedding"][30:], start["embedding"][30:])
 
 
+@pytest.mark.parametrize("change", [{}, {"loss": "full"}, {"model": {"projection_size": 6}}])
+def test_bfloat16_is_asked_of_every_product_forward_and_backward(change):
+    change = dict(change)
+    model = dataclasses.replace(MODEL, **change.pop("model", {}))
+    words, products, losses = batches(1)[0], {}, {}
+    for dtype in ("float32", "bfloat16"):
+        config = dataclasses.replace(TRAIN, compute_dtype=dtype, **change)
+        arguments = TrainState.create(make_model(model), config), words[:, :-1], words[:, 1:], 0.1
+        text = train_step.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+        lines = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+        rounded = ["lhs_precision_type = bf16" in line and "accumulation_type = f32" in line for line in lines]
+        products[dtype] = len(lines), sum(rounded)
+        losses[dtype] = train_step(*arguments)[1]
+    assert products["float32"][1] == 0 and products["bfloat16"][1] == products["bfloat16"][0] >= 6, products
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.01)
+
+
 def test_lazy_adam_leaves_other_rows_alone():
     words = batches(1)[0]
     start = make_model()
