@@ -48,8 +48,14 @@ def to_keras(
 
     formats.check_output(out, overwrite, format)
     form = Form(logits, last_only, single_step, "float32" if dtype == "int8" else dtype)
-    source = runs.load(run, keep_optimizer=keep_optimizer)
-    parity = formats.export(source, out, form=form, format=format, int8=dtype == "int8", overwrite=overwrite)
+    parity = formats.export(  # the run is given away, so that its memory can be let go of
+        runs.load(run, keep_optimizer=keep_optimizer),
+        out,
+        form=form,
+        format=format,
+        int8=dtype == "int8",
+        overwrite=overwrite,
+    )
     files = (
         [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else list(out.parent.glob(out.name + "*"))
     )

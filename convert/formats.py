@@ -2,23 +2,19 @@
 
 import gc
 import importlib.util
-import json
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
-import h5py
 import jax
-import keras
 import numpy as np
 from tqdm import tqdm
 
-from convert import keras_files, runs, verify
-from convert.keras_model import PLAIN, Form, to_keras
-from convert.optimizer import compile_model, same
+from convert import keras_files, keras_writer, runs, verify
+from convert.keras_model import PLAIN, Form
+from convert.optimizer import same
 from jaxlm.config import InputError
 
 Format = Literal["keras", "h5", "weights.h5", "savedmodel", "tflite", "onnx"]
@@ -30,12 +26,6 @@ OPTIONS = {  # what each form can be but for the plain one
     "savedmodel": {"logits"},
     "tflite": {"logits", "int8"},
     "onnx": {"logits"},
-}
-KERAS_2_KEYS = {  # of each layer, what Keras 2 and 3 both read; what is left out has its default in both
-    "InputLayer": ("name", "dtype"),
-    "Embedding": ("name", "input_dim", "output_dim"),
-    "LSTM": ("name", "units", "return_sequences"),
-    "Dense": ("name", "units", "activation", "use_bias"),
 }
 
 
@@ -90,10 +80,15 @@ def export(
     asked |= {"keep_optimizer"} if run.optimizer else set()
     if run.optimizer and asked & {"single_step", "dtype"}:
         raise InputError("Invalid --keep-optimizer: training goes on in float32 and over sequences.")
+    if run.optimizer and run.model.config.tied:
+        raise InputError(
+            "Invalid --keep-optimizer: a tied model's rows are two tables in Keras, with two optimizers' states."
+        )
     if asked - OPTIONS[name]:
         option = sorted(asked - OPTIONS[name])[0].replace("_", "-")
         raise InputError(f"Invalid --{option}: a {name} model has no such form; it has {sorted(OPTIONS[name])}.")
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(run.model))
+    config, optimizer = run.model.config, run.optimizer
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((run.model, optimizer)) if hasattr(leaf, "nbytes"))
     free = shutil.disk_usage(out.parent).free
     if free < size:  # HDF5 ends the process where a disk is full
         raise InputError(f"{out} cannot be written: it needs {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free.")
@@ -101,15 +96,17 @@ def export(
     bar = tqdm(total=2, desc=f"writing {size / 1e6:,.0f} MB", unit="step", leave=False, disable=size < LARGE)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory, bar:
         target = Path(directory) / (out.name.removesuffix(ending) + ending)
+        ours = verify.remembered(verify.of_language_model(run.model, "run"))
         with _writing(out):
             _writer(name, int8)(run, target, form)
+        del run  # so that its memory serves the model that is read again
         gc.collect()  # Keras models are cycles
         bar.set_description("reading it again and comparing")
         bar.update()
-        parity = verify.compare(verify.of_language_model(run.model, "run"), subject(target, name))
+        parity = verify.compare(ours, subject(target, name))
         if not parity.holds:
             raise InputError(f"The exported model differs from the run, so it is not written: {parity}")
-        if run.optimizer and not same(keras_files.read_optimizer(target, run.model.config), run.optimizer):
+        if optimizer and not same(keras_files.read_optimizer(target, config), optimizer):
             raise InputError("The exported optimizer differs from that of the run, so it is not written.")
         _put_in_place(Path(directory), target, out)
     return parity
@@ -128,7 +125,8 @@ def _writer(name: str, int8: bool) -> Callable[[runs.Run, Path, Form], None]:
         from convert import onnx_model
 
         return lambda run, target, form: onnx_model.write(run.model, target, logits=form.logits)
-    return {"keras": _write_keras, "h5": _write_h5, "weights.h5": _write_weights}[name]
+    writers = {"keras": keras_writer.write_keras, "h5": keras_writer.write_h5, "weights.h5": keras_writer.write_weights}
+    return writers[name]
 
 
 class _writing:
@@ -152,42 +150,6 @@ def _put_in_place(directory: Path, target: Path, out: Path) -> None:
     for path in sorted(directory.iterdir(), key=lambda path: path == target):  # the model itself last
         if path.name.startswith(target.name):
             path.replace(out.with_name(out.name + path.name.removeprefix(target.name)))
-
-
-def _write_keras(run: runs.Run, target: Path, form: Form) -> None:
-    """Writes what `model.save` does, which would make two more copies of the weights in memory."""
-    parts = target.with_name("parts")
-    model = to_keras(run.model, form)
-    if run.optimizer:
-        compile_model(model, run.optimizer, run.model.config)
-    model.save(parts, zipped=False)
-    with zipfile.ZipFile(target, "w") as archive:  # stored, as Keras does
-        for path in sorted(parts.iterdir()):
-            if path.is_file():
-                archive.write(path, path.name)
-    shutil.rmtree(parts)
-
-
-def _write_h5(run: runs.Run, target: Path, form: Form) -> None:
-    """Writes a whole model that Keras 3 and Keras 2 both load: its config is in words that both know."""
-    model = keras.Sequential(to_keras(run.model, form).layers, name="language_model")
-    model.save(target, include_optimizer=False)
-    layers = [
-        {
-            "class_name": "InputLayer",
-            "config": {"name": "token_ids", "dtype": "int32", "batch_input_shape": [None, None]},
-        }
-    ]
-    for layer in model.layers:
-        kind, config = type(layer).__name__, layer.get_config()
-        layers.append({"class_name": kind, "config": {key: config[key] for key in KERAS_2_KEYS[kind]}})
-    config = {"class_name": "Sequential", "config": {"name": "language_model", "layers": layers}}
-    with h5py.File(target, "r+") as file:
-        file.attrs["model_config"] = json.dumps(config)
-
-
-def _write_weights(run: runs.Run, target: Path, form: Form) -> None:
-    keras.Sequential(to_keras(run.model, form).layers).save_weights(target)
 
 
 def check_output(out: Path, overwrite: bool, format: str | None = None) -> str:

@@ -7,6 +7,8 @@ import numpy as np
 
 from convert import formats, runs, verify
 from convert.keras_files import read_file, read_optimizer
+from convert.optimizer import reorder
+from convert.weights import reorder_classes
 from jaxlm.checkpoint import CONFIG_FILE
 from jaxlm.config import InputError
 from jaxlm.data import VOCABULARY_FILE
@@ -37,25 +39,28 @@ def import_run(
         raise InputError(
             f"Invalid --keep-optimizer: only a .keras file holds the optimizer's state. Received: {model}."
         )
+    if form not in ("keras", "h5", "weights.h5", "savedmodel"):
+        raise InputError(f"{model} cannot be imported: expected .keras, .h5, .weights.h5 or a SavedModel directory.")
+    other = verify.remembered(formats.subject(model))  # one model at a time in memory
     if form == "savedmodel":
         from convert import saved_model
 
         language_model = saved_model.read_weights(model)
-    elif form in ("keras", "h5", "weights.h5"):
-        language_model = read_file(model)
     else:
-        raise InputError(f"{model} cannot be imported: expected .keras, .h5, .weights.h5 or a SavedModel directory.")
-    other = formats.subject(model)
+        language_model = read_file(model)
+    config = language_model.config
     yield str(verify.prove(verify.of_language_model(language_model), other))
     if other.first_id:
         yield "compared without id 0: where Keras masks it, it is an ordinary word in jaxlm"
-    optimizer = read_optimizer(model, language_model.config) if keep_optimizer else None
+    optimizer = read_optimizer(model, config) if keep_optimizer else None
+    if order is not None:
+        language_model = reorder_classes(language_model, order)
+        optimizer = None if optimizer is None else reorder(optimizer, order)
     runs.write(run, language_model, vocabulary, order, optimizer)
     if optimizer:
         yield f"{optimizer.name} goes on after {optimizer.steps:,} steps: --learning-rate {optimizer.learning_rate:g}"
     if order is not None:
         yield "ids were not sorted by frequency: re-ranked in the run, and put back in what to-keras writes of it"
-    config = language_model.config
     sizes = f"--embedding-size {config.embedding_size} --hidden-size {config.hidden_size}"
     sizes += f" --num-layers {config.num_layers}" if config.num_layers > 1 else ""
     sizes += f" --dropout {config.dropout}" if config.dropout else ""

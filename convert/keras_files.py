@@ -1,12 +1,14 @@
 """Files of Keras models, read without running anything of them: JSON and HDF5, looked at before Keras is asked."""
 
+import io
 import json
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import h5py
 import keras
@@ -14,16 +16,17 @@ import ml_dtypes
 import numpy as np
 
 from convert import optimizer
-from convert.keras_model import Form, subject, to_keras
+from convert.keras_model import Form, abstract, abstract_subject, build, tensor_of
 from convert.layers import Structure, layers_of_json, read_structure
 from convert.optimizer import OptimizerState
 from convert.verify import Subject
-from convert.weights import from_keras_list
+from convert.weights import aligned_empty, config_of_shapes, from_keras_list
 from jaxlm.config import InputError, ModelConfig
 from jaxlm.model import LanguageModel
 
 LEAVES = ("0", "embeddings", "kernel", "1", "recurrent_kernel", "2", "bias")  # order within a layer
 WRAPPERS = ("model_weights", "layers", "_layer_checkpoint_dependencies")  # groups above those of the layers
+BLOCK = 1 << 24  # bytes that are read at a time
 OPTIMIZER = re.compile(r"optimizer/vars/\d+")
 NOT_WEIGHTS = re.compile(r"(^|/)(optimizer|optimizer_weights|seed_generator|metrics|top_level_model_weights)(/|$)")
 
@@ -47,7 +50,7 @@ class Source(NamedTuple):
 
     structure: Structure | None  # None in a file of weights alone
     weights: list[h5py.Dataset]  # in Keras' order
-    keras_3: bool  # whether stock Keras 3 loads it
+    config: dict[str, Any] | None  # of the model, where Keras 3 wrote it
     optimizer: tuple[dict[str, Any], list[h5py.Dataset]]  # its config and variables; empty where there is none
 
 
@@ -64,21 +67,21 @@ def open_file(path: Path) -> Iterator[Source]:
             archive = stack.enter_context(zipfile.ZipFile(path))
             config = _archive_config(path, archive)
             version = json.loads(archive.read("metadata.json")).get("keras_version")
-            file = stack.enter_context(h5py.File(stack.enter_context(archive.open("model.weights.h5")), "r"))
+            file = stack.enter_context(h5py.File(stack.enter_context(_member(path, archive)), "r"))
         else:
             file = stack.enter_context(h5py.File(path, "r"))
             text, version = file.attrs.get("model_config"), file.attrs.get("keras_version")
             config = None if text is None else json.loads(text)
             _check_modules(path, config)
-        layers = None if config is None else layers_of_json(config)
+        layers = None if config is None or _is_single_step(config) else layers_of_json(config)
         structure = None if layers is None else read_structure(layers)
         names = [layer.config["name"] for layer in layers or ()]
         datasets = _datasets(path, file)
         weights = _weights(path, _group({k: v for k, v in datasets.items() if not NOT_WEIGHTS.search(k)}), names)
         slots = {int(name.split("/")[-1]): v for name, v in datasets.items() if OPTIMIZER.fullmatch(name)}
         compiled = ((config or {}).get("compile_config") or {}).get("optimizer") or {}
-        keras_3 = structure is not None and str(version).startswith("3")
-        yield Source(structure, weights, keras_3, (compiled, [slots[i] for i in sorted(slots)]))
+        keras_3 = str(version).startswith("3")
+        yield Source(structure, weights, config if keras_3 else None, (compiled, [slots[i] for i in sorted(slots)]))
 
 
 def read_file(path: Path) -> LanguageModel:
@@ -124,6 +127,45 @@ def _archive_config(path: Path, archive: zipfile.ZipFile) -> Any:
     config = json.loads(archive.read("config.json"))
     _check_modules(path, config)
     return config
+
+
+class _Part(io.RawIOBase):
+    """A part of a file as a file, which `zipfile`'s own does not let h5py read without a pass over all before it."""
+
+    def __init__(self, path: Path, start: int, size: int):
+        self.file, self.start, self.size, self.place = path.open("rb", buffering=0), start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        self.file.seek(self.start + self.place)
+        count = self.file.readinto(memoryview(buffer)[: max(0, self.size - self.place)])
+        self.place += count
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _member(path: Path, archive: zipfile.ZipFile) -> IO[bytes] | io.RawIOBase:
+    """Opens the weights of a `.keras` file; Keras stores them as they are, another program may compress them."""
+    info = archive.getinfo("model.weights.h5")
+    if info.compress_type != zipfile.ZIP_STORED:
+        return archive.open(info)
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        header = file.read(30)
+    name, extra = struct.unpack("<HH", header[26:30])
+    return _Part(path, info.header_offset + 30 + name + extra, info.file_size)
 
 
 def _check_modules(path: Path, config: Any) -> None:
@@ -179,7 +221,12 @@ def _group(datasets: dict[str, h5py.Dataset]) -> dict[str, list[h5py.Dataset]]:
 
 
 def _read(dataset: h5py.Dataset) -> np.ndarray:
-    array = np.asarray(dataset[()])
+    array = aligned_empty(dataset.shape, dataset.dtype)
+    rows = max(1, BLOCK // max(1, array[:1].nbytes)) if array.ndim else 1
+    for start in range(0, len(array) if array.ndim else 0, rows):  # at once, an archive would hold it a second time
+        dataset.read_direct(array, np.s_[start : start + rows], np.s_[start : start + rows])
+    if not array.ndim:
+        array[()] = dataset[()]
     return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array  # as Keras stores it
 
 
@@ -196,31 +243,37 @@ def _number(name: str) -> int:
 
 
 def load_keras(path: Path) -> Subject:
-    """Loads a `.keras` or `.h5` file for comparison: as stock Keras does, where it can.
+    """Reads a `.keras` or `.h5` file for comparison: Keras' own layers, with no second copy of a weight.
 
     Keras is asked with `safe_mode=True`, and only about a file whose layers jaxlm knows.
 
     Raises:
       InputError: as `read_file`.
     """
-    check_file(path)
-    structure, loads = None, path.suffix == ".keras" and _is_single_step(path)
-    if not loads:
-        with open_file(path) as source:
-            structure, loads = source.structure, source.keras_3
-    if loads:
-        with reading(path):
-            return subject(keras.models.load_model(path, compile=False, safe_mode=True), path.name)
-    model = read_file(path)
-    form = Form(structure.logits, structure.last_only) if structure else Form()
-    return subject(to_keras(model, form), path.name)._replace(first_id=int(bool(structure and structure.mask_zero)))
+    with open_file(path) as source:
+        structure, description = source.structure, source.config
+        weights = [tensor_of(_read(dataset)) for dataset in source.weights]
+    if description is None:
+        config = config_of_shapes([tuple(weight.shape) for weight in weights])
+        form = Form(structure.logits, structure.last_only) if structure else Form()
+        found = abstract_subject(abstract(lambda: build(config, form)), weights, path.name)
+        return found._replace(first_id=int(bool(structure and structure.mask_zero)))
+    with reading(path):
+        return abstract_subject(abstract(lambda: _deserialized(description)), weights, path.name)
 
 
-def _is_single_step(path: Path) -> bool:
-    """Whether a file is what `keras_model.build` makes with `single_step`."""
-    with reading(path), zipfile.ZipFile(path) as archive:
-        config = _archive_config(path, archive)
-        kinds = [(layer["class_name"], layer.get("module")) for layer in config["config"]["layers"]]
-        inputs = sum(kind == "InputLayer" for kind, _ in kinds)
-        known = {"InputLayer", "Embedding", "LSTM", "Dense", "Activation"}
-        return inputs > 1 and all(kind in known and str(module).startswith("keras.layers") for kind, module in kinds)
+def _deserialized(config: dict[str, Any]) -> keras.Model:
+    config = config | {"compile_config": None}  # an optimizer takes no part in a comparison
+    if "module" in config:
+        return keras.saving.deserialize_keras_object(config, safe_mode=True)
+    kind = keras.Sequential if config["class_name"] == "Sequential" else keras.Model  # .h5 keeps Keras 2's words
+    return kind.from_config(config["config"])
+
+
+def _is_single_step(config: dict[str, Any]) -> bool:
+    """Whether a model is one of `keras_model.build` with `single_step`."""
+    layers = config["config"]["layers"] if isinstance(config["config"], dict) else []
+    kinds = [layer["class_name"] for layer in layers]
+    return kinds.count("InputLayer") > 1 and {"InputLayer", "Embedding", "LSTM", "Dense", "Activation"}.issuperset(
+        kinds
+    )

@@ -1,6 +1,7 @@
 """The Keras model of a config, and the config and weights of a Keras model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import keras
@@ -8,7 +9,7 @@ import numpy as np
 
 from convert import verify
 from convert.layers import Layer, Structure, read_structure
-from convert.weights import from_keras_list, language_model_weights
+from convert.weights import ALIGNMENT, aligned_empty, from_keras_list, language_model_weights
 from convert.weights import to_keras as weights_to_keras
 from jaxlm.config import InputError, ModelConfig
 from jaxlm.model import LanguageModel
@@ -74,6 +75,36 @@ def build(config: ModelConfig, form: Form = PLAIN) -> keras.Model:
         return keras.Model(inputs, outputs, name="language_model")
     result = {"logits" if form.logits else "probabilities": outputs}
     return keras.Model({"token_ids": inputs} | states_in, result | states_out, name="language_model_step")
+
+
+def abstract(make: Callable[[], keras.Model]) -> keras.Model:
+    """Makes a Keras model whose variables have shapes and take no memory; it runs in a scope that has their values.
+
+    In a thread of its own: Keras would give values to the variables at the next that the same thread makes.
+    """
+
+    def in_scope() -> keras.Model:
+        with keras.StatelessScope(initialize_variables=False):
+            return make()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(in_scope).result()
+
+
+def tensor_of(array: np.ndarray) -> Any:
+    """Returns an array as a tensor of the backend: of its own memory where TensorFlow can take that, else copied once.
+
+    TensorFlow's own conversion makes two copies, and keeps both for as long as the tensor lives.
+    """
+    if keras.backend.backend() != "tensorflow" or array.dtype.kind != "f":
+        return keras.ops.convert_to_tensor(array)
+    import tensorflow as tf
+
+    if not array.flags.c_contiguous or not array.flags.writeable or array.ctypes.data % ALIGNMENT:
+        moved = aligned_empty(array.shape, array.dtype)
+        moved[...] = array
+        array = moved
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def fill(model: keras.Model, weights: Mapping[str, np.ndarray]) -> None:
@@ -178,6 +209,24 @@ def _same(first: Any, second: Any) -> bool:
     return first is second or getattr(first, "name", 0) == getattr(second, "name", 1)
 
 
+def abstract_subject(model: keras.Model, weights: Sequence[Any], name: str) -> verify.Subject:
+    """Returns an `abstract` model and its weights, tensors in Keras' order, as a `Subject`.
+
+    Raises:
+      InputError: they do not fit each other.
+    """
+    shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (model.weights, weights)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"{name}: its layers have weights of the shapes {shapes[0]}, and it holds {shapes[1]}.")
+    found = subject(model, name)
+
+    def predict(ids: np.ndarray) -> verify.Predictions:
+        with keras.StatelessScope(state_mapping=list(zip(model.weights, weights, strict=True))):
+            return found.predict(ids)
+
+    return found._replace(predict=predict)
+
+
 def subject(model: Any, name: str = "Keras model") -> verify.Subject:
     """Returns a live Keras model as a `Subject` of comparisons; `single_step` models of `build` too."""
     if len(model.inputs) > 1:
@@ -197,7 +246,7 @@ def subject(model: Any, name: str = "Keras model") -> verify.Subject:
         return verify.Predictions(verify.log_probabilities(outputs, structure.logits), states)
 
     vocab_size = layers[0].get_config()["input_dim"]
-    precision = str(layers[-1].get_weights()[0].dtype)
+    precision = keras.backend.standardize_dtype(layers[-1].weights[0].dtype)
     return verify.Subject(name, vocab_size, predict, structure.last_only, int(structure.mask_zero), precision)
 
 

@@ -74,15 +74,11 @@ def compile_model(model: keras.Model, state: OptimizerState, config: ModelConfig
     Args:
       model: to compile, with sparse categorical cross-entropy.
       state: of jaxlm's optimizer.
-      config: of the model; tied rows are two tables in Keras, so their optimizer has no counterpart.
+      config: of the model; not tied, since its rows are two tables in Keras, and have two optimizers' states.
 
     Raises:
-      InputError: the model is tied, or a moment is not finite.
+      InputError: a moment is not finite.
     """
-    if config.tied:
-        raise InputError(
-            "Invalid --keep-optimizer: a tied model's rows are two tables in Keras, with two optimizers' states."
-        )
     clip = state.clip_norm or None
     if state.name == "adam":
         optimizer = keras.optimizers.Adam(state.learning_rate, epsilon=1e-8, global_clipnorm=clip)

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from convert import verify
-from convert.keras_model import PLAIN, Form
+from convert.keras_model import PLAIN, Form, tensor_of
 from convert.runs import Run
 from convert.text import Words
 from convert.weights import from_keras_list, language_model_weights, to_keras
@@ -21,7 +21,7 @@ class Network(tf.Module):
     def __init__(self, model: LanguageModel, logits: bool = False):
         super().__init__(name="language_model")
         arrays = to_keras(language_model_weights(model), model.config)
-        self.weights = [tf.Variable(array, trainable=False) for array in arrays.values()]
+        self.weights = [tf.Variable(tensor_of(array), trainable=False) for array in arrays.values()]
         self.hidden_size, self.num_layers = model.config.hidden_size, model.config.num_layers
         self.states = [f"{name}_{n}" for n in range(1, self.num_layers + 1) for name in "hc"]
         self.result = "logits" if logits else "probabilities"

@@ -1,16 +1,17 @@
 """The one table of weights, jaxlm <-> Keras, on numpy arrays; it serves both directions."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jaxlm.config import InputError, ModelConfig
 from jaxlm.model import LanguageModel
 
+ALIGNMENT = 64  # bytes; JAX and TensorFlow take memory as it is that begins at a multiple
 CLASS_TABLES = ("embedding", "weights", "biases")  # one row a word, in jaxlm
 
 
@@ -21,6 +22,11 @@ class Weight(NamedTuple):
     keras: str
     shape: tuple[int, ...]  # in jaxlm
     transposed: bool = False  # in Keras
+
+    @property
+    def keras_shape(self) -> tuple[int, ...]:
+        """Its shape in Keras."""
+        return self.shape[::-1] if self.transposed else self.shape
 
 
 def weight_table(config: ModelConfig) -> Iterator[Weight]:
@@ -62,8 +68,7 @@ def from_keras(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[s
     table = list(weight_table(config))
     _check_names(weights, [weight.keras for weight in table])
     for weight in table:
-        shape = weight.shape[::-1] if weight.transposed else weight.shape
-        _check_array(weight.keras, weights[weight.keras], shape)
+        _check_array(weight.keras, weights[weight.keras], weight.keras_shape)
     if config.tied and not _are_tied(weights["embedding/embeddings"], weights["softmax/kernel"]):
         raise InputError("Invalid weight embedding/embeddings: expected softmax/kernel, transposed; the model is tied.")
     return {weight.jaxlm: weights[weight.keras].T if weight.transposed else weights[weight.keras] for weight in table}
@@ -81,26 +86,33 @@ def from_keras_list(arrays: Sequence[np.ndarray], dropout: float = 0.0) -> Langu
     Raises:
       InputError: they are not those of Embedding -> LSTM stack -> Dense, or not finite.
     """
-    shapes = [array.shape for array in arrays]
+    config = config_of_shapes([array.shape for array in arrays])
+    config = dataclasses.replace(config, tied=_are_tied(arrays[0], arrays[-2]), dropout=dropout)
+    names = [weight.keras for weight in weight_table(config)]
+    named = {name: np.asarray(array, np.float32) for name, array in zip(names, arrays, strict=True)}
+    return language_model(from_keras(named, config), config)
+
+
+def config_of_shapes(shapes: Sequence[tuple[int, ...]]) -> ModelConfig:
+    """Returns the config of a Keras model by the shapes of its weights, as those of `from_keras_list`.
+
+    Raises:
+      InputError: they are not those of Embedding -> LSTM stack -> Dense.
+    """
     if len(shapes) < 6 or len(shapes) % 3 == 2 or any(len(shapes[i]) != 2 for i in (0, 2, -2)):
         raise InputError(f"The weights are not those of Embedding -> LSTM -> Dense: they have the shapes {shapes}.")
     vocab_size, embedding_size = map(int, shapes[0])
-    config = ModelConfig(
+    if shapes[-1] != (vocab_size,):
+        raise InputError(
+            f"The embedding has {vocab_size} words and the Dense layer {shapes[-1]} units; jaxlm needs as many."
+        )
+    return ModelConfig(
         vocab_size,
         embedding_size,
         hidden_size=int(shapes[2][0]),
         num_layers=len(shapes) // 3 - 1,
         projection_size=int(shapes[-3][1]) if len(shapes) % 3 else 0,
-        tied=_are_tied(arrays[0], arrays[-2]),
-        dropout=dropout,
     )
-    if shapes[-1] != (config.vocab_size,):
-        raise InputError(
-            f"The embedding has {config.vocab_size} words and the Dense layer {shapes[-1]} units; jaxlm needs as many."
-        )
-    names = [weight.keras for weight in weight_table(config)]
-    named = {name: np.asarray(array, np.float32) for name, array in zip(names, arrays, strict=True)}
-    return language_model(from_keras(named, config), config)
 
 
 def language_model_weights(model: LanguageModel) -> dict[str, np.ndarray]:
@@ -110,22 +122,41 @@ def language_model_weights(model: LanguageModel) -> dict[str, np.ndarray]:
 
 
 def language_model(weights: Mapping[str, np.ndarray], config: ModelConfig) -> LanguageModel:
-    """The inverse of `language_model_weights`; copies the arrays."""
+    """The inverse of `language_model_weights`; copies each array once."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))), ...)
-    arrays = jax.tree_util.tree_map_with_path(
-        lambda path, _: jnp.array(weights[jax.tree_util.keystr(path, simple=True, separator="/")]),
-        nnx.to_pure_dict(params),
-    )
-    return nnx.merge(graphdef, arrays)
+
+    def copied(path: tuple, _: jax.ShapeDtypeStruct) -> jax.Array:
+        array = weights[jax.tree_util.keystr(path, simple=True, separator="/")]
+        copy = aligned_empty(array.shape, array.dtype)
+        copy[...] = array
+        return jax.device_put(copy)  # of this memory itself
+
+    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(copied, nnx.to_pure_dict(params)))
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """`numpy.empty` in memory that JAX and TensorFlow take as it is, where they would copy any other."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def reorder_classes(model: LanguageModel, index: np.ndarray) -> LanguageModel:
     """Returns the model whose word i is the word `index[i]` of `model`; index `[V]` is a permutation."""
-    return language_model(reorder_rows(language_model_weights(model), index), model.config)
+    graphdef, params = nnx.split(model, nnx.Param)
+    arrays = nnx.to_pure_dict(params)
+    for name in CLASS_TABLES:
+        if name in arrays:
+            table = np.asarray(arrays[name])
+            reordered = aligned_empty(table.shape, table.dtype)
+            np.take(table, index, axis=0, out=reordered, mode="clip")  # which does without a buffer
+            arrays[name] = jax.device_put(reordered)
+    return nnx.merge(graphdef, arrays)
 
 
 def reorder_rows(weights: dict[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
-    """`reorder_classes` of weights, or of an optimizer's moments, by their jaxlm names."""
+    """`reorder_classes` of an optimizer's moments, by their jaxlm names."""
     return weights | {name: weights[name][index] for name in CLASS_TABLES if name in weights}
 
 

@@ -183,7 +183,7 @@ def test_outputs_that_cannot_be_written_are_refused(run_dir, tmp_path, capsys, n
 
 
 def test_forms_that_there_are_not_are_refused(run_dir, tmp_path, capsys):
-    assert convert("to-keras", run_dir, tmp_path / "a.onnx", "--last-only") == 2
+    assert convert("to-keras", run_dir, tmp_path / "a.tflite", "--last-only") == 2
     assert "--last-only" in capsys.readouterr().err
     assert convert("to-keras", run_dir, tmp_path / "a.keras", "--dtype", "int8") == 2
     assert "--int8" in capsys.readouterr().err
