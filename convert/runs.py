@@ -1,6 +1,7 @@
 """Run directories as the other end of a conversion: read in the user's own ids, written from weights."""
 
 import dataclasses
+import gc
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -48,7 +49,9 @@ def load(directory: Path, *, keep_optimizer: bool = False) -> Run:
         raise InputError(f"{directory / ORDER_FILE} is damaged: {error}") from error
     index = np.argsort(order)  # the run's id of each Keras id
     optimizer = None if optimizer is None else reorder(optimizer, index)
-    return Run(reorder_classes(model, index), tuple(vocabulary.words[i] for i in index), vocabulary.split, optimizer)
+    model = reorder_classes(model, index)
+    gc.collect()  # Flax modules are cycles
+    return Run(model, tuple(vocabulary.words[i] for i in index), vocabulary.split, optimizer)
 
 
 def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
