@@ -26,7 +26,7 @@ PATTERNS = {  # a line end is a token of its own; <unk> in a prepared corpus sta
 }
 ENCODING = "utf-8-sig"  # UTF-8, and the byte order mark that some editors write is no word
 CHUNK_CHARS = 1 << 18
-MAX_PIECES = 1 << 20  # of text between spaces that are remembered
+MAX_REMEMBERED = 1 << 24  # characters
 
 
 @dataclass(frozen=True)
@@ -145,16 +145,17 @@ def encode_chunks(chunks: Iterable[str], split: Split, id_of: Callable[[str], in
       id_of: the id of a token, "\\n" for a line end.
     """
     cutter = _cutter(split)
-    places, tokens, ends = numbering(), array("i"), array("q", [0])
+    places, tokens, ends, remembered = numbering(), array("i"), array("q", [0]), 0
     for chunk in chunks:
-        if len(places) > MAX_PIECES:  # memory stays the same however long the text is
-            places, tokens, ends = numbering(), array("i"), array("q", [0])
+        if remembered > MAX_REMEMBERED:  # memory stays the same however long the text is
+            places, tokens, ends, remembered = numbering(), array("i"), array("q", [0]), 0
         known = len(places)
         pieces = chunk.replace("\n", " \n ").split(" ")
         sequence = np.fromiter(map(places.__getitem__, pieces), np.int64, len(pieces))
         for piece in reversed(list(islice(reversed(places), len(places) - known))):  # those that are new
             tokens.extend(id_of(token) for token, _ in cutter.pre_tokenize_str(piece))
             ends.append(len(tokens))
+            remembered += len(piece)
         yield _concatenated(np.array(tokens, np.int32), np.array(ends), sequence)
 
 

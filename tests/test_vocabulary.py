@@ -82,7 +82,7 @@ def test_a_text_is_cut_as_the_tokenizer_does_that_sees_all_of_it(chunks, split):
     chunks = [chunk + end for chunk, end in zip(chunks, cycle(" \n"))]
     vocabulary = Vocabulary(("a", "b", UNK, EOS, "é", "'"), (1,) * 6, split)
     numbers = numbering()
-    with mock.patch("jaxlm.vocabulary.MAX_PIECES", 8):  # what is remembered is dropped often
+    with mock.patch("jaxlm.vocabulary.MAX_REMEMBERED", 20):  # what is remembered is dropped often
         ids = [*encode_chunks(chunks, split, numbers.__getitem__), np.zeros(0, np.int32)]
     expected = vocabulary.encode("".join(chunks))
     np.testing.assert_array_equal(vocabulary.ids_of(numbers)[np.concatenate(ids)], expected)

@@ -54,8 +54,8 @@ def main(vocab_size: int = 200_000, forms: tuple[str, ...] = FORMS) -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         measured(__file__, "run", f"{directory}/run", str(vocab_size))  # not here, where memory is to stay small
-        _, imports = measured("-c", "import convert.formats, convert.runs, tensorflow")
-        seconds, size, rows = 0.0, 0, [["imports alone", "", f"{imports / 1e6:,.0f}", ""]]
+        alone, imports = measured("-c", "import convert.formats, convert.runs, tensorflow")
+        seconds, size, rows = 0.0, 0, [["imports alone", f"{alone:.1f}", f"{imports / 1e6:,.0f}", ""]]
         for form in forms:
             out = directory / f"model.{form}".removesuffix(".savedmodel")
             jobs = {f"to {form}": ("to-keras", f"{directory}/run", str(out), "--format", form)}
