@@ -60,7 +60,8 @@ def export(
     """Writes a model in the form of the output's ending, reads it again and compares it with the JAX model.
 
     Args:
-      run: the model and its words.
+      run: the model and its words; let go of before the file is read again, so that a caller who keeps no other
+        reference needs the memory of one model at a time.
       out: file, or directory of a SavedModel, to write.
       form: what the exported model gives.
       format: one of `Format`; None takes it from the ending.
@@ -88,9 +89,9 @@ def export(
         option = sorted(asked - OPTIONS[name])[0].replace("_", "-")
         raise InputError(f"Invalid --{option}: a {name} model has no such form; it has {sorted(OPTIONS[name])}.")
     config, optimizer = run.model.config, run.optimizer
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves((run.model, optimizer)) if hasattr(leaf, "nbytes"))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((run.model, optimizer.slots if optimizer else {})))
     free = shutil.disk_usage(out.parent).free
-    if free < size:  # HDF5 ends the process where a disk is full
+    if free < size:  # told before anything is done
         raise InputError(f"{out} cannot be written: it needs {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free.")
     ending = "" if name == "savedmodel" else f".{name}"
     bar = tqdm(total=2, desc=f"writing {size / 1e6:,.0f} MB", unit="step", leave=False, disable=size < LARGE)
@@ -100,7 +101,7 @@ def export(
         with _writing(out):
             _writer(name, int8)(run, target, form)
         del run  # so that its memory serves the model that is read again
-        gc.collect()  # Keras models are cycles
+        gc.collect()  # Flax and Keras models are cycles
         bar.set_description("reading it again and comparing")
         bar.update()
         parity = verify.compare(ours, subject(target, name))

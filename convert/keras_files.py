@@ -26,7 +26,6 @@ from jaxlm.model import LanguageModel
 
 LEAVES = ("0", "embeddings", "kernel", "1", "recurrent_kernel", "2", "bias")  # order within a layer
 WRAPPERS = ("model_weights", "layers", "_layer_checkpoint_dependencies")  # groups above those of the layers
-BLOCK = 1 << 24  # bytes that are read at a time
 OPTIMIZER = re.compile(r"optimizer/vars/\d+")
 NOT_WEIGHTS = re.compile(r"(^|/)(optimizer|optimizer_weights|seed_generator|metrics|top_level_model_weights)(/|$)")
 
@@ -222,10 +221,9 @@ def _group(datasets: dict[str, h5py.Dataset]) -> dict[str, list[h5py.Dataset]]:
 
 def _read(dataset: h5py.Dataset) -> np.ndarray:
     array = aligned_empty(dataset.shape, dataset.dtype)
-    rows = max(1, BLOCK // max(1, array[:1].nbytes)) if array.ndim else 1
-    for start in range(0, len(array) if array.ndim else 0, rows):  # at once, an archive would hold it a second time
-        dataset.read_direct(array, np.s_[start : start + rows], np.s_[start : start + rows])
-    if not array.ndim:
+    if array.shape:
+        dataset.read_direct(array)
+    else:
         array[()] = dataset[()]
     return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array  # as Keras stores it
 
