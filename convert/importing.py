@@ -41,12 +41,13 @@ def import_run(
         )
     if form not in ("keras", "h5", "weights.h5", "savedmodel"):
         raise InputError(f"{model} cannot be imported: expected .keras, .h5, .weights.h5 or a SavedModel directory.")
-    other = verify.remembered(formats.subject(model))  # one model at a time in memory
     if form == "savedmodel":
         from convert import saved_model
 
-        language_model = saved_model.read_weights(model)
+        language_model = saved_model.read_weights(model)  # first, since to compare a SavedModel runs its graph
+        other = formats.subject(model)
     else:
+        other = verify.remembered(formats.subject(model))  # one model at a time in memory
         language_model = read_file(model)
     config = language_model.config
     yield str(verify.prove(verify.of_language_model(language_model), other))

@@ -26,6 +26,7 @@ from jaxlm.model import LanguageModel
 
 LEAVES = ("0", "embeddings", "kernel", "1", "recurrent_kernel", "2", "bias")  # order within a layer
 WRAPPERS = ("model_weights", "layers", "_layer_checkpoint_dependencies")  # groups above those of the layers
+LARGEST_JSON = 1 << 24  # bytes
 OPTIMIZER = re.compile(r"optimizer/vars/\d+")
 NOT_WEIGHTS = re.compile(r"(^|/)(optimizer|optimizer_weights|seed_generator|metrics|top_level_model_weights)(/|$)")
 
@@ -64,17 +65,17 @@ def open_file(path: Path) -> Iterator[Source]:
     with reading(path), ExitStack() as stack:
         if path.suffix == ".keras":
             archive = stack.enter_context(zipfile.ZipFile(path))
-            config = _archive_config(path, archive)
+            config, names = _archive_config(path, archive), []  # its groups have the names of classes, numbered
             version = json.loads(archive.read("metadata.json")).get("keras_version")
             file = stack.enter_context(h5py.File(stack.enter_context(_member(path, archive)), "r"))
         else:
             file = stack.enter_context(h5py.File(path, "r"))
             text, version = file.attrs.get("model_config"), file.attrs.get("keras_version")
             config = None if text is None else json.loads(text)
+            names = [_text(name) for name in file.get("model_weights", file).attrs.get("layer_names", ())]
             _check_modules(path, config)
-        layers = None if config is None or _is_single_step(config) else layers_of_json(config)
-        structure = None if layers is None else read_structure(layers)
-        names = [layer.config["name"] for layer in layers or ()]
+        single_step = config is not None and path.suffix == ".keras" and _is_single_step(config)
+        structure = None if config is None or single_step else read_structure(layers_of_json(config))
         datasets = _datasets(path, file)
         weights = _weights(path, _group({k: v for k, v in datasets.items() if not NOT_WEIGHTS.search(k)}), names)
         slots = {int(name.split("/")[-1]): v for name, v in datasets.items() if OPTIMIZER.fullmatch(name)}
@@ -90,6 +91,7 @@ def read_file(path: Path) -> LanguageModel:
       InputError: as `open_file`, or a weight is not finite.
     """
     with open_file(path) as source:
+        config_of_shapes([dataset.shape for dataset in source.weights])  # before anything is read
         dropout = source.structure.dropout if source.structure else 0.0
         return from_keras_list([_read(dataset) for dataset in source.weights], dropout)
 
@@ -120,6 +122,8 @@ def _archive_config(path: Path, archive: zipfile.ZipFile) -> Any:
     for name in archive.namelist():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             raise InputError(f"{path} is no Keras model: its member {name!r} leads out of it.")
+    if sum(info.file_size for info in archive.infolist() if info.filename.endswith(".json")) > LARGEST_JSON:
+        raise InputError(f"{path} is no Keras model: its JSON files are larger than {LARGEST_JSON:,} bytes.")
     damaged = archive.testzip()  # HDF5 has no checksums; the archive has
     if damaged:
         raise InputError(f"{path} is damaged: the checksum of its member {damaged} is wrong.")
@@ -145,10 +149,18 @@ class _Part(io.RawIOBase):
         return self.place
 
     def readinto(self, buffer: Any) -> int:
+        """Fills the whole buffer or raises: h5py does not look at how much of it was filled."""
+        rest = memoryview(buffer).cast("B")
+        if len(rest) > self.size - self.place:
+            raise EOFError("its weights end too early")
         self.file.seek(self.start + self.place)
-        count = self.file.readinto(memoryview(buffer)[: max(0, self.size - self.place)])
-        self.place += count
-        return count
+        self.place += len(rest)
+        while rest:
+            count = self.file.readinto(rest)  # the operating system reads 2 GB at most
+            if not count:
+                raise EOFError("its weights end too early")
+            rest = rest[count:]
+        return memoryview(buffer).nbytes
 
     def close(self) -> None:
         self.file.close()
@@ -160,6 +172,8 @@ def _member(path: Path, archive: zipfile.ZipFile) -> IO[bytes] | io.RawIOBase:
     info = archive.getinfo("model.weights.h5")
     if info.compress_type != zipfile.ZIP_STORED:
         return archive.open(info)
+    if info.file_size != info.compress_size:
+        raise InputError(f"{path} is damaged: its weights are stored as they are, and have two sizes.")
     with path.open("rb") as file:
         file.seek(info.header_offset)
         header = file.read(30)
@@ -204,7 +218,13 @@ def _datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
         found[name] = item
 
     file.visititems(visit)
+    if sum(item.nbytes for item in found.values()) > max(path.stat().st_size * 64, 1 << 26):
+        raise InputError(f"{path}: its weights are larger than the file.")
     return found
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def _group(datasets: dict[str, h5py.Dataset]) -> dict[str, list[h5py.Dataset]]:
@@ -249,10 +269,10 @@ def load_keras(path: Path) -> Subject:
       InputError: as `read_file`.
     """
     with open_file(path) as source:
+        config = config_of_shapes([dataset.shape for dataset in source.weights])
         structure, description = source.structure, source.config
         weights = [tensor_of(_read(dataset)) for dataset in source.weights]
     if description is None:
-        config = config_of_shapes([tuple(weight.shape) for weight in weights])
         form = Form(structure.logits, structure.last_only) if structure else Form()
         found = abstract_subject(abstract(lambda: build(config, form)), weights, path.name)
         return found._replace(first_id=int(bool(structure and structure.mask_zero)))
@@ -269,9 +289,13 @@ def _deserialized(config: dict[str, Any]) -> keras.Model:
 
 
 def _is_single_step(config: dict[str, Any]) -> bool:
-    """Whether a model is one of `keras_model.build` with `single_step`."""
-    layers = config["config"]["layers"] if isinstance(config["config"], dict) else []
-    kinds = [layer["class_name"] for layer in layers]
-    return kinds.count("InputLayer") > 1 and {"InputLayer", "Embedding", "LSTM", "Dense", "Activation"}.issuperset(
-        kinds
+    """Whether a model is one of `keras_model.build` with `single_step`: by its inputs' names."""
+    inner = config.get("config")
+    layers = inner.get("layers") if isinstance(inner, dict) else None
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        return False
+    names = [str(layer.get("name")) for layer in layers if layer.get("class_name") == "InputLayer"]
+    known = {"InputLayer", "Embedding", "LSTM", "Dense", "Activation"}.issuperset(
+        layer.get("class_name") for layer in layers
     )
+    return known and len(names) > 2 and all(re.fullmatch(r"token_ids|[hc]_\d+", name) for name in names)

@@ -42,7 +42,7 @@ def build(config: ModelConfig, form: Form = PLAIN) -> keras.Model:
     inputs = keras.Input((1 if form.single_step else None,), dtype="int32", name="token_ids")
     states_in: dict[str, Any] = {}
     states_out: dict[str, Any] = {}
-    initializer = "glorot_uniform" if form.dtype == "bfloat16" else "orthogonal"  # TensorFlow has no QR in bfloat16
+    initializer = "orthogonal" if form.dtype == "float32" else "glorot_uniform"  # there is no QR in 16 bits
     outputs = keras.layers.Embedding(config.vocab_size, config.embedding_size, dtype=form.dtype, name="embedding")(
         inputs
     )
@@ -80,7 +80,8 @@ def build(config: ModelConfig, form: Form = PLAIN) -> keras.Model:
 def abstract(make: Callable[[], keras.Model]) -> keras.Model:
     """Makes a Keras model whose variables have shapes and take no memory; it runs in a scope that has their values.
 
-    In a thread of its own: Keras would give values to the variables at the next that the same thread makes.
+    In a thread of its own: Keras remembers, in each thread, the variables without values, and gives them values as
+    soon as that thread makes another.
     """
 
     def in_scope() -> keras.Model:
@@ -251,7 +252,10 @@ def subject(model: Any, name: str = "Keras model") -> verify.Subject:
 
 
 def _single_step_subject(model: Any, name: str) -> verify.Subject:
-    (result,) = {"logits", "probabilities"} & set(model.output)
+    outputs = model.output if isinstance(model.output, dict) else {}
+    if len({"logits", "probabilities"} & set(outputs)) != 1:
+        raise InputError(f"{name} has more than one input; expected a chain of layers, or a single step of jaxlm's.")
+    (result,) = {"logits", "probabilities"} & set(outputs)
     states = {key: (tensor.shape[-1], tensor.dtype) for key, tensor in model.input.items() if key != "token_ids"}
 
     def step(ids: np.ndarray, carry: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -169,7 +169,10 @@ def compare(first: Subject, second: Subject, *, batch_size: int = 2, time: int =
 
 
 def remembered(subject: Subject) -> Subject:
-    """Returns a `Subject` that knows what `compare` asks of it first; the model itself may be gone by then."""
+    """Returns a `Subject` that knows what `compare` asks of it by its defaults; the model may be gone by then.
+
+    The other subject's first id may not be larger than this one's.
+    """
     ids = _random_ids(subject.vocab_size, subject.first_id)
     known = {ids.tobytes(): subject.predict(ids)}
     return subject._replace(predict=lambda ids: known[ids.tobytes()])

@@ -1,6 +1,7 @@
 """The one table of weights, jaxlm <-> Keras, on numpy arrays; it serves both directions."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -136,7 +137,7 @@ def language_model(weights: Mapping[str, np.ndarray], config: ModelConfig) -> La
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """`numpy.empty` in memory that JAX and TensorFlow take as it is, where they would copy any other."""
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)

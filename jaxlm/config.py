@@ -84,7 +84,7 @@ class TrainConfig:
       word_vectors: whether embedding and softmax rows start at vectors counted from the training text
         (words with the same neighbours lie close together), and not at random.
       compute_dtype: of the factors of training's matrix products; "bfloat16" is for accelerators with units for
-        it, a CPU takes float32 all the same. Sums, states, parameters and exact figures are float32 always.
+        it, a CPU takes float32 all the same. Sums, states and parameters are float32 always; evaluation is as ever.
       optimizer: of the LSTM (dense) and of the rows (sparse; adam is then lazy).
       learning_rate: its highest value, held until the decay begins; 0.003 suits adam, 0.03 adagrad.
       warmup_steps: steps over which the learning rate rises linearly from 0.

@@ -1,6 +1,7 @@
 """`TrainState` and `train_step`: sampled softmax on gathered rows, row-sparse updates, everything in place."""
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,7 +26,6 @@ from jaxlm.sampling import (
 )
 from jaxlm.softmax import softmax_loss
 
-MATMUL_PRECISION = {"float32": None, "bfloat16": "BF16_BF16_F32"}  # None is JAX's own
 Rows = ClassRows | tuple[jax.Array, jax.Array]  # gathered rows, or whole weights and biases for the exact loss
 
 
@@ -141,7 +141,8 @@ def train_step(
         hidden, carry = model.hidden(embedded, state.carry, dropout_key)
         return _mean_loss(state.config, rows, values, labels, hidden), carry
 
-    with jax.default_matmul_precision(MATMUL_PRECISION[state.config.compute_dtype]):
+    bfloat16 = state.config.compute_dtype == "bfloat16"
+    with jax.default_matmul_precision("BF16_BF16_F32") if bfloat16 else nullcontext():
         (loss, carry), (d_dense, d_embedded, d_rows) = jax.value_and_grad(mean_loss, argnums=(0, 1, 2), has_aux=True)(
             state.dense, state.model.embed(inputs), rows
         )

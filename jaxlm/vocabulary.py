@@ -148,7 +148,9 @@ def encode_chunks(chunks: Iterable[str], split: Split, id_of: Callable[[str], in
     places, tokens, ends, remembered = numbering(), array("i"), array("q", [0]), 0
     for chunk in chunks:
         if remembered > MAX_REMEMBERED:  # memory stays the same however long the text is
-            places, tokens, ends, remembered = numbering(), array("i"), array("q", [0]), 0
+            places.clear()
+            del tokens[:], ends[1:]
+            remembered = 0
         known = len(places)
         pieces = chunk.replace("\n", " \n ").split(" ")
         sequence = np.fromiter(map(places.__getitem__, pieces), np.int64, len(pieces))
@@ -156,7 +158,7 @@ def encode_chunks(chunks: Iterable[str], split: Split, id_of: Callable[[str], in
             tokens.extend(id_of(token) for token, _ in cutter.pre_tokenize_str(piece))
             ends.append(len(tokens))
             remembered += len(piece)
-        yield _concatenated(np.array(tokens, np.int32), np.array(ends), sequence)
+        yield _concatenated(np.asarray(tokens), np.asarray(ends), sequence)
 
 
 def numbering() -> defaultdict[str, int]:
@@ -216,8 +218,10 @@ def _read_file(path: Path) -> Iterator[str]:
                 text = rest + text
                 cut = max(text.rfind("\n"), text.rfind(" ")) + 1
                 rest = text[cut:]
-                if len(rest) > 2 * CHUNK_CHARS:
-                    raise InputError(f"{path}: expected text. Received: {len(rest)} characters without a space.")
+                if len(rest) > 8 * CHUNK_CHARS:
+                    raise InputError(
+                        f"{path}: expected text. Received: {len(rest)} characters without a space or line end."
+                    )
                 if cut:
                     yield text[:cut]
     except UnicodeDecodeError as error:

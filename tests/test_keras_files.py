@@ -1,6 +1,7 @@
 """Keras' files of all generations are read, and damaged, unsafe and foreign ones refused in one line."""
 
 import importlib.util
+import io
 import json
 import zipfile
 
@@ -13,6 +14,7 @@ from keras import layers
 
 from convert import formats, keras_files, verify
 from convert.__main__ import app
+from convert.keras_model import subject as keras_model_subject
 from convert.verify import of_language_model
 from convert.weights import language_model_weights
 from jaxlm.__main__ import run_command
@@ -155,6 +157,55 @@ def test_hdf5_that_holds_or_points_to_anything_else_is_refused(keras_model, tmp_
             elif change == "link":
                 file["layers/dense/vars/1"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/x")
         refused(path, message)
+
+
+@pytest.mark.parametrize("name", ["a.keras", "a.h5", "a.weights.h5"])
+def test_layers_whose_names_run_against_their_order(tmp_path, name):
+    top, ids = layers.LSTM(7, return_sequences=True, name="lstm"), keras.Input((None,), dtype="int32")
+    bottom = layers.LSTM(7, return_sequences=True, name="lstm_1")
+    hidden = top(bottom(layers.Embedding(V, 7, name="embedding")(ids)))
+    model = keras.Model(ids, layers.Dense(V, activation="softmax", name="dense")(hidden))
+    path = tmp_path / name
+    model.save_weights(path) if "weights" in name else model.save(path)
+    parity = verify.compare(of_language_model(keras_files.read_file(path)), keras_model_subject(model))
+    assert parity.holds, str(parity)
+    assert verify.compare(keras_model_subject(model), formats.subject(path)).holds
+
+
+def test_weights_of_an_archive_are_read_whole_or_not_at_all(random_run, tmp_path, monkeypatch):
+    path = tmp_path / "a.keras"
+    formats.export(random_run(), path)
+    truth = jax.tree.leaves(keras_files.read_file(path))
+
+    class Slow(io.FileIO):
+        def readinto(self, buffer):  # as the operating system does with more than 2 GB
+            return super().readinto(memoryview(buffer)[:100])
+
+    with zipfile.ZipFile(path) as archive, keras_files._member(path, archive) as member:
+        whole, member.file = archive.read("model.weights.h5"), Slow(path)
+        buffer = bytearray(len(whole))
+        assert member.readinto(buffer) == len(whole) and bytes(buffer) == whole
+        with pytest.raises(EOFError):
+            member.readinto(buffer)
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "b.keras", "w", zipfile.ZIP_DEFLATED) as packed:
+        for info in archive.infolist():
+            packed.writestr(info.filename, archive.read(info))
+    for one, two in zip(jax.tree.leaves(keras_files.read_file(tmp_path / "b.keras")), truth, strict=True):
+        np.testing.assert_array_equal(one, two)
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"model.weights.h5"))
+    data[entry + 24 : entry + 28] = (int.from_bytes(data[entry + 24 : entry + 28], "little") + 8).to_bytes(4, "little")
+    path.write_bytes(data)
+    refused(path, "")
+
+
+def test_models_of_several_inputs_are_refused(tmp_path):
+    ids, h, c = keras.Input((None,), dtype="int32"), keras.Input((7,)), keras.Input((7,))
+    hidden = layers.LSTM(7, return_sequences=True)(layers.Embedding(V, 7)(ids), initial_state=[h, c])
+    model = keras.Model([ids, h, c], layers.Dense(V, activation="softmax")(hidden))
+    for name in ("a.keras", "a.h5"):
+        model.save(tmp_path / name)
+        refused(tmp_path / name, "its input is")
 
 
 def test_nan_wrong_sizes_and_wrong_places_are_refused(keras_model, random_run, run_dir, tmp_path, capsys):

@@ -138,6 +138,14 @@ def test_bfloat16_is_asked_of_every_product_forward_and_backward(change):
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.01)
 
 
+def test_a_precision_that_the_user_asks_of_jax_is_kept():
+    words = batches(1)[0]
+    with jax.default_matmul_precision("highest"):
+        lowered = train_step.lower(TrainState.create(make_model(), TRAIN), words[:, :-1], words[:, 1:], 0.1)
+    lines = [line for line in lowered.as_text().splitlines() if "stablehlo.dot_general" in line]
+    assert lines and all("HIGHEST" in line for line in lines)
+
+
 def test_lazy_adam_leaves_other_rows_alone():
     words = batches(1)[0]
     start = make_model()

@@ -98,7 +98,9 @@ def damaged(tmp_path: Path, kind: str) -> Path:
     elif kind == "xz":
         path.write_bytes(lzma.compress(data)[:-20])
     elif kind != "missing":
-        path.write_bytes({"empty": b"", "latin1": b"caf\xe9 au lait\n", "plain": data, "endless": b"x" * 10**6}[kind])
+        path.write_bytes(
+            {"empty": b"", "latin1": b"caf\xe9 au lait\n", "plain": data, "endless": b"x" * 3 * 10**6}[kind]
+        )
     return path
 
 

@@ -39,7 +39,8 @@ def measured(*arguments: str) -> tuple[float, float]:
     with open(os.devnull, "wb") as quiet:
         process = subprocess.Popen([sys.executable, *arguments], stdout=quiet, stderr=quiet)
         _, status, usage = os.wait4(process.pid, 0)
-    if status:
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
         raise SystemExit(f"failed: {' '.join(arguments)}")
     return time.perf_counter() - start, usage.ru_maxrss * 1024
 
@@ -64,7 +65,7 @@ def main(vocab_size: int = 200_000, forms: tuple[str, ...] = FORMS) -> None:
                 jobs[f"from {form}"] = ("from-keras", str(out), f"{directory}/again", "--vocabulary", words)
             for label, arguments in jobs.items():
                 took, peak = measured("-m", "convert", *arguments)
-                size = size or out.stat().st_size
+                size = size or sum(path.stat().st_size for path in (out, *out.rglob("*")) if path.is_file())
                 ratio = (peak - imports) / size
                 rows.append([label, f"{took:.1f}", f"{peak / 1e6:,.0f}", f"{ratio:.2f}"])
             shutil.rmtree(directory / "again", ignore_errors=True)
