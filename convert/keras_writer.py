@@ -6,10 +6,10 @@ written is that file, with each dataset swapped for the weight whose number it h
 
 import dataclasses
 import json
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import h5py
@@ -36,13 +36,14 @@ def write_keras(run: Run, target: Path, form: Form) -> None:
     """Writes a `.keras` file, compiled with the optimizer where the run has it."""
     config, optimizer = run.model.config, run.optimizer
     arrays = _arrays(language_model_weights(run.model), optimizer, config)
-    small, parts = _numbered(config, form, optimizer), target.with_name("parts")
-    small.save(parts, zipped=False)
+    small = _numbered(config, form, optimizer)
     description = keras.saving.serialize_keras_object(abstract(lambda: build(config, form)))
     if optimizer:
         description["compile_config"] = keras.saving.serialize_keras_object(small)["compile_config"]
-    with zipfile.ZipFile(target, "w") as archive:  # stored, as Keras does
-        for path in sorted(path for path in parts.iterdir() if path.is_file()):
+    with TemporaryDirectory(dir=target.parent) as directory, zipfile.ZipFile(target, "w") as archive:
+        parts = Path(directory) / "parts"
+        small.save(parts, zipped=False)
+        for path in sorted(path for path in parts.iterdir() if path.is_file()):  # stored, as Keras does
             if path.name == "config.json":
                 archive.writestr(path.name, json.dumps(description))
             elif path.suffix == ".h5":
@@ -51,7 +52,6 @@ def write_keras(run: Run, target: Path, form: Form) -> None:
                         member.write(block)
             else:
                 archive.write(path, path.name)
-    shutil.rmtree(parts)
 
 
 def write_h5(run: Run, target: Path, form: Form) -> None:
@@ -85,12 +85,11 @@ def _write_sequential(
 ) -> None:
     arrays = _arrays(language_model_weights(run.model), None, run.model.config)
     small = _numbered(run.model.config, form, None)
-    template = target.with_name("template.weights.h5" if target.name.endswith(".weights.h5") else "template.h5")
-    save(keras.Sequential(small.layers, name="language_model"), template)
-    with target.open("wb") as file:
+    with TemporaryDirectory(dir=target.parent) as directory, target.open("wb") as file:
+        template = Path(directory) / target.name
+        save(keras.Sequential(small.layers, name="language_model"), template)
         for block in _swapped(template, arrays, attributes):
             file.write(block)
-    template.unlink()
 
 
 def _arrays(
@@ -125,11 +124,11 @@ def _swapped(template: Path, arrays: Sequence[np.ndarray], attributes: Mapping[s
     so that a full disk is an error like any other.
 
     Args:
-      template: file of the model that `_numbered` made.
+      template: file of the model that `_numbered` made; a file is made beside it.
       arrays: as from `_arrays`.
       attributes: JSON values that take the place of the file's own.
     """
-    skeleton = template.with_name("skeleton")
+    skeleton = template.with_suffix(".skeleton")
     room = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     room.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     room.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -159,4 +158,3 @@ def _swapped(template: Path, arrays: Sequence[np.ndarray], attributes: Mapping[s
                 yield np.ascontiguousarray(array[start : start + rows], dtype).reshape(-1).view(np.uint8).data
             file.seek(offset + array.size * dtype.itemsize)
         yield memoryview(file.read())
-    skeleton.unlink()

@@ -87,6 +87,12 @@ def test_hdf5_files_are_what_keras_writes(random_run, tmp_path, ending):
             np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize("name", ["template.h5", "template.weights.h5", "parts.keras", "model.weights.keras"])
+def test_no_name_of_an_output_is_one_that_the_writer_needs(random_run, tmp_path, name):
+    formats.export(random_run(1), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_disk_that_fills_up_midway_is_an_error_like_any_other(random_run, tmp_path, monkeypatch):
     swapped = keras_writer._swapped
 
