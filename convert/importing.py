@@ -7,8 +7,6 @@ import numpy as np
 
 from convert import formats, runs, verify
 from convert.keras_files import read_file, read_optimizer
-from convert.optimizer import reorder
-from convert.weights import reorder_classes
 from jaxlm.checkpoint import CONFIG_FILE
 from jaxlm.config import InputError
 from jaxlm.data import VOCABULARY_FILE
@@ -54,9 +52,6 @@ def import_run(
     if other.first_id:
         yield "compared without id 0: where Keras masks it, it is an ordinary word in jaxlm"
     optimizer = read_optimizer(model, config) if keep_optimizer else None
-    if order is not None:
-        language_model = reorder_classes(language_model, order)
-        optimizer = None if optimizer is None else reorder(optimizer, order)
     runs.write(run, language_model, vocabulary, order, optimizer)
     if optimizer:
         yield f"{optimizer.name} goes on after {optimizer.steps:,} steps: --learning-rate {optimizer.learning_rate:g}"

@@ -74,10 +74,10 @@ def write(
 
     Args:
       directory: to make.
-      model: with the ids of the vocabulary.
+      model: with the ids of the Keras model.
       vocabulary: by decreasing counts.
       order: the id in Keras of each id of the vocabulary, `[V]`; None where they are the same.
-      optimizer: its state with the ids of the vocabulary; None begins with a fresh one.
+      optimizer: its state with the ids of the Keras model; None begins with a fresh one.
 
     Raises:
       InputError: the directory exists, or the sizes differ.
@@ -92,6 +92,8 @@ def write(
     partial.mkdir()
     try:
         if order is not None:
+            model = reorder_classes(model, order)
+            optimizer = None if optimizer is None else reorder(optimizer, order)
             np.save(partial / ORDER_FILE, order)
         config = TrainConfig(num_sampled=min(TrainConfig.num_sampled, len(vocabulary)), optimizer="sgd")  # no state
         if optimizer is not None:

@@ -120,6 +120,18 @@ def test_ids_of_the_keras_model_keep_their_moments(random_run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.optimizer.slots, state.slots)
 
 
+@pytest.mark.parametrize("words", [22, 24])
+def test_words_that_are_too_few_or_too_many_are_refused_before_anything_is_re_ranked(random_run, tmp_path, words):
+    run = random_run(1)
+    formats.export(run._replace(optimizer=make_state(run.model, "adam")), tmp_path / "a.keras")
+    lines = [f"{word}\t{n}" for n, word in enumerate(["<unk>", "<eos>", *(f"w{n}" for n in range(words - 2))])]
+    (tmp_path / "words.txt").write_text("\n".join(lines))
+    arguments = (tmp_path / "words.txt", "<unk>", "<eos>", "words", True)
+    with pytest.raises(InputError, match=f"{words} words, and the model 23"):
+        list(importing.import_run(tmp_path / "a.keras", tmp_path / "run", *arguments))
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_cannot_be_kept_is_refused(random_run, run_dir, tmp_path):
     run = random_run(1, projection_size=5, tied=True)
     arguments = (tmp_path / "run", run_dir / "vocabulary.json", "<unk>", "<eos>", "words", True)
