@@ -207,18 +207,19 @@ def _weights(path: Path, groups: dict[str, list[h5py.Dataset]], names: list[str]
 def _datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
     """All datasets by their paths; links are not followed."""
     found: dict[str, h5py.Dataset] = {}
+    largest = path.stat().st_size * 64  # as big as compression could make it
 
     def visit(name: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset):
             return
         if item.dtype.kind not in "fiuV" or item.external or item.is_virtual:
             raise InputError(f"{path}: {name} is no array of numbers of this file (it has dtype {item.dtype}).")
-        if item.nbytes > max(path.stat().st_size * 64, 1 << 24):  # as big as compression could make it
+        if item.nbytes > max(largest, 1 << 24):
             raise InputError(f"{path}: {name} is larger than its file.")
         found[name] = item
 
     file.visititems(visit)
-    if sum(item.nbytes for item in found.values()) > max(path.stat().st_size * 64, 1 << 26):
+    if sum(item.nbytes for item in found.values()) > max(largest, 1 << 26):
         raise InputError(f"{path}: its weights are larger than the file.")
     return found
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from convert import verify
 from convert.layers import Layer, Structure, read_structure
-from convert.weights import ALIGNMENT, aligned_empty, from_keras_list, language_model_weights
+from convert.weights import ALIGNMENT, aligned_copy, from_keras_list, language_model_weights
 from convert.weights import to_keras as weights_to_keras
 from jaxlm.config import InputError, ModelConfig
 from jaxlm.model import LanguageModel
@@ -102,9 +102,7 @@ def tensor_of(array: np.ndarray) -> Any:
     import tensorflow as tf
 
     if not array.flags.c_contiguous or not array.flags.writeable or array.ctypes.data % ALIGNMENT:
-        moved = aligned_empty(array.shape, array.dtype)
-        moved[...] = array
-        array = moved
+        array = aligned_copy(array)
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
@@ -252,10 +250,10 @@ def subject(model: Any, name: str = "Keras model") -> verify.Subject:
 
 
 def _single_step_subject(model: Any, name: str) -> verify.Subject:
-    outputs = model.output if isinstance(model.output, dict) else {}
-    if len({"logits", "probabilities"} & set(outputs)) != 1:
+    results = {"logits", "probabilities"} & set(model.output if isinstance(model.output, dict) else ())
+    if len(results) != 1:
         raise InputError(f"{name} has more than one input; expected a chain of layers, or a single step of jaxlm's.")
-    (result,) = {"logits", "probabilities"} & set(outputs)
+    (result,) = results
     states = {key: (tensor.shape[-1], tensor.dtype) for key, tensor in model.input.items() if key != "token_ids"}
 
     def step(ids: np.ndarray, carry: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ LOWEST = -69.0  # log(1e-30): below it a float32 softmax has lost its digits
 # allowed on log-probabilities and states (a probability is about 1e-5 at a large vocabulary and proves
 # nothing), by the precision of the weights
 TOLERANCES = {"float32": 1e-4, "float16": 0.03, "bfloat16": 0.25, "int8": 0.3}
+BATCH_SIZE, TIME, SEED = 2, 9, 0  # of the random ids that models are compared on
 WINDOW = 35  # words of a text that are read from the zero state
 
 
@@ -142,7 +143,9 @@ def step_subject(
     return Subject(name, vocab_size, predict, precision=precision)
 
 
-def compare(first: Subject, second: Subject, *, batch_size: int = 2, time: int = 9, seed: int = 0) -> Parity:
+def compare(
+    first: Subject, second: Subject, *, batch_size: int = BATCH_SIZE, time: int = TIME, seed: int = SEED
+) -> Parity:
     """Compares log-probabilities and states on random ids, drawn evenly from the vocabulary.
 
     Args:
@@ -173,12 +176,12 @@ def remembered(subject: Subject) -> Subject:
 
     The other subject's first id may not be larger than this one's.
     """
-    ids = _random_ids(subject.vocab_size, subject.first_id)
+    ids = _random_ids(subject.vocab_size, subject.first_id, BATCH_SIZE, TIME, SEED)
     known = {ids.tobytes(): subject.predict(ids)}
     return subject._replace(predict=lambda ids: known[ids.tobytes()])
 
 
-def _random_ids(vocab_size: int, first_id: int, batch_size: int = 2, time: int = 9, seed: int = 0) -> np.ndarray:
+def _random_ids(vocab_size: int, first_id: int, batch_size: int, time: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(first_id, vocab_size, (batch_size, time), np.int32)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -126,13 +126,11 @@ def language_model(weights: Mapping[str, np.ndarray], config: ModelConfig) -> La
     """The inverse of `language_model_weights`; copies each array once."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))), ...)
 
-    def copied(path: tuple, _: jax.ShapeDtypeStruct) -> jax.Array:
-        array = weights[jax.tree_util.keystr(path, simple=True, separator="/")]
-        copy = aligned_empty(array.shape, array.dtype)
-        copy[...] = array
-        return jax.device_put(copy)  # of this memory itself
-
-    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(copied, nnx.to_pure_dict(params)))
+    arrays = jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.device_put(aligned_copy(weights[jax.tree_util.keystr(path, simple=True, separator="/")])),
+        nnx.to_pure_dict(params),
+    )
+    return nnx.merge(graphdef, arrays)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -143,22 +141,28 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """A contiguous copy in memory of `aligned_empty`."""
+    copy = aligned_empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
 def reorder_classes(model: LanguageModel, index: np.ndarray) -> LanguageModel:
     """Returns the model whose word i is the word `index[i]` of `model`; index `[V]` is a permutation."""
     graphdef, params = nnx.split(model, nnx.Param)
-    arrays = nnx.to_pure_dict(params)
+    return nnx.merge(graphdef, jax.device_put(reorder_rows(nnx.to_pure_dict(params), index)))
+
+
+def reorder_rows(weights: dict[str, Any], index: np.ndarray) -> dict[str, Any]:
+    """`reorder_classes` of weights, or of an optimizer's moments, by their jaxlm names."""
+    reordered = {}
     for name in CLASS_TABLES:
-        if name in arrays:
-            table = np.asarray(arrays[name])
-            reordered = aligned_empty(table.shape, table.dtype)
-            np.take(table, index, axis=0, out=reordered, mode="clip")  # which does without a buffer
-            arrays[name] = jax.device_put(reordered)
-    return nnx.merge(graphdef, arrays)
-
-
-def reorder_rows(weights: dict[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
-    """`reorder_classes` of an optimizer's moments, by their jaxlm names."""
-    return weights | {name: weights[name][index] for name in CLASS_TABLES if name in weights}
+        if name in weights:
+            table = np.asarray(weights[name])
+            reordered[name] = aligned_empty(table.shape, table.dtype)
+            np.take(table, index, axis=0, out=reordered[name], mode="clip")  # which does without a buffer
+    return weights | reordered
 
 
 def _are_tied(embeddings: np.ndarray, kernel: np.ndarray) -> bool:

@@ -172,7 +172,7 @@ def test_layers_whose_names_run_against_their_order(tmp_path, name):
     assert verify.compare(keras_model_subject(model), formats.subject(path)).holds
 
 
-def test_weights_of_an_archive_are_read_whole_or_not_at_all(random_run, tmp_path, monkeypatch):
+def test_weights_of_an_archive_are_read_whole_or_not_at_all(random_run, tmp_path):
     path = tmp_path / "a.keras"
     formats.export(random_run(), path)
     truth = jax.tree.leaves(keras_files.read_file(path))

@@ -72,7 +72,7 @@ def main(vocab_size: int = 200_000, forms: tuple[str, ...] = FORMS) -> None:
             if form == forms[0]:
                 start = time.perf_counter()
                 for n in range(2):
-                    shutil.copyfile(out, directory / f"copy{n}")
+                    (shutil.copytree if out.is_dir() else shutil.copyfile)(out, directory / f"copy{n}")
                 os.sync()
                 seconds = time.perf_counter() - start
             for path in (directory / "copy0", directory / "copy1", out):
