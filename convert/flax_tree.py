@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from convert.weights import from_keras_list
-from jaxlm.config import InputError
+from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
 
 GATES = ("i", "f", "g", "o")

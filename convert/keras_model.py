@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from convert import verify
-from convert.layers import Layer, Structure, read_structure
+from convert import comparison
+from convert.keras_layers import Layer, Structure, read_structure
 from convert.weights import ALIGNMENT, aligned_copy, from_keras_list, language_model_weights
 from convert.weights import to_keras as weights_to_keras
-from jaxlm.config import InputError, ModelConfig
+from jaxlm.config import ModelConfig
+from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
 
 
@@ -146,7 +147,7 @@ def from_keras(model: Any) -> LanguageModel:
     """
     layers, structure = read(model)
     language_model = from_keras_list([array for layer in layers for array in layer.get_weights()], structure.dropout)
-    verify.prove(verify.of_language_model(language_model), subject(model))
+    comparison.prove(comparison.of_language_model(language_model), subject(model))
     return language_model
 
 
@@ -169,7 +170,7 @@ def load_into_keras(language_model: LanguageModel, model: Any) -> None:
     for layer in layers:
         arrays = [weights.pop(0)[1] for _ in layer.weights]
         layer.set_weights(arrays)
-    verify.prove(verify.of_language_model(language_model), subject(model))
+    comparison.prove(comparison.of_language_model(language_model), subject(model))
 
 
 def read(model: Any) -> tuple[list[Any], Structure]:
@@ -208,7 +209,7 @@ def _same(first: Any, second: Any) -> bool:
     return first is second or getattr(first, "name", 0) == getattr(second, "name", 1)
 
 
-def abstract_subject(model: keras.Model, weights: Sequence[Any], name: str) -> verify.Subject:
+def abstract_subject(model: keras.Model, weights: Sequence[Any], name: str) -> comparison.Subject:
     """Returns an `abstract` model and its weights, tensors in Keras' order, as a `Subject`.
 
     Raises:
@@ -219,20 +220,20 @@ def abstract_subject(model: keras.Model, weights: Sequence[Any], name: str) -> v
         raise InputError(f"{name}: its layers have weights of the shapes {shapes[0]}, and it holds {shapes[1]}.")
     found = subject(model, name)
 
-    def predict(ids: np.ndarray) -> verify.Predictions:
+    def predict(ids: np.ndarray) -> comparison.Predictions:
         with keras.StatelessScope(state_mapping=list(zip(model.weights, weights, strict=True))):
             return found.predict(ids)
 
     return found._replace(predict=predict)
 
 
-def subject(model: Any, name: str = "Keras model") -> verify.Subject:
+def subject(model: Any, name: str = "Keras model") -> comparison.Subject:
     """Returns a live Keras model as a `Subject` of comparisons; `single_step` models of `build` too."""
     if len(model.inputs) > 1:
         return _single_step_subject(model, name)
     layers, structure = read(model)
 
-    def predict(ids: np.ndarray) -> verify.Predictions:
+    def predict(ids: np.ndarray) -> comparison.Predictions:
         outputs = _numpy(model(ids))
         outputs = outputs[:, None] if structure.last_only else outputs
         states: dict[str, np.ndarray] = {}
@@ -242,14 +243,14 @@ def subject(model: Any, name: str = "Keras model") -> verify.Subject:
             if type(layer).__name__ == "LSTM":
                 h = _numpy(hidden)
                 states[f"h_{len(states) + 1}"] = h if h.ndim == 2 else h[:, -1]
-        return verify.Predictions(verify.log_probabilities(outputs, structure.logits), states)
+        return comparison.Predictions(comparison.log_probabilities(outputs, structure.logits), states)
 
     vocab_size = layers[0].get_config()["input_dim"]
     precision = keras.backend.standardize_dtype(layers[-1].weights[0].dtype)
-    return verify.Subject(name, vocab_size, predict, structure.last_only, int(structure.mask_zero), precision)
+    return comparison.Subject(name, vocab_size, predict, structure.last_only, int(structure.mask_zero), precision)
 
 
-def _single_step_subject(model: Any, name: str) -> verify.Subject:
+def _single_step_subject(model: Any, name: str) -> comparison.Subject:
     results = {"logits", "probabilities"} & set(model.output if isinstance(model.output, dict) else ())
     if len(results) != 1:
         raise InputError(f"{name} has more than one input; expected a chain of layers, or a single step of jaxlm's.")
@@ -263,7 +264,7 @@ def _single_step_subject(model: Any, name: str) -> verify.Subject:
     zeros = {key: np.zeros((1, width), dtype) for key, (width, dtype) in states.items()}
     vocab_size = int(model.output[result].shape[-1])
     precision = next(iter(model.weights)).dtype
-    return verify.step_subject(name, vocab_size, step, zeros, result, str(precision))
+    return comparison.step_subject(name, vocab_size, step, zeros, result, str(precision))
 
 
 def _numpy(tensor: Any) -> np.ndarray:

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from convert import verify
+from convert import comparison
 from convert.weights import language_model_weights, to_keras
-from jaxlm.config import InputError
+from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
 
 OPSET, IR_VERSION = 17, 8  # of 2022: read by every ONNX runtime of today
@@ -82,7 +82,7 @@ def _iofc(array: np.ndarray) -> np.ndarray:
     return np.concatenate([i, o, f, c], axis=-1)
 
 
-def subject(path: Path) -> verify.Subject:
+def subject(path: Path) -> comparison.Subject:
     """Returns an ONNX file of `write` as a `Subject`, through onnxruntime.
 
     Raises:
@@ -102,10 +102,10 @@ def subject(path: Path) -> verify.Subject:
     (result,) = results
     vocab_size = session.get_outputs()[names.index(result)].shape[-1]
 
-    def predict(ids: np.ndarray) -> verify.Predictions:
+    def predict(ids: np.ndarray) -> comparison.Predictions:
         zeros = {name: np.zeros((len(ids), shapes[name][-1]), np.float32) for name in states}
         outputs = dict(zip(names, session.run(names, {"token_ids": ids.astype(np.int64)} | zeros), strict=True))
         carry = {name: outputs[f"{name}_out"] for name in states}
-        return verify.Predictions(verify.log_probabilities(outputs[result], result == "logits"), carry)
+        return comparison.Predictions(comparison.log_probabilities(outputs[result], result == "logits"), carry)
 
-    return verify.Subject(path.name, int(vocab_size), predict)
+    return comparison.Subject(path.name, int(vocab_size), predict)

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 
 from convert.weights import from_keras, reorder_rows, to_keras, weight_table
-from jaxlm.config import InputError, ModelConfig, Optimizer, TrainConfig
+from jaxlm.config import ModelConfig, Optimizer, TrainConfig
+from jaxlm.errors import InputError
 
 SLOTS: dict[Optimizer, tuple[str, ...]] = {  # Optax's names, in Keras' order
     "adam": ("mu", "nu"),
@@ -28,13 +29,15 @@ class OptimizerState(NamedTuple):
     slots: dict[str, dict[str, np.ndarray]]  # by Optax's names: one array a weight, by its jaxlm name
 
 
-def from_train_state(opt_state: Mapping[str, Any], config: TrainConfig, steps: int) -> OptimizerState:
-    """Reads the state of `jaxlm.TrainState.opt_state`, that of adam or adagrad, after so many steps."""
+def from_train_state(
+    opt_state: Mapping[str, Any], config: TrainConfig, learning_rate: float, steps: int
+) -> OptimizerState:
+    """Reads the state of `jaxlm.TrainState.opt_state`, for adam or adagrad, after so many steps."""
     slots = {}
     for slot in SLOTS[config.optimizer]:
         names, leaves, _ = _slot(opt_state, slot)
         slots[slot] = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
-    return OptimizerState(config.optimizer, steps, config.learning_rate, config.clip_norm, slots)
+    return OptimizerState(config.optimizer, steps, learning_rate, config.clip_norm, slots)
 
 
 def to_train_state(state: OptimizerState, opt_state: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,15 +46,20 @@ def to_train_state(state: OptimizerState, opt_state: Mapping[str, Any]) -> dict[
     for slot, arrays in state.slots.items():
         names, _, structure = _slot(opt_state, slot)
         trees = jax.tree.unflatten(structure, [jnp.array(arrays[name]) for name in names])
-        filled = {table: filled[table]._replace(**{slot: tree}) for table, tree in trees.items()}
+        filled = {table: _replace(filled[table], slot, tree) for table, tree in trees.items()}
     if state.name == "adam":
-        filled = {table: filled[table]._replace(count=jnp.int32(state.steps)) for table in filled}
+        filled = {table: _replace(filled[table], "count", jnp.int32(state.steps)) for table in filled}
     return filled
+
+
+def _replace(state: tuple, field: str, value: Any) -> tuple:
+    """Replaces a field of the first state of an Optax chain."""
+    return (state[0]._replace(**{field: value}), *state[1:])
 
 
 def _slot(opt_state: Mapping[str, Any], slot: str) -> tuple[list[str], list[jax.Array], Any]:
     """The jaxlm names and the leaves of a slot, and their structure."""
-    trees = {table: getattr(state, slot) for table, state in opt_state.items()}
+    trees = {table: getattr(state[0], slot) for table, state in opt_state.items()}
     leaves, structure = jax.tree_util.tree_flatten_with_path(trees)
     names = [jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("dense/") for path, _ in leaves]
     return names, [leaf for _, leaf in leaves], structure

@@ -1,23 +1,25 @@
 """Run directories as the other end of a conversion: read in the user's own ids, written from weights."""
 
-import dataclasses
 import gc
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from flax import nnx
 
 from convert.optimizer import OptimizerState, from_train_state, reorder, to_train_state
 from convert.weights import reorder_classes
-from jaxlm.checkpoint import Checkpoints, Progress, RunConfig, load_model, save_config
-from jaxlm.config import InputError, TrainConfig, partial_path, read_json
-from jaxlm.data import VOCABULARY_FILE
-from jaxlm.model import LanguageModel
-from jaxlm.train import TrainState
-from jaxlm.vocabulary import EOS, UNK, Split, Vocabulary
+from jaxlm.checkpoint import Checkpoints, Progress
+from jaxlm.config import ScheduleConfig, TrainConfig
+from jaxlm.errors import InputError
+from jaxlm.files import read_json, staged
+from jaxlm.model import LanguageModel, RowParam
+from jaxlm.run import RunConfig, create_run, load_model
+from jaxlm.text import Tokenization
+from jaxlm.train_state import initial_opt_state
+from jaxlm.vocabulary import EOS, UNK, Vocabulary
 
 ORDER_FILE = "keras_ids.npy"  # [V] int64: the id in Keras of each of the run's ids, where they differ
 
@@ -27,7 +29,7 @@ class Run(NamedTuple):
 
     model: LanguageModel
     words: tuple[str, ...]
-    split: Split
+    split: Tokenization
     optimizer: OptimizerState | None = None  # where it was asked for
 
 
@@ -40,7 +42,7 @@ def load(directory: Path, *, keep_optimizer: bool = False) -> Run:
     model, vocabulary, config = load_model(directory)
     optimizer = _load_optimizer(directory, config) if keep_optimizer else None
     if not (directory / ORDER_FILE).exists():
-        return Run(model, vocabulary.words, vocabulary.split, optimizer)
+        return Run(model, vocabulary.words, vocabulary.tokenization, optimizer)
     try:
         order = np.load(directory / ORDER_FILE, allow_pickle=False)
         if not np.array_equal(np.sort(order), np.arange(len(vocabulary))):
@@ -51,16 +53,18 @@ def load(directory: Path, *, keep_optimizer: bool = False) -> Run:
     optimizer = None if optimizer is None else reorder(optimizer, index)
     model = reorder_classes(model, index)
     gc.collect()  # Flax modules are cycles
-    return Run(model, tuple(vocabulary.words[i] for i in index), vocabulary.split, optimizer)
+    return Run(model, tuple(vocabulary.words[i] for i in index), vocabulary.tokenization, optimizer)
 
 
 def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
     checkpoints = Checkpoints(directory, read_only=True)
     step = checkpoints.best_step()
-    opt_state = checkpoints.restore_optimizer(step, config.model, config.train)
-    if opt_state is None:
-        raise InputError(f"{directory}: its optimizer ({config.train.optimizer}) has no state to keep.")
-    return from_train_state(opt_state, config.train, step)
+    opt_state = None
+    if config.train is not None and config.schedule is not None:
+        opt_state = checkpoints.restore_optimizer(step, config.model, config.train)
+    if opt_state is None or config.train is None or config.schedule is None:
+        raise InputError(f"{directory} has no optimizer state to keep; leave out `keep_optimizer`.")
+    return from_train_state(opt_state, config.train, config.schedule.learning_rate, step)
 
 
 def write(
@@ -87,30 +91,22 @@ def write(
         raise InputError(
             f"The vocabulary has {len(vocabulary)} words, and the model {model.config.vocab_size}; expected as many."
         )
-    partial = partial_path(directory)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with staged(directory) as partial:
+        partial.mkdir()
         if order is not None:
             model = reorder_classes(model, order)
             optimizer = None if optimizer is None else reorder(optimizer, order)
             np.save(partial / ORDER_FILE, order)
-        config = TrainConfig(num_sampled=min(TrainConfig.num_sampled, len(vocabulary)), optimizer="sgd")  # no state
+        graphdef, *params = nnx.split(model, RowParam, nnx.Param)
+        tables, dense = map(nnx.to_pure_dict, params)
+        saved, config = {"tables": tables, "dense": dense}, RunConfig(model.config)
         if optimizer is not None:
-            rate, clip_norm = optimizer.learning_rate, optimizer.clip_norm
-            config = dataclasses.replace(config, optimizer=optimizer.name, learning_rate=rate, clip_norm=clip_norm)
-        vocabulary.save(partial / VOCABULARY_FILE)
-        save_config(partial, RunConfig(model.config, config, "", 0))
-        state = TrainState.create(model, config)
-        if optimizer is not None:
-            state = dataclasses.replace(state, opt_state=to_train_state(optimizer, state.opt_state))
-        Checkpoints(partial).save(state, Progress(0.0, None))
-        if directory.is_dir():
-            directory.rmdir()
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            train_config = TrainConfig(optimizer=optimizer.name, clip_norm=optimizer.clip_norm)
+            opt_state = to_train_state(optimizer, initial_opt_state(tables, dense, train_config))
+            saved["opt_state"] = opt_state
+            config = RunConfig(model.config, train_config, ScheduleConfig(learning_rate=optimizer.learning_rate))
+        create_run(partial, config, vocabulary)
+        Checkpoints(partial).save(0, saved, Progress(0.0, None))
 
 
 def check_new(directory: Path) -> None:
@@ -132,7 +128,7 @@ def frequency_order(counts: Sequence[int]) -> np.ndarray | None:
 
 
 def read_vocabulary(
-    path: Path, *, unk: str = UNK, eos: str = EOS, split: Split = "words"
+    path: Path, *, unk: str = UNK, eos: str = EOS, split: Tokenization = "words"
 ) -> tuple[Vocabulary, np.ndarray | None]:
     """Reads the words of a Keras model, in the order of its ids.
 
@@ -167,7 +163,7 @@ def read_vocabulary(
     return Vocabulary(tuple(words), tuple(counts), split), order
 
 
-def _read_words(path: Path, split: Split) -> tuple[list[str], list[int], Split]:
+def _read_words(path: Path, split: Tokenization) -> tuple[list[str], list[int], Tokenization]:
     if path.suffix == ".json":
         value = read_json(path)
         words: list[str] = value.get("words") or []

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from convert import verify
+from convert import comparison
 from convert.keras_model import PLAIN, Form, tensor_of
 from convert.runs import Run
-from convert.text import Words
+from convert.tf_tokenizer import Words
 from convert.weights import from_keras_list, language_model_weights, to_keras
-from jaxlm.config import InputError
+from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
 
 
@@ -163,7 +163,7 @@ def write(run: Run, target: Path, form: Form = PLAIN) -> None:
     tf.saved_model.save(module, str(target), signatures | {"serving_default": signatures["serve"]})
 
 
-def subject(path: Path) -> verify.Subject:
+def subject(path: Path) -> comparison.Subject:
     """Returns a SavedModel of `write`, or of Keras' `export` or `save`, as a `Subject`."""
     loaded = tf.saved_model.load(str(path))
     signatures = loaded.signatures
@@ -175,16 +175,16 @@ def subject(path: Path) -> verify.Subject:
     shape = serve.structured_outputs[output].shape
     rank = shape.rank
 
-    def predict(ids: np.ndarray) -> verify.Predictions:
+    def predict(ids: np.ndarray) -> comparison.Predictions:
         outputs = serve(**{argument.name: tf.constant(ids, argument.dtype)})[output].numpy()
         outputs = outputs[:, None] if rank == 2 else outputs
         logits = bool(outputs.min() < 0 or abs(outputs[0, 0].sum() - 1) > 1e-3)
-        return verify.Predictions(verify.log_probabilities(outputs, logits), {})
+        return comparison.Predictions(comparison.log_probabilities(outputs, logits), {})
 
-    return verify.Subject(path.name, int(shape[-1]), predict, last_only=rank == 2, first_id=1)  # id 0 may be masked
+    return comparison.Subject(path.name, int(shape[-1]), predict, last_only=rank == 2, first_id=1)  # id 0 may be masked
 
 
-def _step_subject(step: Any, name: str) -> verify.Subject:
+def _step_subject(step: Any, name: str) -> comparison.Subject:
     specs = {spec.name: spec for spec in step.structured_input_signature[1].values()}
     (result,) = {"logits", "probabilities"} & set(step.structured_outputs)
     zeros = {key: np.zeros((1, spec.shape[1]), np.float32) for key, spec in specs.items() if key != "token_ids"}
@@ -194,7 +194,7 @@ def _step_subject(step: Any, name: str) -> verify.Subject:
         return {key: value.numpy() for key, value in step(**arguments).items()}
 
     vocab_size = int(step.structured_outputs[result].shape[-1])
-    return verify.step_subject(name, vocab_size, run, zeros, result)
+    return comparison.step_subject(name, vocab_size, run, zeros, result)
 
 
 def read_weights(path: Path) -> LanguageModel:
@@ -203,7 +203,7 @@ def read_weights(path: Path) -> LanguageModel:
     Raises:
       InputError: it is damaged, or its variables are not those of Embedding -> LSTM stack -> Dense.
     """
-    from convert.keras_files import reading
+    from convert.keras_reader import reading
 
     with reading(path):
         reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxlm.config import InputError, ModelConfig
+from jaxlm.config import ModelConfig
+from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
 
 ALIGNMENT = 64  # bytes; JAX and TensorFlow take memory as it is that begins at a multiple

@@ -13,7 +13,7 @@ import convert
 import jaxlm
 
 corpus = jaxlm.load_corpus(Path(sys.argv[1]))
-tokens, V = corpus.parts["train"], len(corpus.vocabulary)
+tokens, V = corpus.train, len(corpus.vocabulary)
 STEPS = int(sys.argv[2]) if len(sys.argv) > 2 else 300
 
 model = keras.Sequential(
@@ -36,7 +36,7 @@ for step in range(STEPS):
     state, loss = jaxlm.train_step(state, inputs, labels, jaxlm.learning_rate(config, step, STEPS))
 convert.load_into_keras(state.model, model)
 
-print("jaxlm, exact loss:", jaxlm.evaluate(state.model, corpus.parts["valid"], max_tokens=2000).loss)
-probabilities = model.predict(corpus.parts["valid"][None, :20])  # [1, 20, V]
-for ids, rows in zip(corpus.parts["valid"][1:20], probabilities[0], strict=False):
+print("jaxlm, exact loss:", jaxlm.evaluate(state.model, corpus.valid, max_tokens=2000).loss)
+probabilities = model.predict(corpus.valid[None, :20])  # [1, 20, V]
+for ids, rows in zip(corpus.valid[1:20], probabilities[0], strict=False):
     print(f"{corpus.vocabulary.words[ids]:>16}: {rows[ids]:.2%}, expected {corpus.vocabulary.words[rows.argmax()]}")

@@ -14,7 +14,7 @@ import jaxlm
 STEPS, EVALUATE_EVERY = 500, 100
 
 corpus = jaxlm.load_corpus(Path(sys.argv[1]))
-tokens = corpus.parts["train"]  # [N] int32, memory-mapped
+tokens = corpus.train  # [N] int32, memory-mapped
 
 model_config = jaxlm.ModelConfig(vocab_size=len(corpus.vocabulary), embedding_size=64, hidden_size=128)
 config = jaxlm.TrainConfig(num_sampled=min(200, len(corpus.vocabulary)), batch_size=16, steps=STEPS)
@@ -30,5 +30,5 @@ for step in range(STEPS):
     rate = jaxlm.learning_rate(config, step, STEPS)
     state, loss = jaxlm.train_step(state, inputs, labels, rate)  # updates the state in place
     if (step + 1) % EVALUATE_EVERY == 0:
-        evaluation = jaxlm.evaluate(state.model, corpus.parts["valid"], max_tokens=5000)
+        evaluation = jaxlm.evaluate(state.model, corpus.valid, max_tokens=5000)
         print(f"step {step + 1}: training loss {loss:.3f}, exact validation perplexity {evaluation.perplexity:.1f}")

@@ -1,7 +1,6 @@
-"""Train word-level LSTM language models over very large vocabularies, and hand them on as plain Keras models.
+"""Train word-level LSTM language models over very large vocabularies, and export them as plain Keras models.
 
-Names are imported when they are first used (the list is `__init__.pyi`), so that `jaxlm --help` does
-not wait for JAX.
+Names are imported on first use (`__init__.pyi` lists them), so that `jaxlm --help` does not wait for JAX.
 """
 
 import lazy_loader

@@ -6,21 +6,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from jaxlm.data import evaluation_batches
+from jaxlm.batches import EvaluationBatch, evaluation_batches
+from jaxlm.cross_entropy import linear_cross_entropy
+from jaxlm.errors import require
 from jaxlm.lstm import Carry
 from jaxlm.model import LanguageModel
-from jaxlm.softmax import softmax_loss
+from jaxlm.token_ids import check_ids
 
 
 class Evaluation(NamedTuple):
-    """The exact loss on a text, in nats per word, and how many words it is the mean of."""
+    """The exact mean loss on a text."""
 
-    loss: float
-    num_tokens: int
+    loss: float  # nats per word
+    num_tokens: int  # words it is the mean of
 
     @property
     def perplexity(self) -> float:
@@ -30,52 +32,58 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     model: LanguageModel,
-    tokens: np.ndarray,
+    tokens: ArrayLike,
     *,
     batch_size: int = 32,
     sequence_length: int = 35,
     max_tokens: int = 0,
     progress: bool = False,
 ) -> Evaluation:
-    """Computes the exact loss of a model on a text: full softmax, float32, summed in double.
+    """Computes the exact loss of a model on a text: full softmax in float32, summed in double.
 
     Args:
       model: the language model.
-      tokens: `[N]` integer ids; each but the first is predicted once.
+      tokens: `[N]` integer ids, at least two. Each but the first is predicted once.
       batch_size: contiguous streams read side by side, each from the zero state.
-      sequence_length: time steps of a batch; the state is carried over, so it does not matter to the result.
-      max_tokens: at most so many words, spread evenly over the text; 0 is all.
+      sequence_length: time steps of a batch. The state carries over, so this does not affect the result.
+      max_tokens: maximum number of words, spread evenly over the text; 0 for all.
       progress: whether to show a progress bar.
 
     Returns:
       An `Evaluation`.
+
+    Raises:
+      InputError: `tokens` are not a text, an id on the host is out of range, or an argument is out of range.
+
+    >>> from jaxlm.config import ModelConfig
+    >>> model = LanguageModel(ModelConfig(vocab_size=50, hidden_size=16), rngs=nnx.Rngs(0))
+    >>> evaluate(model, [3, 1, 4, 1, 5]).num_tokens
+    4
     """
+    tokens = check_ids("tokens", tokens, model.config.vocab_size)
+    require(tokens.size >= 2, "tokens", "at least two ids", tokens.size)
+    for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
+        require(value >= 1, name, "at least 1", value)
+    require(max_tokens >= 0, "max_tokens", "at least 0", max_tokens)
     graphdef, params = nnx.split(model)
-    batch_size = max(1, min(batch_size, tokens.size - 1))
+    batch_size = min(batch_size, tokens.size - 1)
     carry = model.initial_carry(batch_size)
     total, count = 0.0, 0
-    batches = evaluation_batches(tokens, batch_size, sequence_length, max_tokens)
     words = min(max_tokens or tokens.size, tokens.size - 1)
     with tqdm(total=words, desc="evaluating", unit=" words", disable=not progress, leave=False) as bar:
-        for inputs, labels, mask in batches:
-            loss, carry = _summed_loss(graphdef, params, inputs, labels, mask, carry)
+        for batch in evaluation_batches(tokens, batch_size, sequence_length, max_tokens):
+            loss, carry = _summed_loss(graphdef, params, batch, carry)
             total += float(loss)
-            count += int(mask.sum())
-            bar.update(int(mask.sum()))
+            count += int(batch.mask.sum())
+            bar.update(int(batch.mask.sum()))
     return Evaluation(total / count, count)
 
 
 @partial(jax.jit, static_argnums=0)
 def _summed_loss(
-    graphdef: nnx.GraphDef,
-    params: Any,
-    inputs: jax.Array,
-    labels: jax.Array,
-    mask: jax.Array,
-    carry: tuple[Carry, ...],
+    graphdef: nnx.GraphDef, params: Any, batch: EvaluationBatch, carry: tuple[Carry, ...]
 ) -> tuple[jax.Array, tuple[Carry, ...]]:
     model = nnx.merge(graphdef, params)
-    hidden, carry = model.hidden(model.embed(inputs), carry)
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    losses = softmax_loss(model.weights[...], model.biases[...], labels.reshape(-1), hidden)
-    return jnp.sum(jnp.where(mask.reshape(-1), losses, 0.0)), carry
+    hidden, carry = model.hidden(model.embed(batch.inputs), carry)
+    losses = linear_cross_entropy(hidden, model.weights[...], batch.labels, biases=model.biases[...])
+    return jnp.sum(jnp.where(batch.mask, losses, 0.0)), carry

@@ -1,4 +1,4 @@
-"""Text from a prompt, one word at a time; the state is carried, so no word is computed twice."""
+"""Text from a prompt, one word at a time. The state carries over, so no word is computed twice."""
 
 from functools import partial
 from typing import Any
@@ -7,50 +7,60 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
-from jaxlm.config import require
+from jaxlm.errors import require
 from jaxlm.lstm import Carry
 from jaxlm.model import LanguageModel
+from jaxlm.token_ids import check_ids
 
 
 def generate(
     model: LanguageModel,
-    prompt: np.ndarray,
+    prompt: ArrayLike,
     num_words: int,
     *,
     temperature: float = 1.0,
     top_k: int = 0,
-    avoid: tuple[int, ...] = (),
+    avoid: ArrayLike = (),
     key: jax.Array,
 ) -> list[int]:
     """Draws words one after the other from the model's exact distribution.
 
     Args:
       model: the language model.
-      prompt: `[N]` integer ids to go on from, at least one.
-      num_words: how many words to draw.
-      temperature: divides the logits; 0 takes the likeliest word.
-      top_k: draws among the k likeliest words; 0 among all.
+      prompt: `[N]` integer ids to continue, at least one.
+      num_words: number of words to draw.
+      temperature: divides the logits; 0 takes the most likely word.
+      top_k: draw among the k most likely words; 0 for all.
       avoid: ids never to draw, such as that of `<unk>`.
       key: a `jax.random.key`.
 
     Returns:
-      `num_words` ids, the prompt not among them.
+      `num_words` ids, without the prompt.
 
     Raises:
-      InputError: the prompt is empty, or an argument is out of its range.
+      InputError: the prompt is empty, an id on the host is out of range, or an argument is out of range.
+
+    >>> from jaxlm.config import ModelConfig
+    >>> model = LanguageModel(ModelConfig(vocab_size=50, hidden_size=16), rngs=nnx.Rngs(0))
+    >>> len(generate(model, [3, 1, 4], 5, key=jax.random.key(0)))
+    5
     """
     vocab_size = model.config.vocab_size
+    prompt = check_ids("prompt", prompt, vocab_size)
+    avoid = check_ids("avoid", np.asarray(avoid, np.int32), vocab_size)
     require(prompt.size >= 1, "prompt", "at least one word", prompt.size)
     require(num_words >= 0, "num_words", "at least 0", num_words)
     require(temperature >= 0, "temperature", "at least 0", temperature)
-    require(0 <= top_k <= vocab_size, "top_k", f"0 to vocab_size={vocab_size}", top_k)
+    require(0 <= top_k <= vocab_size, "top_k", f"0 to {vocab_size}, the size of the vocabulary", top_k)
     graphdef, params = nnx.split(model)
     carry = model.initial_carry(1)
-    banned = jnp.zeros(vocab_size, bool).at[jnp.array(avoid, jnp.int32)].set(True)
+    banned = jnp.zeros(vocab_size, bool).at[avoid].set(True)
     for word in prompt[:-1]:
         _, carry = _read(graphdef, params, jnp.int32(word), carry)
     words = [jnp.int32(prompt[-1])]
+    temperature = jnp.float32(temperature)
     for n in range(num_words):
         word, carry = _next_word(
             graphdef, top_k, params, words[-1], carry, banned, temperature, jax.random.fold_in(key, n)

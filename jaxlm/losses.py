@@ -1,24 +1,26 @@
-"""The sampled losses of TensorFlow: sampled softmax and noise-contrastive estimation."""
+"""TensorFlow's sampled losses: sampled softmax and noise-contrastive estimation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from jaxlm.sampling import (
-    FLOAT_MIN,
+from jaxlm.candidate_sampling.samplers import (
     SampledValues,
-    check_ids,
+    check_classes,
     last_occurrences,
     log_uniform_candidate_sampler,
 )
+from jaxlm.cross_entropy import FLOAT_MIN
+from jaxlm.row_updates import take_rows
 
-Table = jax.Array | Sequence[jax.Array]  # [V, ...], or that cut into contiguous shards of rows
+Table = jax.Array | Sequence[jax.Array]  # [V, ...], or contiguous shards of its rows
 
 
 class ClassRows(NamedTuple):
-    """The softmax rows a sampled loss reads: those of the labels and those of the candidates."""
+    """The softmax rows that a sampled loss reads: those of the labels and those of the candidates."""
 
     true_weights: jax.Array  # [N, num_true, D]
     true_biases: jax.Array  # [N, num_true]
@@ -36,11 +38,12 @@ def gather_rows(weights: Table, biases: Table, labels: jax.Array, candidates: ja
 def _lookup(table: Table, ids: jax.Array) -> jax.Array:
     """Gathers rows of a table, or of shards that hold its rows one after the other."""
     if not isinstance(table, Sequence):
-        return table[ids]
-    rows, start = jnp.zeros((*ids.shape, *table[0].shape[1:]), table[0].dtype), 0
+        return take_rows(jnp.asarray(table), ids)
+    rows, start = jnp.full((*ids.shape, *table[0].shape[1:]), jnp.nan, table[0].dtype), 0
     for shard in table:
-        place = jnp.where((ids >= start) & (ids < start + shard.shape[0]), ids - start, shard.shape[0])
-        rows += shard.at[place].get(mode="fill", fill_value=0)
+        inside = (ids >= start) & (ids < start + shard.shape[0])
+        found = take_rows(shard, jnp.where(inside, ids - start, 0))
+        rows = jnp.where(jnp.expand_dims(inside, range(ids.ndim, rows.ndim)), found, rows)
         start += shard.shape[0]
     return rows
 
@@ -48,8 +51,8 @@ def _lookup(table: Table, ids: jax.Array) -> jax.Array:
 def sampled_softmax_loss(
     weights: Table,
     biases: Table,
-    labels: jax.Array,
-    inputs: jax.Array,
+    labels: ArrayLike,
+    inputs: ArrayLike,
     num_sampled: int,
     num_classes: int,
     num_true: int = 1,
@@ -64,38 +67,45 @@ def sampled_softmax_loss(
 ) -> jax.Array:
     """Computes the sampled softmax loss: softmax cross-entropy over true and sampled classes.
 
-    logit = inputs @ weights.T + biases - log(expected count); a training loss only, not comparable
-    with the exact loss.
+    logit = inputs @ weights.T + biases - log(expected count). For training only: it is not comparable with
+    the exact loss.
 
     Args:
-      weights: `[V, D]` float32 or bfloat16, one row a class; or a tuple of contiguous shards of rows.
+      weights: `[V, D]` float32 or bfloat16, one row per class; or a tuple of contiguous shards of rows.
       biases: `[V]` float32 or bfloat16; or a tuple of shards.
       labels: `[N, num_true]` integer, the true classes.
-      inputs: `[N, D]` float32 or bfloat16, what the last layer puts out.
+      inputs: `[N, D]` float32 or bfloat16, the outputs of the last layer.
       num_sampled: number of classes S to sample for the batch.
       num_classes: number of classes V.
-      num_true: number of true classes an example has.
-      sampled_values: what a candidate sampler returned; None draws log-uniform, unique candidates.
-      remove_accidental_hits: whether a candidate that is a label of the example is left out of it; of a
-        candidate drawn more than once only the last place is, as in TensorFlow.
-      seed: must be None; `key` takes its place.
-      name: names the operations in a profile.
-      partition_strategy: "div", as TensorFlow 2's; "mod" shards are not read.
+      num_true: number of true classes per example.
+      sampled_values: result of a candidate sampler; None draws unique log-uniform candidates.
+      remove_accidental_hits: whether to mask a candidate that is a label of the example. If it was drawn more
+        than once, only its last occurrence is masked, as in TensorFlow.
+      seed: must be None; use `key` instead.
+      name: name of the operations in a profile.
+      partition_strategy: "div", as in TensorFlow 2; "mod" shards are not supported.
       subtract_log_q: whether to correct the logits by the expected counts.
-      key: a `jax.random.key`, needed where `sampled_values` is None.
+      key: a `jax.random.key`, needed if `sampled_values` is None.
 
     Returns:
-      `[N]` float32, the loss of each example in nats; logits are accumulated in float32.
+      `[N]` float32, the loss of each example in nats. Logits are accumulated in float32. A traced label that is
+      not in [0, V) gives NaN.
 
     Raises:
-      ValueError: a shape does not fit, a concrete id is out of range, both `sampled_values` and `key`
-        are missing, or an argument asks for what does not exist here.
+      ValueError: a shape does not fit, a concrete id is out of range, `sampled_values` and `key` are both
+        missing, or an argument is not supported.
 
     References:
       `tf.nn.sampled_softmax_loss`; Jean et al. 2014, https://arxiv.org/abs/1412.2007, section 3.
+
+    >>> weights, biases = jnp.zeros((50, 8)), jnp.zeros(50)
+    >>> labels, hidden = jnp.array([[3], [14]]), jnp.ones((2, 8))
+    >>> sampled_softmax_loss(weights, biases, labels, hidden, 10, 50, key=jax.random.key(0)).shape
+    (2,)
     """
     if seed is not None:
-        raise ValueError(f"Invalid `seed`: JAX draws from `key`, a jax.random.key. Received: seed={seed!r}.")
+        raise ValueError(f"Invalid `seed`: expected None; pass a jax.random.key as `key`. Received: {seed!r}.")
+    labels, inputs = jnp.asarray(labels), jnp.asarray(inputs)
     _check_shapes(weights, biases, labels, inputs, num_classes, num_true, partition_strategy)
     values = _sampled_values(sampled_values, key, labels, num_sampled, num_classes)
     with jax.named_scope(name):
@@ -108,8 +118,8 @@ def sampled_softmax_loss(
 def nce_loss(
     weights: Table,
     biases: Table,
-    labels: jax.Array,
-    inputs: jax.Array,
+    labels: ArrayLike,
+    inputs: ArrayLike,
     num_sampled: int,
     num_classes: int,
     num_true: int = 1,
@@ -123,13 +133,13 @@ def nce_loss(
 ) -> jax.Array:
     """Computes the noise-contrastive loss: logistic regression of true classes against sampled ones.
 
-    The sum of softplus(logit) - logit / num_true over true classes and of softplus(logit) over candidates,
-    with the logits of `sampled_softmax_loss`.
+    The sum of softplus(logit) - logit / num_true over the true classes and of softplus(logit) over the
+    candidates, with the logits of `sampled_softmax_loss`.
 
     Args:
-      weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values: as those of
+      weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values: as in
         `sampled_softmax_loss`.
-      remove_accidental_hits: as there, but TensorFlow's default here is to keep them.
+      remove_accidental_hits: as there, but off by default, as in TensorFlow.
       name, partition_strategy, subtract_log_q, key: as there.
 
     Returns:
@@ -141,6 +151,7 @@ def nce_loss(
     References:
       `tf.nn.nce_loss`; Gutmann and Hyvarinen 2010, https://proceedings.mlr.press/v9/gutmann10a.html.
     """
+    labels, inputs = jnp.asarray(labels), jnp.asarray(inputs)
     _check_shapes(weights, biases, labels, inputs, num_classes, num_true, partition_strategy)
     values = _sampled_values(sampled_values, key, labels, num_sampled, num_classes)
     with jax.named_scope(name):
@@ -159,8 +170,8 @@ def _check_shapes(
 ) -> None:
     if partition_strategy != "div":
         raise ValueError(
-            "Invalid `partition_strategy`: expected 'div', shards that hold rows one after the other; bring 'mod'"
-            f" shards into that order first. Received: {partition_strategy!r}."
+            "Invalid `partition_strategy`: expected 'div', contiguous shards of rows; reorder 'mod' shards first."
+            f" Received: {partition_strategy!r}."
         )
     if labels.ndim != 2 or labels.shape[1] != num_true or inputs.ndim != 2 or labels.shape[0] != inputs.shape[0]:
         raise ValueError(
@@ -171,22 +182,24 @@ def _check_shapes(
         shapes = [shard.shape for shard in (table if isinstance(table, Sequence) else (table,))]
         if sum(shape[0] for shape in shapes if shape) != num_classes or any(shape[1:] != row for shape in shapes):
             raise ValueError(f"Invalid `{name}`: expected shape {(num_classes, *row)}. Received: {shapes}.")
-    check_ids("labels", labels, num_classes)
+    check_classes("labels", labels, num_classes)
 
 
 def _sampled_values(
     values: SampledValues | None, key: jax.Array | None, labels: jax.Array, num_sampled: int, num_classes: int
 ) -> SampledValues:
-    """Draws candidates where none are given, and checks those that are."""
+    """Draws candidates if none are given, or checks the given ones."""
     if values is None:
         if key is None:
-            raise ValueError("Invalid `key`: expected a jax.random.key where `sampled_values` is None. Received: None.")
+            raise ValueError(
+                "Invalid `key`: expected a jax.random.key, since `sampled_values` is None. Received: None."
+            )
         return log_uniform_candidate_sampler(key, labels, num_sampled, True, num_classes)
     values = SampledValues(*map(jnp.asarray, values))
     shapes, expected = [value.shape for value in values], [(num_sampled,), labels.shape, (num_sampled,)]
     if shapes != expected:
         raise ValueError(f"Invalid `sampled_values`: expected shapes {expected}. Received: {shapes}.")
-    check_ids("sampled_values", values.sampled_candidates, num_classes)
+    check_classes("sampled_values", values.sampled_candidates, num_classes)
     return values
 
 
@@ -223,20 +236,20 @@ def sampled_softmax_loss_of_rows(
     remove_accidental_hits: bool = True,
     subtract_log_q: bool = True,
 ) -> jax.Array:
-    """`sampled_softmax_loss` on gathered rows, to be differentiated with respect to them alone.
+    """Computes `sampled_softmax_loss` on gathered rows, to differentiate with respect to them alone.
 
     Args:
       rows: `ClassRows` of the labels and candidates.
       labels: `[N, num_true]` integer.
       inputs: `[N, D]` float.
-      sampled_values: what a candidate sampler returned.
+      sampled_values: result of a candidate sampler.
       remove_accidental_hits, subtract_log_q: as in `sampled_softmax_loss`.
 
     Returns:
       `[N]` float32, the loss of each example in nats.
     """
     true_logits, sampled_logits = _logits(rows, labels, inputs, sampled_values, remove_accidental_hits, subtract_log_q)
-    # the highest logit is taken away first, as by TensorFlow: the difference of two large numbers has few digits
+    # subtract the highest logit first, as TensorFlow does: the difference of two large numbers has few digits
     highest = jax.lax.stop_gradient(jnp.maximum(true_logits.max(axis=1), sampled_logits.max(axis=1)))
     true_logits, sampled_logits = true_logits - highest[:, None], sampled_logits - highest[:, None]
     total = jnp.exp(true_logits).sum(axis=1) + jnp.exp(sampled_logits).sum(axis=1)
@@ -251,7 +264,7 @@ def nce_loss_of_rows(
     remove_accidental_hits: bool = False,
     subtract_log_q: bool = True,
 ) -> jax.Array:
-    """`nce_loss` on gathered rows; arguments and result as `sampled_softmax_loss_of_rows`'s."""
+    """`nce_loss` on gathered rows, with the arguments and the result of `sampled_softmax_loss_of_rows`."""
     true_logits, sampled_logits = _logits(rows, labels, inputs, sampled_values, remove_accidental_hits, subtract_log_q)
     true_losses = jax.nn.softplus(true_logits) - true_logits / labels.shape[1]
     return true_losses.sum(axis=1) + jax.nn.softplus(sampled_logits).sum(axis=1)

@@ -15,7 +15,7 @@ class LSTM(nnx.Module):
     Args:
       input_size: width of the inputs.
       hidden_size: width of the state and of the outputs.
-      rngs: with a `params` stream; Keras' initialisers are drawn from it.
+      rngs: with a `params` stream, for Keras' initializers.
 
     Attributes:
       kernel: `[input_size, 4 * hidden_size]` float32, Glorot uniform.
@@ -28,10 +28,11 @@ class LSTM(nnx.Module):
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, rngs: nnx.Rngs):
-        initializers = jax.nn.initializers
-        self.kernel = nnx.Param(initializers.glorot_uniform()(rngs.params(), (input_size, 4 * hidden_size)))
-        self.recurrent_kernel = nnx.Param(initializers.orthogonal()(rngs.params(), (hidden_size, 4 * hidden_size)))
-        self.bias = nnx.Param(jnp.zeros(4 * hidden_size).at[hidden_size : 2 * hidden_size].set(1.0))
+        glorot_uniform, orthogonal = jax.nn.initializers.glorot_uniform(), jax.nn.initializers.orthogonal()
+        gates = 4 * hidden_size
+        self.kernel = nnx.Param(glorot_uniform(rngs.params(), (input_size, gates), jnp.float32))
+        self.recurrent_kernel = nnx.Param(orthogonal(rngs.params(), (hidden_size, gates), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(gates, jnp.float32).at[hidden_size : 2 * hidden_size].set(1.0))
 
     def __call__(self, inputs: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
         """Runs the layer over a sequence.
@@ -56,7 +57,7 @@ def lstm(
 ) -> tuple[jax.Array, Carry]:
     """Runs an LSTM over time-major inputs with a feature-major state.
 
-    Feature-major since kernel.T [4H, E+H] @ state [E+H, batch] runs at the machine's speed where
+    Feature-major because kernel.T [4H, E+H] @ state [E+H, batch] runs at the speed of the machine, while
     state @ kernel, a product with few rows, runs at a half to a quarter of it.
 
     Args:
@@ -75,12 +76,12 @@ def lstm(
 def _forward(
     inputs: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array, carry: Carry
 ) -> tuple[tuple[jax.Array, Carry], tuple]:
-    if inputs.shape[0] == 1:  # a single step, as in generation, would not repay the transposition
+    if inputs.shape[0] == 1:  # a single step, as in generation, does not repay the transposition
 
         def product(x: jax.Array, h: jax.Array) -> jax.Array:
             return (x @ kernel + h.T @ recurrent_kernel).T
     else:
-        kernels = jnp.concatenate([kernel, recurrent_kernel]).T  # [4H, E + H], transposed once a call
+        kernels = jnp.concatenate([kernel, recurrent_kernel]).T  # [4H, E + H], transposed once per call
 
         def product(x: jax.Array, h: jax.Array) -> jax.Array:
             return kernels @ jnp.concatenate([x.T, h])
@@ -115,7 +116,7 @@ def _backward(residuals: tuple, cotangents: tuple[jax.Array, Carry]) -> tuple:
         return (d_c * f, recurrent_kernel @ d_z), d_z.T
 
     d_first, d_z = jax.lax.scan(step, d_last, (d_outputs, gates, previous_c), reverse=True)
-    # the kernels' gradients are one product each over all time steps, outside the loop
+    # the gradient of each kernel is one product over all time steps, outside the loop
     d_z = d_z.reshape(-1, d_z.shape[-1])  # [time * batch, 4H]
     previous_h = jnp.concatenate([first_h.T[None], outputs[:-1]]).reshape(-1, outputs.shape[-1])
     d_kernel = inputs.reshape(-1, inputs.shape[-1]).T @ d_z

@@ -5,44 +5,51 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
-from jaxlm.config import ModelConfig, require
+from jaxlm.config import ModelConfig
+from jaxlm.errors import require
 from jaxlm.lstm import LSTM, Carry
+from jaxlm.row_updates import take_rows
 
 EMBEDDING_SCALE = 0.58  # of word vectors in the embedding: the deviation of uniform numbers in [-1, 1]
 SOFTMAX_SCALE = 0.4  # of word vectors in the softmax rows
 
 
 class RowParam(nnx.Param):
-    """A table whose gradient touches only few rows a step: `nnx.split` tells it from dense parameters."""
+    """A table of which each step touches only a few rows. `nnx.split` separates it from dense parameters."""
 
 
 class LanguageModel(nnx.Module):
-    """A word-level language model; what is not said here starts as in Keras.
+    """A word-level language model. Initial values are those of Keras unless stated otherwise.
 
     Args:
       config: shape of the model.
-      log_unigram: `[vocab_size]` float32 log-probabilities of the words, where the softmax biases
-        start (`jaxlm.Vocabulary.log_unigram`): by far the largest single gain at a large
-        vocabulary. None starts them at 0, as Keras does.
-      word_vectors: `[vocab_size, embedding_size]` float32 with a mean square of 1, where embedding and softmax
-        rows start (`jaxlm.word_vectors`): the next largest gain. None starts them at random.
+      log_unigram: `[vocab_size]` float32, initial softmax biases: the log-probabilities of the words
+        (`jaxlm.Vocabulary.log_unigram`), by far the largest single gain with a large vocabulary. None starts
+        the biases at 0, as Keras does.
+      word_vectors: `[vocab_size, embedding_size]` float32 with a mean square of 1, from which embedding and
+        softmax rows start (`jaxlm.word_vectors`), the next largest gain. None starts them at random.
       rngs: with a `params` stream.
 
     Attributes:
-      embedding: `[vocab_size, embedding_size]` float32, the word vectors or uniform in [-1, 1], both wider than
-        Keras': words are told apart from the first step on. None where `config.tied`.
+      embedding: `[vocab_size, embedding_size]` float32, the word vectors or uniform in [-1, 1]. Both are wider
+        than in Keras, so that words differ from the first step on. None if `config.tied`.
       lstms: `num_layers` layers of `LSTM`.
       projection: `[hidden_size, projection_size]` float32, Glorot uniform; None without a bottleneck.
-      weights: `[vocab_size, softmax_size]` float32 softmax rows: the word vectors, mapped orthogonally to this
-        width, or Glorot uniform; where they are the embedding rows too, uniform in [-0.1, 0.1] as in Merity et
-        al. 2018, https://arxiv.org/abs/1708.02182.
+      weights: `[vocab_size, softmax_size]` float32 softmax rows: the word vectors, rotated into this width, or
+        Glorot uniform; if tied, uniform in [-0.1, 0.1] as in Merity et al. 2018,
+        https://arxiv.org/abs/1708.02182.
       biases: `[vocab_size]` float32.
 
     Raises:
-      InputError: `log_unigram` or `word_vectors` is not of its shape.
+      InputError: `log_unigram` or `word_vectors` has the wrong shape.
 
     References:
       `keras.layers.Embedding`, `keras.layers.LSTM`, `keras.layers.Dense`.
+
+    >>> model = LanguageModel(ModelConfig(vocab_size=50, embedding_size=8, hidden_size=16), rngs=nnx.Rngs(0))
+    >>> logits, carry = model(jnp.array([[3, 1, 4]]))
+    >>> logits.shape
+    (1, 3, 50)
     """
 
     def __init__(
@@ -60,30 +67,29 @@ class LanguageModel(nnx.Module):
         input_sizes = [config.embedding_size] + [width] * (config.num_layers - 1)
         self.lstms = nnx.List([LSTM(input_size, width, rngs=rngs) for input_size in input_sizes])
         shape = (width, config.projection_size)
-        glorot_uniform = jax.nn.initializers.glorot_uniform()
-        self.projection = nnx.Param(glorot_uniform(rngs.params(), shape)) if config.projection_size else None
+        self.projection = nnx.Param(_glorot_uniform(rngs, shape)) if config.projection_size else None
         self.weights = RowParam(_initial_weights(config, vectors, rngs))
         biases = _checked(log_unigram, (size,), "log_unigram")
-        self.biases = RowParam(jnp.zeros(size) if biases is None else biases)
+        self.biases = RowParam(jnp.zeros(size, jnp.float32) if biases is None else biases)
 
     def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
-        """Returns the zero state, a (c, h) of `[batch_size, hidden_size]` for each layer."""
+        """Returns the zero state: a (c, h) for each layer, each `[batch_size, hidden_size]` float32."""
         shape = (batch_size, self.config.hidden_size)
-        return tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in self.lstms)
+        return tuple((jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)) for _ in self.lstms)
 
     def embed(self, inputs: jax.Array) -> jax.Array:
-        """Returns the embedding rows of ids `[...]`, `[..., embedding_size]`."""
-        return (self.weights if self.embedding is None else self.embedding)[inputs]
+        """Returns the embedding rows `[..., embedding_size]` of ids `[...]`; NaN for ids out of range."""
+        return take_rows((self.weights if self.embedding is None else self.embedding)[...], inputs)
 
     def hidden(
         self, embedded: jax.Array, carry: tuple[Carry, ...], dropout_key: jax.Array | None = None
     ) -> tuple[jax.Array, tuple[Carry, ...]]:
-        """Runs the LSTM stack, and the bottleneck where there is one, on embedding rows.
+        """Runs the LSTM stack, and the bottleneck if there is one, on embedding rows.
 
         Args:
           embedded: `[batch, time, embedding_size]` float32, rows of `embedding`.
           carry: a (c, h) for each layer.
-          dropout_key: a `jax.random.key`; None, as in evaluation, drops nothing.
+          dropout_key: a `jax.random.key`; None for no dropout, as in evaluation.
 
         Returns:
           outputs `[batch, time, softmax_size]` and the carry after the last time step.
@@ -99,11 +105,11 @@ class LanguageModel(nnx.Module):
     def __call__(
         self, inputs: jax.Array, carry: tuple[Carry, ...] | None = None
     ) -> tuple[jax.Array, tuple[Carry, ...]]:
-        """Computes the logits of the next word at every position, for all classes.
+        """Computes the logits of the next word at every position.
 
         Args:
           inputs: `[batch, time]` integer ids.
-          carry: a (c, h) for each layer; None is the zero state.
+          carry: a (c, h) for each layer; None for the zero state.
 
         Returns:
           logits `[batch, time, vocab_size]` float32 and the carry after the last time step.
@@ -117,7 +123,7 @@ def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str) -> jax.A
     if rows is None:
         return None
     rows = jnp.asarray(rows, jnp.float32)
-    require(rows.shape == shape, name, f"shape {shape}, one row a word", rows.shape)
+    require(rows.shape == shape, name, f"shape {shape}, one row per word", rows.shape)
     return rows
 
 
@@ -133,14 +139,19 @@ def _initial_weights(config: ModelConfig, vectors: jax.Array | None, rngs: nnx.R
         return _uniform(rngs.params(), shape, 0.1 if config.tied else (6.0 / sum(shape)) ** 0.5)
     if config.tied:
         return SOFTMAX_SCALE * vectors
-    rotation = jax.nn.initializers.orthogonal()(rngs.params(), (config.embedding_size, config.softmax_size))
+    shape = (config.embedding_size, config.softmax_size)
+    rotation = jax.nn.initializers.orthogonal()(rngs.params(), shape, jnp.float32)
     return (SOFTMAX_SCALE * vectors) @ rotation
 
 
 def _uniform(key: jax.Array, shape: tuple[int, int], limit: float) -> jax.Array:
-    """Draws from [-limit, limit] with Philox bits: Threefry's would take three times the table beside it."""
+    """Draws from [-limit, limit] with Philox bits. Threefry would need three times the memory of the table."""
     philox = jax.random.wrap_key_data(jnp.resize(jax.random.key_data(key), (4,)), impl="rbg")
-    return jax.random.uniform(philox, shape, minval=-limit, maxval=limit)
+    return jax.random.uniform(philox, shape, jnp.float32, -limit, limit)
+
+
+def _glorot_uniform(rngs: nnx.Rngs, shape: tuple[int, int]) -> jax.Array:
+    return jax.nn.initializers.glorot_uniform()(rngs.params(), shape, jnp.float32)
 
 
 def _dropout(inputs: jax.Array, rate: float, key: jax.Array | None, layer: int) -> jax.Array:

@@ -3,26 +3,28 @@
 import math
 from pathlib import Path
 
-from jaxlm.checkpoint import load_config, read_metrics
-from jaxlm.data import Corpus, unigram_loss
+from jaxlm.corpus import Corpus, PathLike, unigram_loss
+from jaxlm.run import load_config, read_metrics
 
 CURVE_FILE = "curve.png"
 
 
-def plot_metrics(directory: Path, corpus: Corpus) -> Path:
-    """Draws `curve.png` into a run directory from its metrics.jsonl; returns the path."""
+def plot_metrics(directory: PathLike, corpus: Corpus) -> Path:
+    """Draws curve.png into a run directory, from its metrics.jsonl, and returns the path."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    directory = Path(directory)
     config = load_config(directory).train
+    assert config is not None  # the run has been trained
     words = config.batch_size * config.sequence_length / 1e6
     rows = read_metrics(directory)
     valid = [(row["step"] * words, row["valid_perplexity"]) for row in rows if "valid_perplexity" in row]
     train = [(row["step"] * words, row["train_loss"]) for row in rows if "train_loss" in row]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    unigram = math.exp(unigram_loss(corpus.parts["valid"], corpus.vocabulary))
+    unigram = math.exp(unigram_loss(corpus.valid, corpus.vocabulary))
     left.axhline(unigram, color="gray", linestyle="--", label=f"unigram model {unigram:,.0f}")
     if valid:
         left.plot(*zip(*valid, strict=True), marker="o", label=f"jaxlm {valid[-1][1]:,.1f}")
@@ -32,7 +34,7 @@ def plot_metrics(directory: Path, corpus: Corpus) -> Path:
     left.legend()
     if train:
         right.plot(*zip(*train, strict=True))
-    kind = f"{config.num_sampled} sampled classes" if config.num_sampled else "exact"
+    kind = "exact" if config.loss == "full" else f"{config.num_sampled} sampled classes"
     right.set(title=f"training loss in nats ({kind})", xlabel="million words read")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -1,88 +1,109 @@
-"""Gradients of table rows, and Optax steps on those rows alone, in place."""
+"""Rows of tables: looking them up, their gradients, and Optax steps on those rows alone, in place."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 
 class RowGradient(NamedTuple):
-    """The gradient of a table `[V, ...]`, zero but for the listed rows."""
+    """The gradient of a table `[V, ...]` that is zero except in the listed rows."""
 
-    indices: jax.Array  # [K] int32; V and above mark places that hold no row
-    values: jax.Array  # [K, ...], added up where an index stands more than once
+    indices: jax.Array  # [K] int32; V and above mark entries without a row
+    values: jax.Array  # [K, ...], summed if an index occurs more than once
+
+
+def take_rows(table: jax.Array, ids: ArrayLike) -> jax.Array:
+    """Returns rows of a table `[V, ...]`. An id that is not in [0, V) gives NaN, never another row.
+
+    >>> take_rows(jnp.array([1.0, 2.0]), jnp.array([1, 2, -1])).tolist()
+    [2.0, nan, nan]
+    """
+    return table.at[jnp.asarray(ids)].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def sum_duplicates(gradient: RowGradient, num_rows: int) -> RowGradient:
-    """Adds up the values of equal indices.
+    """Sums the values of equal indices.
 
     Args:
       gradient: `[K]` indices in any order, with repeats.
       num_rows: number of rows V of the table.
 
     Returns:
-      A `RowGradient` of the same shapes with strictly increasing indices; places left over have
-      indices of `num_rows` and above, and values of zero.
+      A `RowGradient` of the same shapes with strictly increasing indices. Entries left over have indices of
+      `num_rows` and above, and values of zero.
 
     References:
       `tf.IndexedSlices`, deduplicated as `tf.keras` optimizers do before a sparse update.
+
+    >>> gradient = RowGradient(jnp.array([3, 1, 3]), jnp.array([1.0, 2.0, 5.0]))
+    >>> indices, values = sum_duplicates(gradient, num_rows=4)
+    >>> indices.tolist(), values.tolist()
+    ([1, 3, 6], [2.0, 6.0, 0.0])
     """
     size = gradient.indices.size
     order = jnp.argsort(gradient.indices, stable=True)
     indices = gradient.indices[order]
     first = jnp.concatenate([jnp.ones(1, bool), indices[1:] != indices[:-1]])
-    place = jnp.cumsum(first, dtype=jnp.int32) - 1
+    slot = jnp.cumsum(first, dtype=jnp.int32) - 1
     # inside the scatter: values stay in their own order, so no gathered copy of them is made
-    values = jnp.zeros_like(gradient.values).at[place[jnp.argsort(order)]].add(gradient.values)
+    values = jnp.zeros_like(gradient.values).at[slot[jnp.argsort(order)]].add(gradient.values)
     unused = num_rows + jnp.arange(size, dtype=indices.dtype)
-    return RowGradient(unused.at[place].set(jnp.where(indices < num_rows, indices, unused[place])), values)
+    return RowGradient(unused.at[slot].set(jnp.where(indices < num_rows, indices, unused[slot])), values)
 
 
 def update_rows(
-    transform: optax.GradientTransformation,
-    learning_rate: jax.Array | float,
-    table: jax.Array,
-    opt_state: Any,
-    gradient: RowGradient,
-) -> tuple[jax.Array, Any]:
-    """Applies an element-wise Optax transformation to the touched rows: table[i] -= learning_rate * update[i].
+    tx: optax.GradientTransformation, table: jax.Array, opt_state: optax.OptState, gradient: RowGradient
+) -> tuple[jax.Array, optax.OptState]:
+    """Applies an Optax transformation to the rows that a gradient touches: table[i] += update[i].
 
-    With SGD and Adagrad this equals the dense Optax step, since a zero gradient moves nothing there.
-    With Adam it is lazy: the moments of untouched rows stand still.
+    SGD and Adagrad equal the dense Optax step, because a zero gradient moves nothing there. Any other
+    transformation is lazy: moments and weight decay of untouched rows stand still.
 
     Args:
-      transform: element-wise, such as `optax.scale_by_rss()`; the learning rate left out.
-      learning_rate: scalar.
+      tx: element-wise, learning rate included, such as `optax.adam(1e-3)`, `optax.adagrad(0.1)`, `optax.adamw(1e-3)`
+        or a chain of such. Clip by the global norm before, since one table does not see all gradients.
       table: `[V, ...]` float.
-      opt_state: `transform.init(table)`; leaves of the table's shape are updated by rows too.
+      opt_state: `tx.init(table)`. Leaves of the table's shape are updated by rows.
       gradient: with distinct indices, as from `sum_duplicates`.
 
     Returns:
-      The table and the optimizer state; in place where the caller donates them.
+      The table and the optimizer state, in place if the caller donates them.
+
+    Raises:
+      ValueError: `tx` is not element-wise: its state holds an array that is neither a scalar nor of the table's
+        shape.
 
     References:
       `torch.optim.SparseAdam`, `tf.raw_ops.ResourceSparseApplyAdagradV2`.
-    """
-    indices = gradient.indices
 
-    def is_table(leaf: jax.Array) -> bool:
-        return leaf.shape == table.shape
+    >>> tx, table = optax.sgd(0.1), jnp.zeros(4)
+    >>> table, _ = update_rows(tx, table, tx.init(table), RowGradient(jnp.array([2]), jnp.array([5.0])))
+    >>> table.tolist()
+    [0.0, 0.0, -0.5, 0.0]
+    """
+    for leaf in jax.tree.leaves(opt_state):
+        if jnp.ndim(leaf) and leaf.shape != table.shape:
+            raise ValueError(
+                f"Invalid `tx`: expected an element-wise transformation, with states of shape {table.shape} or ()."
+                f" Received: a state of shape {leaf.shape}."
+            )
 
     def gather(leaf: jax.Array) -> jax.Array:
-        return leaf.at[indices].get(mode="clip") if is_table(leaf) else leaf
+        return leaf.at[gradient.indices].get(mode="clip") if jnp.ndim(leaf) else leaf
 
     def scatter(leaf: jax.Array, rows: jax.Array) -> jax.Array:
-        return leaf.at[indices].set(rows, mode="drop", unique_indices=True) if is_table(leaf) else rows
+        return leaf.at[gradient.indices].set(rows, mode="drop", unique_indices=True) if jnp.ndim(leaf) else rows
 
-    updates, rows_state = transform.update(gradient.values, jax.tree.map(gather, opt_state))
+    updates, rows_state = tx.update(gradient.values, jax.tree.map(gather, opt_state), gather(table))
     opt_state = jax.tree.map(scatter, opt_state, rows_state)
-    table = table.at[indices].add(-learning_rate * updates, mode="drop", unique_indices=True)
-    return table, opt_state
+    return table.at[gradient.indices].add(updates, mode="drop", unique_indices=True), opt_state
 
 
 def global_norm(gradients: Any) -> jax.Array:
-    """The norm of all leaves; a `RowGradient` with distinct indices counts as its values."""
+    """Returns the norm of all leaves. A `RowGradient` with distinct indices counts with its values."""
 
     def is_rows(leaf: Any) -> bool:
         return isinstance(leaf, RowGradient)

@@ -16,8 +16,7 @@ import pytest
 from flax import nnx
 
 from jaxlm.config import ModelConfig, TrainConfig
-from jaxlm.data import Corpus, prepare
-from jaxlm.loop import fit
+from jaxlm.corpus import Corpus, prepare
 from jaxlm.model import LanguageModel
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -51,7 +50,7 @@ def corpus_dir(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def run_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run of two layers, to be read only."""
-    from jaxlm.data import load_corpus
+    from jaxlm.corpus import load_corpus
 
     directory = tmp_path_factory.mktemp("run") / "run"
     corpus: Corpus = load_corpus(corpus_dir)

@@ -4,7 +4,10 @@ import dataclasses
 
 import pytest
 
-from jaxlm.config import InputError, ModelConfig, TrainConfig, from_dict, read_json, write_json
+from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.errors import InputError
+from jaxlm.files import read_json, write_json
+from jaxlm.run import from_dict
 
 
 @pytest.mark.parametrize(

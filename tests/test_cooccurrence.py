@@ -3,8 +3,9 @@ import pytest
 from flax import nnx
 
 from jaxlm import cooccurrence
-from jaxlm.config import InputError, ModelConfig
+from jaxlm.config import ModelConfig
 from jaxlm.cooccurrence import CONTEXTS, PRIOR, word_vectors
+from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
 
 

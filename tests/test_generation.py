@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from jaxlm.config import InputError, ModelConfig
+from jaxlm.config import ModelConfig
+from jaxlm.errors import InputError
 from jaxlm.generation import generate
 from jaxlm.model import LanguageModel
 

@@ -8,9 +8,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxlm.candidate_sampling.samplers import SampledValues, all_candidate_sampler
 from jaxlm.losses import nce_loss, sampled_softmax_loss
-from jaxlm.sampling import SampledValues, all_candidate_sampler
-from jaxlm.softmax import softmax_loss
 
 
 def problem(seed, vocab_size, width, batch, num_true, num_sampled, scale=1.0):

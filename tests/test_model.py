@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlm.config import InputError, ModelConfig
+from jaxlm.config import ModelConfig
+from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.config import InputError
-from jaxlm.vocabulary import EOS, UNK, Vocabulary, encode_chunks, numbering, read_chunks, select_words
+from jaxlm.errors import InputError
+from jaxlm.text import encode_chunks, numbering, read_chunks
+from jaxlm.vocabulary import EOS, UNK, Vocabulary, select_words
 
 
 def build(path: Path, vocab_size: int = 100, split: str = "words") -> tuple[Vocabulary, list[str]]:

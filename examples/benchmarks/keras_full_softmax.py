@@ -45,14 +45,14 @@ def main(
     model.compile(keras.optimizers.Adam(), keras.losses.SparseCategoricalCrossentropy())
     start, step = time.perf_counter(), 0
     while time.perf_counter() - start < 60 * minutes:
-        inputs, labels, _ = jaxlm.train_batch(corpus.parts["train"], step, batch_size, sequence_length)
+        inputs, labels, _ = jaxlm.train_batch(corpus.train, step, batch_size, sequence_length)
         loss = model.train_on_batch(inputs, labels)
         step += 1
     seconds = time.perf_counter() - start
     weights = from_keras({variable.path: variable.numpy() for variable in model.weights}, config)
     language_model = into_jaxlm(weights, config)
     del model
-    result = jaxlm.evaluate(language_model, corpus.parts["valid"], max_tokens=eval_tokens, progress=True)
+    result = jaxlm.evaluate(language_model, corpus.valid, max_tokens=eval_tokens, progress=True)
     print(
         f"Keras {keras.__version__} full softmax: {step} steps in {seconds / 60:.1f} minutes,"
         f" {step * batch_size * sequence_length / seconds:,.0f} words/s, last loss {float(loss):.3f},"

@@ -14,7 +14,7 @@ import tyro
 from measure import machine, print_table
 
 import jaxlm
-from jaxlm.checkpoint import read_metrics
+from jaxlm.run import read_metrics
 
 
 def train(
@@ -23,7 +23,7 @@ def train(
     """Returns the exact validation perplexity, the last line of the metrics, and words/s (NaN where too short)."""
     config = jaxlm.TrainConfig(eval_every=10**9, eval_tokens=eval_tokens, **settings)
     with tempfile.TemporaryDirectory() as directory:
-        evaluation = jaxlm.fit(corpus, Path(directory) / "run", model, config, progress=False)
+        evaluation = jaxlm.train(corpus, Path(directory) / "run", model, config, progress=False)
         rows = read_metrics(Path(directory) / "run")
     assert evaluation is not None
     speeds = [row["words_per_second"] for row in rows if "words_per_second" in row]

@@ -17,8 +17,9 @@ import numpy as np
 import tyro
 from measure import interleaved, machine, milliseconds, print_table
 
-from jaxlm.data import prepare
-from jaxlm.vocabulary import EOS, UNK, Vocabulary, encode_chunks, read_chunks
+from jaxlm.corpus import prepare
+from jaxlm.text import encode_chunks, read_chunks
+from jaxlm.vocabulary import EOS, UNK, Vocabulary
 
 COMMANDS = ("read", "tokenize", "prepare")
 EMPTY = Vocabulary((UNK, EOS), (1, 1), "words")  # knows no word, so that looking one up costs least

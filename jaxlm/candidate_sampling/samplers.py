@@ -1,0 +1,306 @@
+"""TensorFlow's candidate samplers as pure functions of a key, for use inside `jit`."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.candidate_sampling.distributions import (
+    Bits,
+    LearnedUnigrams,
+    UnigramTable,
+    add_classes,
+    log_uniform_envelope,
+    multiply_high,
+    propose_learned,
+    propose_log_uniform,
+    propose_unigram,
+)
+from jaxlm.candidate_sampling.unique import draw, num_draws_needed, num_zipf_draws
+from jaxlm.row_updates import take_rows
+
+HIT_WEIGHT = np.finfo(np.float32).min  # what TensorFlow adds to the logit of an accidental hit
+
+
+class SampledValues(NamedTuple):
+    """The result of a candidate sampler, in TensorFlow's order."""
+
+    sampled_candidates: jax.Array  # [num_sampled] int32
+    true_expected_count: jax.Array  # [N, num_true] float32
+    sampled_expected_count: jax.Array  # [num_sampled] float32
+
+
+def log_uniform_candidate_sampler(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int
+) -> SampledValues:
+    """Samples classes from the log-uniform (Zipfian) distribution, exactly.
+
+    P(k) = log((k + 2) / (k + 1)) / log(range_max + 1), for ids sorted by decreasing frequency.
+
+    Args:
+      key: a `jax.random.key`; the result is a pure function of it.
+      true_classes: `[N, num_true]` integer ids.
+      num_sampled: number of classes to draw, S.
+      unique: whether to draw until S distinct ids are found, rejecting repeats, or S times with replacement.
+      range_max: number of classes V, up to 2**26.
+
+    Returns:
+      `SampledValues`: candidates `[S]` and the expected counts of true classes `[N, num_true]` and
+      candidates `[S]`. With `unique`, the expected count is -expm1(num_tries * log1p(-P)), where
+      num_tries is the number of draws it took; P * S if none was rejected, or without `unique`.
+
+    Raises:
+      ValueError: a shape does not fit, `num_sampled > range_max` with `unique`, or a concrete id is
+        out of range.
+
+    References:
+      `tf.random.log_uniform_candidate_sampler`; `ExpectedCountHelper` in its kernel.
+    """
+    _check(true_classes, num_sampled, unique, range_max)
+    return _log_uniform(key, true_classes, num_sampled, unique, range_max)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _log_uniform(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int
+) -> SampledValues:
+    envelope = log_uniform_envelope(range_max)
+    count = np.minimum(2.0**envelope.log2_width, range_max + 1 - envelope.start)
+    probability_of = np.log1p(count / envelope.start) / count / math.log(range_max + 1)
+    num_draws = num_draws_needed(num_sampled, unique, probability_of, count, envelope.acceptance)
+    propose = partial(propose_log_uniform, range_max=range_max, envelope=envelope)
+    candidates, num_tries = draw(key, num_sampled, unique, range_max, num_draws, propose)
+    probability = partial(log_uniform_probability, range_max=range_max)
+    return _with_counts(candidates, num_tries, true_classes, probability)
+
+
+def log_uniform_probability(ids: jax.Array, range_max: int) -> jax.Array:
+    """P(k) = log((k + 2) / (k + 1)) / log(range_max + 1), float32, of the shape of `ids`."""
+    return jnp.log1p(1.0 / (ids.astype(jnp.float32) + 1.0)) / np.float32(math.log(range_max + 1))
+
+
+def uniform_candidate_sampler(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int
+) -> SampledValues:
+    """Samples classes uniformly, P(k) = 1 / range_max. Else like `log_uniform_candidate_sampler`.
+
+    References:
+      `tf.random.uniform_candidate_sampler`.
+    """
+    _check(true_classes, num_sampled, unique, range_max)
+    return _uniform(key, true_classes, num_sampled, unique, range_max)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _uniform(key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int) -> SampledValues:
+    num_draws = num_draws_needed(num_sampled, unique, np.array([1.0 / range_max]), np.array([range_max]))
+
+    def propose(bits: Bits) -> tuple[jax.Array, jax.Array]:
+        ids = multiply_high(bits, range_max)[0]
+        return ids, jnp.ones(ids.shape, bool)
+
+    candidates, num_tries = draw(key, num_sampled, unique, range_max, num_draws, propose)
+    return _with_counts(candidates, num_tries, true_classes, lambda ids: jnp.full(ids.shape, np.float32(1 / range_max)))
+
+
+def fixed_unigram_candidate_sampler(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int, unigrams: UnigramTable
+) -> SampledValues:
+    """Samples classes by given weights. Else like `log_uniform_candidate_sampler`.
+
+    Args:
+      key, true_classes, num_sampled, unique, range_max: as there. With `unique`, at least
+        `num_sampled` classes must have a probability above 0. This is checked outside `jit`; inside it, the
+        sampler would never return.
+      unigrams: `unigram_table(counts, distortion, num_reserved_ids)`, made once, outside `jit`.
+
+    References:
+      `tf.random.fixed_unigram_candidate_sampler`.
+    """
+    _check(true_classes, num_sampled, unique, range_max)
+    if unigrams.probability.shape != (range_max,):
+        raise ValueError(
+            f"Invalid `unigrams`: expected a table of range_max={range_max} classes."
+            f" Received: {unigrams.probability.shape[0]}."
+        )
+    if unique and not isinstance(unigrams.probability, jax.core.Tracer):
+        possible = np.count_nonzero(unigrams.probability)
+        if num_sampled > possible:
+            raise ValueError(
+                f"Invalid `num_sampled`: expected at most {possible}, the number of classes with a probability above 0,"
+                f" since unique={unique}. Received: {num_sampled}."
+            )
+    return _fixed_unigram(key, true_classes, num_sampled, unique, unigrams)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _fixed_unigram(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, unigrams: UnigramTable
+) -> SampledValues:
+    range_max = unigrams.probability.size
+    propose = partial(propose_unigram, table=unigrams)
+    num_draws = num_zipf_draws(num_sampled, unique, range_max)
+    candidates, num_tries = draw(key, num_sampled, unique, range_max, num_draws, propose)
+    return _with_counts(candidates, num_tries, true_classes, lambda ids: take_rows(unigrams.probability, ids))
+
+
+def learned_unigram_candidate_sampler(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int, state: LearnedUnigrams
+) -> tuple[SampledValues, LearnedUnigrams]:
+    """Samples classes by how often they were true classes so far, plus one. Else like `log_uniform_candidate_sampler`.
+
+    Args:
+      key, true_classes, num_sampled, unique, range_max: as there.
+      state: `learned_unigrams(range_max)` at first, then the state that the last call returned.
+
+    Returns:
+      `SampledValues` for the given state, and the state with these true classes counted.
+
+    References:
+      `tf.random.learned_unigram_candidate_sampler`, which hides its state in the op.
+    """
+    _check(true_classes, num_sampled, unique, range_max)
+    if state.sums.shape != (2 * 2 ** (range_max - 1).bit_length(),):
+        raise ValueError(f"Invalid `state`: expected learned_unigrams({range_max}). Received: {state.sums.shape} sums.")
+    return _learned_unigram(key, true_classes, num_sampled, unique, range_max, state)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _learned_unigram(
+    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int, state: LearnedUnigrams
+) -> tuple[SampledValues, LearnedUnigrams]:
+    num_draws = num_zipf_draws(num_sampled, unique, range_max)
+    propose = partial(propose_learned, state=state)
+    candidates, num_tries = draw(key, num_sampled, unique, range_max, num_draws, propose)
+
+    def probability(ids: jax.Array) -> jax.Array:
+        return state.count_of(ids).astype(jnp.float32) / state.total.astype(jnp.float32)
+
+    return _with_counts(candidates, num_tries, true_classes, probability), add_classes(state, true_classes)
+
+
+def all_candidate_sampler(
+    key: jax.Array | None, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int
+) -> SampledValues:
+    """Returns every class once, each with an expected count of 1. This makes a sampled loss exact, for tests.
+
+    Args:
+      key: not used.
+      true_classes: `[N, num_true]` integer ids.
+      num_sampled, range_max: number of classes, both the same.
+      unique: not used.
+
+    Raises:
+      ValueError: `num_sampled` is not `range_max`, or a shape or a concrete id does not fit.
+
+    References:
+      `tf.random.all_candidate_sampler`.
+    """
+    _check(true_classes, num_sampled, unique, range_max)
+    if num_sampled != range_max:
+        raise ValueError(f"Invalid `num_sampled`: expected all range_max={range_max} classes. Received: {num_sampled}.")
+    candidates = jnp.arange(range_max, dtype=jnp.int32)
+    return SampledValues(candidates, jnp.ones(true_classes.shape, jnp.float32), jnp.ones(range_max, jnp.float32))
+
+
+class AccidentalHits(NamedTuple):
+    """Positions of true classes among the candidates. Entries left over hold (N, S, 0)."""
+
+    indices: jax.Array  # [N * num_true] int32, the example
+    ids: jax.Array  # [N * num_true] int32, the position among the candidates
+    weights: jax.Array  # [N * num_true] float32, the lowest float: what to add to the logit
+
+
+def compute_accidental_hits(true_classes: jax.Array, sampled_candidates: jax.Array, num_true: int) -> AccidentalHits:
+    """Finds the candidates that are true classes of an example, in TensorFlow's order.
+
+    If a candidate occurs more than once, its last position counts, as in TensorFlow. The shapes are fixed
+    for `jit`: the hits come first, and entries left over are out of range, so that
+    `logits.at[hits.indices, hits.ids].add(hits.weights, mode="drop")` ignores them.
+
+    Args:
+      true_classes: `[N, num_true]` integer ids.
+      sampled_candidates: `[S]` integer ids.
+      num_true: number of true classes per example.
+
+    Returns:
+      `AccidentalHits`.
+
+    Raises:
+      ValueError: a shape does not fit.
+
+    References:
+      `tf.nn.compute_accidental_hits`.
+    """
+    if true_classes.ndim != 2 or true_classes.shape[1] != num_true or sampled_candidates.ndim != 1:
+        raise ValueError(
+            f"Invalid `true_classes`, `sampled_candidates`: expected shapes [N, {num_true}] and [S]."
+            f" Received: {true_classes.shape}, {sampled_candidates.shape}."
+        )
+    return _accidental_hits(true_classes, sampled_candidates)
+
+
+@jax.jit
+def _accidental_hits(true_classes: jax.Array, sampled_candidates: jax.Array) -> AccidentalHits:
+    num_true = true_classes.shape[1]
+    num_examples, num_sampled = true_classes.shape[0], sampled_candidates.shape[0]
+    order = jnp.argsort(sampled_candidates, stable=True)
+    ordered, flat = sampled_candidates[order], true_classes.reshape(-1)
+    position = jnp.maximum(jnp.searchsorted(ordered, flat, side="right") - 1, 0)
+    is_hit = ordered[position] == flat
+    found = jnp.flatnonzero(is_hit, size=flat.size, fill_value=flat.size)
+    indices = (jnp.arange(flat.size, dtype=jnp.int32) // num_true).at[found].get(mode="fill", fill_value=num_examples)
+    ids = order.astype(jnp.int32)[position].at[found].get(mode="fill", fill_value=num_sampled)
+    return AccidentalHits(indices, ids, jnp.where(found < flat.size, HIT_WEIGHT, np.float32(0.0)))
+
+
+def last_occurrences(ids: jax.Array) -> jax.Array:
+    """Marks the last occurrence of each id: `[N]` integer -> `[N]` bool."""
+    order = jnp.argsort(ids, stable=True)
+    ordered = ids[order]
+    last = jnp.concatenate([ordered[1:] != ordered[:-1], jnp.ones(1, bool)])
+    return jnp.zeros(ids.size, bool).at[order].set(last, unique_indices=True)
+
+
+def check_classes(name: str, ids: jax.Array, num_classes: int) -> None:
+    """Raises ValueError if ids are not integers or, outside `jit`, not in [0, num_classes)."""
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"Invalid `{name}`: expected integer ids. Received: {ids.dtype}.")
+    if ids.size and not isinstance(ids, jax.core.Tracer):
+        low, high = int(np.asarray(ids).min()), int(np.asarray(ids).max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"Invalid `{name}`: expected ids in [0, {num_classes}). Received: {low} to {high}.")
+
+
+def _check(true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int) -> None:
+    if true_classes.ndim != 2:
+        raise ValueError(f"Invalid `true_classes`: expected shape [N, num_true]. Received: {true_classes.shape}.")
+    if not 1 <= range_max <= 2**26:
+        raise ValueError(f"Invalid `range_max`: expected 1 to 2**26 classes. Received: {range_max}.")
+    if num_sampled < 1 or (unique and num_sampled > range_max):
+        raise ValueError(
+            f"Invalid `num_sampled`: expected at least 1, and at most range_max={range_max} if unique={unique}."
+            f" Received: {num_sampled}."
+        )
+    check_classes("true_classes", true_classes, range_max)
+
+
+def _with_counts(
+    candidates: jax.Array,
+    num_tries: jax.Array,
+    true_classes: jax.Array,
+    probability: Callable[[jax.Array], jax.Array],
+) -> SampledValues:
+    """Adds the expected counts, from the probabilities and the number of draws it took."""
+    num_sampled = candidates.size
+
+    def expected_count(ids: jax.Array) -> jax.Array:
+        p = probability(ids)
+        repeated = -jnp.expm1(num_tries.astype(jnp.float32) * jnp.log1p(-p))
+        return jnp.where(num_tries == num_sampled, p * num_sampled, repeated)
+
+    return SampledValues(candidates, expected_count(true_classes), expected_count(candidates))

@@ -1,0 +1,99 @@
+"""Draws until enough distinct ids are found, in fixed shapes, and counts how many draws it took."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.candidate_sampling.distributions import Bits, random_bits
+
+FIRST_SEEN_SIZE = 2**17  # of the table in which first occurrences are looked up; its 0.5 MB stay in the cache
+
+Propose = Callable[[Bits], tuple[jax.Array, jax.Array]]
+DrawState = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # candidates, count, num_tries, block
+
+
+def num_zipf_draws(num_sampled: int, unique: bool, range_max: int) -> int:
+    """Guesses the draws needed for a distribution that is known only at run time: as many as for Zipf's law."""
+    n = np.unique(np.geomspace(1, range_max + 1, 200).astype(int))
+    start, count = n[:-1], np.diff(n)
+    return num_draws_needed(num_sampled, unique, np.log1p(count / start) / count / math.log(range_max + 1), count)
+
+
+def num_draws_needed(
+    num_sampled: int, unique: bool, probability: np.ndarray, count: np.ndarray, accepted: float = 1.0
+) -> int:
+    """Returns a static number of proposals that suffices except in an 8-sigma event, capped near S = V.
+
+    `probability` is that of each id in a band, `count` the number of ids in the band, and `accepted` the
+    fraction of proposals that are accepted.
+    """
+    draws = float(num_sampled)
+    while unique and draws < 4 * num_sampled:
+        missing = np.exp(-draws * probability)
+        distinct = (count * (1.0 - missing)).sum()
+        if distinct - 8.0 * math.sqrt((count * missing * (1.0 - missing)).sum()) >= num_sampled:
+            break
+        draws *= 1.02
+    proposals = draws / accepted + 8.0 * math.sqrt(draws * (1 / accepted - 1))
+    return 128 * math.ceil(proposals / 128)  # XLA:CPU takes three times as long for odd lengths
+
+
+def draw(
+    key: jax.Array, num_sampled: int, unique: bool, range_max: int, num_draws: int, propose: Propose
+) -> tuple[jax.Array, jax.Array]:
+    """Draws blocks until the sample is full: returns the candidates `[num_sampled]` and num_tries, int32.
+
+    One block nearly always suffices. Continuing the same sequence, rather than starting again, keeps the
+    distribution of num_tries exact.
+    """
+
+    def draw_block(state: DrawState, carried: bool = True) -> DrawState:
+        candidates, count, num_tries, block = state
+        ids, accepted = propose(random_bits(key, block, num_draws))
+        new = accepted
+        if unique:
+            before = candidates if carried else candidates[:0]
+            sequence = jnp.concatenate([before, ids])
+            present = jnp.concatenate([before < range_max, accepted])
+            new = _is_first(sequence, present, range_max)[before.size :]
+        rank = count + jnp.cumsum(new, dtype=jnp.int32)  # number found so far, including this draw
+        slot = jnp.where(new, rank - 1, num_sampled)
+        candidates = candidates.at[slot].set(ids, mode="drop")
+        num_tries += jnp.sum(accepted & (rank - new < num_sampled), dtype=jnp.int32)
+        return candidates, jnp.minimum(rank[-1], num_sampled), num_tries, block + 1
+
+    zero = jnp.int32(0)
+    empty = jnp.full(num_sampled, range_max, jnp.int32)  # range_max marks a free slot
+    state = draw_block((empty, zero, zero, zero), carried=False)
+    candidates, _, num_tries, _ = jax.lax.while_loop(lambda state: state[1] < num_sampled, draw_block, state)
+    return candidates, num_tries
+
+
+def _is_first(ids: jax.Array, present: jax.Array, range_max: int) -> jax.Array:
+    """Marks the first occurrence of each id among those present: `[N]` int32, `[N]` bool -> `[N]` bool.
+
+    Each id writes its position to a bucket, and the lowest one stays, without a sort. If ids share a bucket,
+    those that lost it to another id try again with another hash.
+    """
+    position = jnp.arange(ids.size, dtype=jnp.int32)
+    size = min(range_max, FIRST_SEEN_SIZE)
+
+    def settle(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        first, unsettled, turn = state
+        bucket = ids
+        if range_max > size:  # odd multipliers mix upwards; at first the frequent ids have their own buckets
+            mixed = (ids.astype(jnp.uint32) ^ (turn * jnp.uint32(0x9E3779B9))) * jnp.uint32(0x85EBCA6B)
+            bucket = jnp.where(turn == 0, ids % size, (mixed >> 15).astype(jnp.int32))
+        bucket = jnp.where(unsettled, bucket, size)
+        lowest = jnp.full(size, ids.size, jnp.int32).at[bucket].min(position, mode="drop")
+        winner = lowest.at[bucket].get(mode="fill", fill_value=ids.size)
+        same = ids.at[winner].get(mode="clip") == ids
+        return first | (winner == position), unsettled & ~same, turn + 1
+
+    state = settle((jnp.zeros(ids.size, bool), present, jnp.uint32(0)))
+    if range_max > size:
+        state = jax.lax.while_loop(lambda state: state[1].any(), settle, state)
+    return state[0]

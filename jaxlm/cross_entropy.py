@@ -1,0 +1,129 @@
+"""The exact softmax cross-entropy over all classes, block by block."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxlm.row_updates import take_rows
+
+FLOAT_MIN = np.finfo(np.float32).min
+
+
+def linear_cross_entropy(
+    inputs: ArrayLike,
+    weights: ArrayLike,
+    labels: ArrayLike,
+    *,
+    biases: ArrayLike | None = None,
+    block_size: int = 2048,
+) -> jax.Array:
+    """Computes the exact softmax cross-entropy of a linear layer, without ever holding all logits.
+
+    loss = logsumexp(inputs @ weights.T + biases) - logit of the label, over blocks of classes with a
+    running log-sum-exp. The backward pass computes each block's logits again.
+
+    Args:
+      inputs: `[..., D]` float32.
+      weights: `[V, D]` float32, one row per class.
+      labels: `[...]` integer, the true classes; a label that is not in [0, V) gives NaN.
+      biases: `[V]` float32; None for no biases.
+      block_size: number of classes in a block; memory is `[block_size, N]`.
+
+    Returns:
+      `[...]` float32, the loss of each example in nats.
+
+    Raises:
+      ValueError: the shapes do not fit each other.
+
+    References:
+      `optax.softmax_cross_entropy_with_integer_labels` of the full logits; Wijmans et al. 2024, Cut Your
+      Losses, https://arxiv.org/abs/2411.09009, section 4.
+
+    >>> losses = linear_cross_entropy(jnp.ones((2, 5, 3)), jnp.zeros((7, 3)), jnp.zeros((2, 5), int))
+    >>> losses.shape, round(float(losses[0, 0]), 4)  # log(7)
+    ((2, 5), 1.9459)
+    """
+    inputs, weights, labels = jnp.asarray(inputs), jnp.asarray(weights), jnp.asarray(labels)
+    biases = jnp.zeros(weights.shape[0], weights.dtype) if biases is None else jnp.asarray(biases)
+    if weights.ndim != 2 or inputs.shape != (*labels.shape, weights.shape[1]) or biases.shape != weights.shape[:1]:
+        raise ValueError(
+            "Invalid `inputs`, `weights`, `labels`, `biases`: expected shapes [..., D], [V, D], [...] and [V]."
+            f" Received: {inputs.shape}, {weights.shape}, {labels.shape}, {biases.shape}."
+        )
+    flat = (inputs.reshape(-1, inputs.shape[-1]), weights, labels.reshape(-1), biases)
+    return _losses(*flat, min(block_size, weights.shape[0])).reshape(labels.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _losses(inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, block_size: int) -> jax.Array:
+    """Returns the losses `[N]` of inputs `[N, D]` and labels `[N]`."""
+    return _forward(inputs, weights, labels, biases, block_size)[0]
+
+
+def _block_logits(
+    block: jax.Array, weights: jax.Array, biases: jax.Array, inputs_t: jax.Array, block_size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the start of a block, its rows `[block_size, D]` and its logits `[block_size, N]`.
+
+    The last block is shifted to end at V, because a ragged one would copy the table. Classes that it shares
+    with the block before are masked.
+    """
+    first = block * block_size
+    start = jnp.minimum(first, weights.shape[0] - block_size)
+    rows = jax.lax.dynamic_slice_in_dim(weights, start, block_size)
+    logits = rows @ inputs_t + jax.lax.dynamic_slice_in_dim(biases, start, block_size)[:, None]
+    repeated = start + jnp.arange(block_size) < first
+    return start, rows, jnp.where(repeated[:, None], FLOAT_MIN, logits)
+
+
+def _forward(
+    inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, block_size: int
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    num_classes = weights.shape[0]
+    inputs_t = inputs.T  # [D, N]: rows @ inputs_t is the fast orientation of the product
+
+    def add_block(block: jax.Array, running: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        highest, total = running
+        logits = _block_logits(block, weights, biases, inputs_t, block_size)[2]
+        new_highest = jnp.maximum(highest, logits.max(axis=0))
+        total = total * jnp.exp(highest - new_highest) + jnp.exp(logits - new_highest[None, :]).sum(axis=0)
+        return new_highest, total
+
+    start = (jnp.full(inputs.shape[0], FLOAT_MIN, inputs.dtype), jnp.zeros(inputs.shape[0], inputs.dtype))
+    highest, total = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, start)
+    normalizer = highest + jnp.log(total)
+    label_logits = jnp.sum(inputs * take_rows(weights, labels), axis=-1) + take_rows(biases, labels)
+    return normalizer - label_logits, (inputs, weights, labels, biases, normalizer)
+
+
+def _backward(
+    block_size: int, residuals: tuple[jax.Array, ...], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, None, jax.Array]:
+    inputs, weights, labels, biases, normalizer = residuals
+    num_classes = weights.shape[0]
+    inputs_t = inputs.T
+
+    def add_block(block: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        d_weights, d_biases, d_inputs_t = gradients
+        start, rows, logits = _block_logits(block, weights, biases, inputs_t, block_size)
+        d_logits = jnp.exp(logits - normalizer[None, :]) * cotangent[None, :]  # [block_size, N]
+
+        def add(total: jax.Array, value: jax.Array) -> jax.Array:
+            value += jax.lax.dynamic_slice_in_dim(total, start, block_size)
+            return jax.lax.dynamic_update_slice_in_dim(total, value, start, axis=0)
+
+        d_inputs_t += rows.T @ d_logits
+        return add(d_weights, d_logits @ inputs), add(d_biases, d_logits.sum(axis=1)), d_inputs_t
+
+    zeros = (jnp.zeros_like(weights), jnp.zeros_like(biases), jnp.zeros_like(inputs_t))
+    gradients = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, zeros)
+    d_weights, d_biases, d_inputs_t = gradients
+    d_weights = d_weights.at[labels].add(-cotangent[:, None] * inputs)
+    d_biases = d_biases.at[labels].add(-cotangent)
+    return d_inputs_t.T - cotangent[:, None] * take_rows(weights, labels), d_weights, None, d_biases
+
+
+_losses.defvjp(_forward, _backward)

@@ -1,0 +1,20 @@
+"""`InputError`: what the user gave cannot be used."""
+
+
+class InputError(Exception):
+    """What the user gave cannot be used. The message says why, and what to do instead.
+
+    Names in backticks are arguments; the command line shows them as options: `num_sampled` becomes
+    --num-sampled. This is not a ValueError: the command line's parser would catch it and reword it.
+    """
+
+
+def require(condition: bool, argument: str, expected: str, received: object) -> None:
+    """Raises `InputError` in the one form that all arguments share, unless `condition` holds."""
+    if not condition:
+        raise InputError(f"Invalid `{argument}`: expected {expected}. Received: {received!r}.")
+
+
+def reason(error: BaseException) -> str:
+    """Returns the first line of an error of any kind, to go into a message."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]

@@ -1,0 +1,193 @@
+"""The run directory: config.json, vocabulary.json, metrics.jsonl and checkpoints."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from jaxlm.checkpoint import CHECKPOINTS_DIRECTORY, Checkpoints
+from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.corpus import VOCABULARY_FILE, PathLike
+from jaxlm.errors import InputError
+from jaxlm.files import read_json, staged, write_json, write_text
+from jaxlm.model import LanguageModel
+from jaxlm.vocabulary import Vocabulary
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+FORMAT = 1  # of config.json
+MAY_CHANGE = ("steps", "epochs", "minutes", "eval_every", "eval_tokens")  # when a run is resumed
+
+Config = TypeVar("Config", ModelConfig, TrainConfig, ScheduleConfig)
+
+
+class RunConfig(NamedTuple):
+    """The contents of config.json."""
+
+    model: ModelConfig
+    train: TrainConfig | None = None  # None for an imported model without optimizer state
+    schedule: ScheduleConfig | None = None  # likewise
+    data: str = ""  # directory made by `jaxlm prepare`
+    total_steps: int = 0  # 0 until it is known
+
+
+def create_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> None:
+    """Writes the files of a new run into an empty directory."""
+    vocabulary.save(directory / VOCABULARY_FILE)
+    save_config(directory, config)
+
+
+def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunConfig:
+    """Makes a run directory, or checks that an existing one holds the same run.
+
+    Returns:
+      `config`, with the total steps of the existing run if its length is the same.
+
+    Raises:
+      InputError: the directory holds something else, or a run with other settings or another vocabulary.
+    """
+    if not directory.exists() or not any(directory.iterdir()):
+        with staged(directory) as partial:
+            partial.mkdir(parents=True)
+            create_run(partial, config, vocabulary)
+        return config
+    if not (directory / CONFIG_FILE).exists():
+        raise InputError(f"{directory} is not empty and not a run (it has no {CONFIG_FILE}); choose another `out`.")
+    old = load_config(directory)
+    untrained = (directory / CHECKPOINTS_DIRECTORY / "0").exists()  # an imported model: any settings will do
+    _check_same_settings(directory, config, RunConfig(old.model) if untrained else old)
+    if load_vocabulary(directory, old.model) != vocabulary:
+        raise InputError(f"{directory} is a run with another vocabulary; choose another `out`.")
+    same_length = old.schedule is not None and all(
+        getattr(config.schedule, name) == getattr(old.schedule, name) for name in ("steps", "epochs", "minutes")
+    )
+    config = config._replace(total_steps=old.total_steps if same_length else config.total_steps)
+    save_config(directory, config)
+    return config
+
+
+def _check_same_settings(directory: Path, config: RunConfig, old: RunConfig) -> None:
+    for ours, theirs in ((config.model, old.model), (config.train, old.train), (config.schedule, old.schedule)):
+        if ours is None or theirs is None:
+            continue
+        for name, value in dataclasses.asdict(ours).items():
+            before = getattr(theirs, name)
+            if value != before and name not in MAY_CHANGE:
+                raise InputError(
+                    f"{directory} is a run with `{name}`={before!r}, not {value!r}; give the same settings to resume"
+                    " it, or choose another `out`."
+                )
+
+
+def save_config(directory: Path, config: RunConfig) -> None:
+    """Writes config.json, whole or not at all."""
+    value = {
+        name: dataclasses.asdict(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else part
+        for name, part in config._asdict().items()
+    }
+    write_json(directory / CONFIG_FILE, value, FORMAT)
+
+
+def load_config(directory: Path) -> RunConfig:
+    """Reads config.json.
+
+    Raises:
+      InputError: it is missing, damaged or of another format.
+    """
+    path = directory / CONFIG_FILE
+    if not path.exists():
+        raise InputError(f"{directory} is not a run directory: it has no {CONFIG_FILE}. Make one with `jaxlm train`.")
+    value = read_json(path, FORMAT)
+    try:
+        return RunConfig(
+            from_dict(ModelConfig, value["model"], f"{path}: model"),
+            None if value["train"] is None else from_dict(TrainConfig, value["train"], f"{path}: train"),
+            None if value["schedule"] is None else from_dict(ScheduleConfig, value["schedule"], f"{path}: schedule"),
+            str(value["data"]),
+            int(value["total_steps"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error!r}") from error
+
+
+def from_dict(cls: type[Config], values: dict[str, Any], source: str) -> Config:
+    """Makes a config of a JSON object.
+
+    Args:
+      cls: class of the config.
+      values: fields by name.
+      source: where they come from, to name in errors.
+
+    Raises:
+      InputError: a key is unknown or missing, or a value has the wrong type or range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    missing = sorted(required - set(values))
+    if unknown or missing:
+        raise InputError(f"{source}: unknown keys {unknown}, missing keys {missing} in the {cls.__name__}.")
+    try:
+        return cls(**values)
+    except (TypeError, InputError) as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def load_vocabulary(directory: Path, config: ModelConfig) -> Vocabulary:
+    """Reads a run's vocabulary, and checks that it fits the model.
+
+    Raises:
+      InputError: it is missing, damaged, or of another size than the model's.
+    """
+    vocabulary = Vocabulary.load(directory / VOCABULARY_FILE)
+    if len(vocabulary) != config.vocab_size:
+        raise InputError(
+            f"{directory / VOCABULARY_FILE} does not fit the model: it has {len(vocabulary)} words,"
+            f" the model {config.vocab_size}."
+        )
+    return vocabulary
+
+
+def load_model(directory: PathLike) -> tuple[LanguageModel, Vocabulary, RunConfig]:
+    """Reads the best model of a run.
+
+    Args:
+      directory: made by `jaxlm train` or `jaxlm.train`.
+
+    Returns:
+      The model, its vocabulary, and the run's config.
+
+    Raises:
+      InputError: the directory is not a run, has no checkpoint, or its files do not fit each other.
+    """
+    directory = Path(directory)
+    config = load_config(directory)
+    vocabulary = load_vocabulary(directory, config.model)
+    if not (directory / CHECKPOINTS_DIRECTORY).is_dir():
+        raise InputError(f"{directory} has no checkpoint yet; train longer with `jaxlm train`.")
+    checkpoints = Checkpoints(directory, read_only=True)
+    return checkpoints.restore_model(checkpoints.best_step(), config.model), vocabulary, config
+
+
+def append_metrics(directory: Path, row: dict[str, float]) -> None:
+    """Adds a line to metrics.jsonl."""
+    with (directory / METRICS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl, without a last line that was cut off."""
+    path = directory / METRICS_FILE
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def drop_metrics_after(directory: Path, step: int) -> None:
+    """Removes what a killed run logged after its last checkpoint, since those steps will come again."""
+    rows = [row for row in read_metrics(directory) if row["step"] <= step]
+    write_text(directory / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,214 @@
+"""`train_step`: loss and gradients on the rows that a batch touches, row-sparse updates, everything in place."""
+
+import dataclasses
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.typing import ArrayLike
+
+from jaxlm.batches import Batch
+from jaxlm.candidate_sampling.samplers import (
+    SampledValues,
+    fixed_unigram_candidate_sampler,
+    log_uniform_candidate_sampler,
+    uniform_candidate_sampler,
+)
+from jaxlm.cross_entropy import linear_cross_entropy
+from jaxlm.errors import require
+from jaxlm.losses import ClassRows, gather_rows, nce_loss_of_rows, sampled_softmax_loss_of_rows
+from jaxlm.lstm import Carry
+from jaxlm.row_updates import RowGradient, global_norm, sum_duplicates, update_rows
+from jaxlm.token_ids import check_ids
+from jaxlm.train_state import TrainState, optimizer
+
+Gradient = RowGradient | jax.Array
+
+
+def train_step(
+    state: TrainState, batch: Batch | tuple[ArrayLike, ArrayLike], learning_rate: ArrayLike
+) -> tuple[TrainState, jax.Array]:
+    """Runs one training step: loss and gradients on the touched rows, clipping, update in place.
+
+    With loss "full" the gradient of the softmax rows is dense. Another learning rate does not compile anew.
+
+    Args:
+      state: donated; use only the returned one.
+      batch: a `Batch`, or a pair of inputs and labels, each `[batch_size, sequence_length]` integer ids, where each
+        label is the word after the input. The LSTM state carries over from the last batch, unless the batch
+        says `starts_epoch`.
+      learning_rate: scalar.
+
+    Returns:
+      The new state, and the mean training loss in nats. A sampled loss is not comparable with an exact one.
+      Ids on the host are checked; an id out of range in a JAX array makes the loss NaN.
+
+    Raises:
+      InputError: the shapes do not fit the state, or an id is out of range.
+    """
+    return jit_train_step(state, _checked(state, Batch(*batch)), jnp.asarray(learning_rate, jnp.float32))
+
+
+def _checked(state: TrainState, batch: Batch) -> Batch:
+    vocab_size, batch_size = state.tables["biases"].shape[0], state.carry[0][0].shape[0]
+    inputs = check_ids("inputs", batch.inputs, vocab_size, ndim=2)
+    labels = check_ids("labels", batch.labels, vocab_size, ndim=2)
+    require(labels.shape == inputs.shape, "labels", f"the shape of the inputs, {inputs.shape}", labels.shape)
+    fits = inputs.shape[0] == batch_size and inputs.shape[1] > 0
+    require(fits, "inputs", f"shape [{batch_size}, sequence_length], as the state was made for", inputs.shape)
+    return Batch(inputs, labels, jnp.asarray(batch.starts_epoch, bool))
+
+
+@partial(jax.jit, donate_argnames="state")
+def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, jax.Array]:
+    """Runs `train_step` on checked arguments."""
+    sampling_key, dropout_key = _keys(state)
+    loss_function = _loss_function(state, sampling_key, batch.labels)
+
+    def mean_loss(dense: dict[str, Any], embedded: jax.Array, rows: Any) -> tuple[jax.Array, tuple[Carry, ...]]:
+        model = nnx.merge(state.graphdef, state.tables, dense)
+        hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_key)
+        return loss_function.mean_loss(rows, hidden), carry
+
+    bfloat16 = state.config.compute_dtype == "bfloat16"
+    with jax.default_matmul_precision("BF16_BF16_F32") if bfloat16 else nullcontext():
+        value_and_grad = jax.value_and_grad(mean_loss, argnums=(0, 1, 2), has_aux=True)
+        embedded = state.model.embed(batch.inputs)
+        (loss, carry), (d_dense, d_embedded, d_rows) = value_and_grad(state.dense, embedded, loss_function.rows)
+    embedding_gradient = RowGradient(batch.inputs.reshape(-1), d_embedded.reshape(-1, d_embedded.shape[-1]))
+    gradients = _combine(state.tables, embedding_gradient, loss_function.table_gradients(d_rows))
+    return _update(state, gradients | {"dense": d_dense}, learning_rate, carry), loss
+
+
+@jax.jit
+def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Computes the exact loss and the training loss of one batch with the same parameters, without dropout.
+
+    Their difference is what sampling hides. If it grows, sample more classes.
+
+    Args:
+      state: not donated.
+      batch: of ids.
+
+    Returns:
+      Two scalars in nats per word.
+    """
+    hidden, _ = state.model.hidden(state.model.embed(batch.inputs), _initial_carry(state, batch))
+    exact, training = _exact_loss(state, batch.labels), _loss_function(state, _keys(state)[0], batch.labels)
+    return exact.mean_loss(exact.rows, hidden), training.mean_loss(training.rows, hidden)
+
+
+def _keys(state: TrainState) -> jax.Array:
+    """Returns the sampling key and the dropout key of the step."""
+    return jax.random.split(jax.random.fold_in(state.key, state.step))
+
+
+def _initial_carry(state: TrainState, batch: Batch) -> tuple[Carry, ...]:
+    return jax.tree.map(lambda leaf: jnp.where(batch.starts_epoch, jnp.zeros_like(leaf), leaf), state.carry)
+
+
+class ExactLoss(NamedTuple):
+    """The exact softmax loss, a function of all rows."""
+
+    rows: tuple[jax.Array, jax.Array]  # weights [V, D], biases [V]
+    labels: jax.Array  # [batch_size, sequence_length]
+
+    def mean_loss(self, rows: tuple[jax.Array, jax.Array], hidden: jax.Array) -> jax.Array:
+        """Returns the mean loss of outputs `[batch_size, sequence_length, D]`, given weights and biases."""
+        return linear_cross_entropy(hidden, rows[0], self.labels, biases=rows[1]).mean()
+
+    def table_gradients(self, d_rows: tuple[jax.Array, jax.Array]) -> dict[str, Gradient]:
+        """Returns the gradient of each table."""
+        return {"weights": d_rows[0], "biases": d_rows[1]}
+
+
+class SampledLoss(NamedTuple):
+    """A sampled loss, a function of the rows of the labels and the candidates."""
+
+    rows: ClassRows
+    labels: jax.Array  # [N, 1]
+    values: SampledValues
+    nce: bool
+
+    def mean_loss(self, rows: ClassRows, hidden: jax.Array) -> jax.Array:
+        """Returns the mean loss of outputs `[batch_size, sequence_length, D]`, given gathered rows."""
+        loss_of_rows = nce_loss_of_rows if self.nce else sampled_softmax_loss_of_rows
+        return loss_of_rows(rows, self.labels, hidden.reshape(-1, hidden.shape[-1]), self.values).mean()
+
+    def table_gradients(self, d_rows: ClassRows) -> dict[str, Gradient]:
+        """Returns the gradient of each table, in the touched rows alone; rows may repeat."""
+        indices = jnp.concatenate([self.labels[:, 0], self.values.sampled_candidates])
+        weights = jnp.concatenate([d_rows.true_weights[:, 0], d_rows.sampled_weights])
+        biases = jnp.concatenate([d_rows.true_biases[:, 0], d_rows.sampled_biases])
+        return {"weights": RowGradient(indices, weights), "biases": RowGradient(indices, biases)}
+
+
+def _exact_loss(state: TrainState, labels: jax.Array) -> ExactLoss:
+    return ExactLoss((state.tables["weights"], state.tables["biases"]), labels)
+
+
+def _loss_function(state: TrainState, key: jax.Array, labels: jax.Array) -> ExactLoss | SampledLoss:
+    """Returns the loss of the config, for sampled ones after drawing candidates and gathering rows."""
+    config, weights, biases = state.config, state.tables["weights"], state.tables["biases"]
+    if config.loss == "full":
+        return _exact_loss(state, labels)
+    labels = labels.reshape(-1, 1)
+    arguments = (key, labels, config.num_sampled, True, weights.shape[0])
+    if state.unigrams is not None:
+        values = fixed_unigram_candidate_sampler(*arguments, state.unigrams)
+    elif config.sampler == "uniform":
+        values = uniform_candidate_sampler(*arguments)
+    else:
+        values = log_uniform_candidate_sampler(*arguments)
+    rows = gather_rows(weights, biases, labels, values.sampled_candidates)
+    return SampledLoss(rows, labels, values, config.loss == "nce")
+
+
+def _combine(
+    tables: dict[str, jax.Array], embedding: RowGradient, gradients: dict[str, Gradient]
+) -> dict[str, Gradient]:
+    """Returns the gradient of each table, with distinct rows; tied rows have gradients from both sides."""
+    if "embedding" in tables:
+        gradients = {"embedding": embedding} | gradients
+    else:
+        gradients = gradients | {"weights": _add_rows(gradients["weights"], embedding)}
+    return {
+        name: sum_duplicates(gradient, tables[name].shape[0]) if isinstance(gradient, RowGradient) else gradient
+        for name, gradient in gradients.items()
+    }
+
+
+def _add_rows(gradient: Gradient, rows: RowGradient) -> Gradient:
+    if isinstance(gradient, RowGradient):
+        return RowGradient(*(jnp.concatenate(pair) for pair in zip(gradient, rows, strict=True)))
+    return gradient.at[rows.indices].add(rows.values)
+
+
+def _update(
+    state: TrainState, gradients: dict[str, Any], learning_rate: jax.Array, carry: tuple[Carry, ...]
+) -> TrainState:
+    """Clips all gradients by their global norm, and updates every table and all dense parameters."""
+    tx = optimizer(state.config, learning_rate)
+    if state.config.clip_norm:
+        scale = jnp.minimum(1.0, state.config.clip_norm / global_norm(gradients))
+        gradients = {name: _scale(gradient, scale) for name, gradient in gradients.items()}
+    params, opt_state = {}, {}
+    for name, param in (state.tables | {"dense": state.dense}).items():
+        gradient = gradients[name]
+        if isinstance(gradient, RowGradient):
+            params[name], opt_state[name] = update_rows(tx, param, state.opt_state[name], gradient)
+        else:
+            updates, opt_state[name] = tx.update(gradient, state.opt_state[name], param)
+            params[name] = optax.apply_updates(param, updates)
+    dense = params.pop("dense")
+    return dataclasses.replace(state, step=state.step + 1, tables=params, dense=dense, opt_state=opt_state, carry=carry)
+
+
+def _scale(gradient: Any, scale: jax.Array) -> Any:
+    if isinstance(gradient, RowGradient):  # its indices are not numbers to scale
+        return gradient._replace(values=gradient.values * scale)
+    return jax.tree.map(lambda leaf: leaf * scale, gradient)

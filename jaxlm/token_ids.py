@@ -1,0 +1,51 @@
+"""Checks of word ids where they can be read without waiting for a device."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxlm.errors import InputError, require
+
+Ids = jax.Array | np.ndarray
+BLOCK = 1 << 22  # ids looked at together: a memory-mapped text is never read as a whole
+
+
+def check_ids(argument: str, ids: ArrayLike, vocab_size: int, ndim: int = 1) -> Ids:
+    """Returns ids as an array, after checking their shape, their type and, on the host, their range.
+
+    Lists and NumPy arrays are checked as a whole. The values of a JAX array are not read, since that would wait
+    for the device; the functions that look them up turn an id out of range into NaN.
+
+    Args:
+      argument: what the caller calls them.
+      ids: integers.
+      vocab_size: number of words V.
+      ndim: expected number of dimensions.
+
+    Raises:
+      InputError: the shape, the type or a value does not fit.
+    """
+    found: Ids = ids if isinstance(ids, jax.Array) else np.asarray(ids)
+    shape = "[N]" if ndim == 1 else "[batch_size, sequence_length]"
+    require(found.ndim == ndim, argument, f"integer ids of shape {shape}", f"shape {found.shape}")
+    require(found.dtype.kind in "iu", argument, f"integer ids of shape {shape}", f"dtype {found.dtype}")
+    if isinstance(found, np.ndarray) and found.size:
+        lowest, highest = id_range(found)
+        if lowest < 0 or highest >= vocab_size:
+            raise InputError(
+                f"Invalid `{argument}`: expected ids from 0 to {vocab_size - 1}, the vocabulary."
+                f" Received: {lowest} to {highest}."
+            )
+    return found
+
+
+def id_range(ids: np.ndarray) -> tuple[int, int]:
+    """Returns the lowest and the highest id, `ids` not being empty."""
+    return min(int(block.min()) for block in blocks(ids)), max(int(block.max()) for block in blocks(ids))
+
+
+def blocks(ids: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields ids in blocks along the first dimension."""
+    return (ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK))

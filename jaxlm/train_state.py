@@ -1,0 +1,120 @@
+"""`TrainState`: all that a training step reads and writes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.typing import ArrayLike
+
+from jaxlm.candidate_sampling.distributions import UnigramTable, unigram_table
+from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.cooccurrence import word_vectors
+from jaxlm.corpus import Corpus
+from jaxlm.errors import require
+from jaxlm.lstm import Carry
+from jaxlm.model import LanguageModel, RowParam
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that a training step reads and writes. A step donates it; use only the state it returns.
+
+    Attributes:
+      step: int32 scalar, steps done.
+      tables: `embedding` `[V, E]` unless tied, `weights` `[V, softmax_size]`, `biases` `[V]`, updated by rows.
+      dense: the LSTM's and the bottleneck's parameters.
+      opt_state: the Optax state of each table by its name, and of the dense parameters, "dense".
+      carry: LSTM state at the end of the last batch.
+      key: `jax.random.key`; step n draws from `fold_in(key, n)`.
+      unigrams: the table of the unigram sampler, or None.
+      graphdef: structure of the `LanguageModel`.
+      config: the `TrainConfig`.
+    """
+
+    step: jax.Array
+    tables: dict[str, jax.Array]
+    dense: dict[str, Any]
+    opt_state: dict[str, Any]
+    carry: tuple[Carry, ...]
+    key: jax.Array
+    unigrams: UnigramTable | None
+    graphdef: nnx.GraphDef = field(metadata={"static": True})
+    config: TrainConfig = field(metadata={"static": True})
+
+    @classmethod
+    def from_corpus(cls, corpus: Corpus, model_config: ModelConfig, train_config: TrainConfig) -> "TrainState":
+        """Makes the state of a new model that starts well on a corpus.
+
+        The softmax biases start at the log-probabilities of the words, and embedding and softmax rows at word
+        vectors counted from the training text (`train_config.word_vectors`): the two largest gains with a large
+        vocabulary.
+
+        Args:
+          corpus: as from `load_corpus`.
+          model_config: its `vocab_size` is the size of the corpus' vocabulary.
+          train_config: how the model is trained.
+
+        Raises:
+          InputError: the settings do not fit the corpus.
+        """
+        vocab_size = len(corpus.vocabulary)
+        fits = model_config.vocab_size == vocab_size
+        require(fits, "vocab_size", f"{vocab_size}, the vocabulary of the corpus", model_config.vocab_size)
+        vectors = None
+        if train_config.word_vectors:
+            vectors = word_vectors(corpus.train, vocab_size, model_config.embedding_size)
+        rngs = nnx.Rngs(train_config.seed)
+        model = LanguageModel(model_config, corpus.vocabulary.log_unigram, vectors, rngs=rngs)
+        return cls.create(model, train_config, corpus.vocabulary.counts)
+
+    @classmethod
+    def create(cls, model: LanguageModel, config: TrainConfig, unigram_counts: ArrayLike | None = None) -> "TrainState":
+        """Makes the state before the first step. The model's arrays become the state's.
+
+        Args:
+          model: do not use it afterwards.
+          config: how it is trained.
+          unigram_counts: `[vocab_size]` integer counts of the words, for the unigram sampler; 0 is taken as 1.
+
+        Raises:
+          InputError: `num_sampled` is larger than the model's vocabulary, or `unigram_counts` do not fit it.
+        """
+        vocab_size, table = model.config.vocab_size, None
+        if config.loss != "full":
+            fits = config.num_sampled <= vocab_size
+            require(fits, "num_sampled", f"at most {vocab_size}, the size of the vocabulary", config.num_sampled)
+            if config.sampler == "unigram":
+                counts = np.asarray([] if unigram_counts is None else unigram_counts)
+                expected = f"integer counts of shape ({vocab_size},)"
+                fits = counts.shape == (vocab_size,) and counts.dtype.kind in "iu"
+                require(fits, "unigram_counts", expected, f"{counts.dtype} {counts.shape}")
+                table = unigram_table(np.maximum(counts, 1))
+        graphdef, *params = nnx.split(model, RowParam, nnx.Param)
+        tables, dense = map(nnx.to_pure_dict, params)
+        opt_state = initial_opt_state(tables, dense, config)
+        carry = model.initial_carry(config.batch_size)
+        key = jax.random.key(config.seed)
+        return cls(jnp.int32(0), tables, dense, opt_state, carry, key, table, graphdef, config)
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model with the current parameters. It is stale once the state is donated to the next step."""
+        return nnx.merge(self.graphdef, self.tables, self.dense)
+
+
+def optimizer(config: TrainConfig, learning_rate: ArrayLike) -> optax.GradientTransformation:
+    """Returns the Optax transformation for table rows and dense parameters alike."""
+    if config.optimizer == "adagrad":
+        return optax.adagrad(learning_rate, config.initial_accumulator_value)
+    return optax.adam(learning_rate) if config.optimizer == "adam" else optax.sgd(learning_rate)
+
+
+def initial_opt_state(tables: dict[str, jax.Array], dense: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Returns the Optax state of each table by its name, and of the dense parameters, "dense", before any step."""
+    tx = optimizer(config, 0.0)
+    return {name: tx.init(table) for name, table in tables.items()} | {"dense": tx.init(dense)}

@@ -1,0 +1,305 @@
+"""The samplers against their laws and against TensorFlow's ops; fixed seeds, p-values above 1e-3 asked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from jaxlm.candidate_sampling.distributions import learned_unigrams, unigram_table
+from jaxlm.candidate_sampling.samplers import (
+    all_candidate_sampler,
+    compute_accidental_hits,
+    fixed_unigram_candidate_sampler,
+    learned_unigram_candidate_sampler,
+    log_uniform_candidate_sampler,
+    log_uniform_probability,
+    uniform_candidate_sampler,
+)
+
+LEVEL = 1e-3
+SAMPLERS = ["log_uniform", "uniform", "fixed_unigram", "learned_unigram"]
+
+
+def weights_of(range_max: int) -> np.ndarray:
+    """Integer weights in no order."""
+    return np.random.default_rng(range_max).integers(1, 1 + 5 * range_max, range_max)
+
+
+def law(name: str, range_max: int) -> np.ndarray:
+    if name == "log_uniform":
+        return np.log1p(1 / (np.arange(range_max) + 1.0)) / np.log(range_max + 1)
+    weights = np.ones(range_max) if name == "uniform" else weights_of(range_max)
+    return weights / weights.sum()
+
+
+def sampler(name: str, range_max: int):
+    """`(key, true_classes, num_sampled, unique) -> sampled_values` of the law above."""
+    if name == "log_uniform":
+        return lambda *arguments: log_uniform_candidate_sampler(*arguments, range_max)
+    if name == "uniform":
+        return lambda *arguments: uniform_candidate_sampler(*arguments, range_max)
+    if name == "fixed_unigram":
+        table = unigram_table(weights_of(range_max))
+        return lambda *arguments: fixed_unigram_candidate_sampler(*arguments, range_max, table)
+    state = learned_unigrams(range_max)
+    seen = np.repeat(np.arange(range_max), weights_of(range_max) - 1)[:, None]  # each has 1 already
+    if seen.size:
+        _, state = learned_unigram_candidate_sampler(jax.random.key(9), jnp.asarray(seen), 1, False, range_max, state)
+    return lambda *arguments: learned_unigram_candidate_sampler(*arguments, range_max, state)[0]
+
+
+def draw_many(name: str, num_sampled: int, unique: bool, range_max: int, repeats: int, probe: int = 0):
+    """Candidates `[repeats, num_sampled]` and the expected count of class `probe` `[repeats]`."""
+    sample, keys = sampler(name, range_max), jax.random.split(jax.random.key(1), repeats)
+    true_classes = jnp.full((1, 1), probe)
+    values = jax.jit(lambda keys: jax.lax.map(lambda key: sample(key, true_classes, num_sampled, unique), keys))(keys)
+    return np.asarray(values.sampled_candidates), np.asarray(values.true_expected_count)[:, 0, 0]
+
+
+def num_tries(expected_count: np.ndarray, p: float, num_sampled: int) -> np.ndarray:
+    """The number of draws behind an expected count."""
+    none_rejected = np.isclose(expected_count, p * num_sampled, rtol=1e-6)
+    return np.where(none_rejected, num_sampled, np.round(np.log1p(-expected_count) / np.log1p(-p))).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("name", "range_max"),
+    [("log_uniform", n) for n in (1, 2, 3, 31, 32, 33, 1000, 1001)]
+    + [(n, v) for n in SAMPLERS[1:] for v in (1, 3, 97)],
+)
+def test_frequencies_with_replacement_are_the_law(name, range_max):
+    candidates, _ = draw_many(name, 500, False, range_max, 400)
+    observed = np.bincount(candidates.ravel(), minlength=range_max)
+    assert observed.size == range_max
+    if range_max > 1:
+        assert stats.chisquare(observed, law(name, range_max) * candidates.size).pvalue > LEVEL
+
+
+def test_tail_of_ten_million_has_its_resolution():
+    range_max = 10_000_000
+    candidates = draw_many("log_uniform", 100_000, False, range_max, 20)[0].ravel()
+    n = candidates.astype(np.int64) + 1
+    octave = np.bincount(np.floor(np.log2(n)).astype(int), minlength=24)
+    edges = np.minimum(2.0 ** np.arange(25), range_max + 1)
+    expected = np.diff(np.log(edges)) / np.log(range_max + 1) * n.size
+    assert stats.chisquare(octave, expected).pvalue > LEVEL
+    # within the last whole octave: even and odd ids, and 64 remainders, are as likely as the law has them
+    tail = n[(n >= 2**22) & (n < 2**23)]
+    assert stats.chisquare(np.bincount(tail % 64, minlength=64)).pvalue > LEVEL
+    position = (np.log2(tail) - 22) % 1
+    assert stats.kstest(position, "uniform").pvalue > LEVEL
+    # a float32 uniform reaches ids about 10 apart here, so that many draws would coincide
+    distinct = np.unique(tail).size
+    expected_distinct = 2**22 * (1 - np.exp(-tail.size / 2**22))
+    assert abs(distinct - expected_distinct) < 0.01 * expected_distinct
+
+
+def test_uniform_and_unigram_reach_each_of_ten_million():
+    range_max = 10_000_000
+    weights = 1.0 / np.arange(1, range_max + 1)
+    table = unigram_table(weights)
+    none = jnp.zeros((1, 1), int)
+    ids = uniform_candidate_sampler(jax.random.key(0), none, 1_000_000, False, range_max).sampled_candidates
+    assert stats.kstest((np.asarray(ids) + 0.5) / range_max, "uniform").pvalue > LEVEL
+    assert stats.chisquare(np.bincount(ids % 64, minlength=64)).pvalue > LEVEL
+    key = jax.random.key(1)
+    ids = fixed_unigram_candidate_sampler(key, none, 1_000_000, False, range_max, table).sampled_candidates
+    edges = np.minimum(2 ** np.arange(25), range_max + 1) - 1
+    mass = np.diff(np.concatenate([[0.0], np.cumsum(weights)])[edges]) / weights.sum()
+    assert stats.chisquare(np.histogram(ids, edges)[0], mass * 1_000_000).pvalue > LEVEL
+
+
+def tensorflow_sampler(name: str, probe: int, num_sampled: int, range_max: int):
+    classes = tf.constant([[probe]], tf.int64)
+    arguments = (classes, 1, num_sampled, True, range_max)
+    if name == "log_uniform":
+        return tf.function(lambda: tf.random.log_uniform_candidate_sampler(*arguments, seed=7))
+    if name == "uniform":
+        return tf.function(lambda: tf.random.uniform_candidate_sampler(*arguments, seed=7))
+    weights = weights_of(range_max).astype(float).tolist()  # our learned counts stand still: TensorFlow's law is fixed
+    return tf.function(lambda: tf.random.fixed_unigram_candidate_sampler(*arguments, unigrams=weights, seed=7))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_sampled", "range_max"),
+    [(name, 20, 100) for name in SAMPLERS] + [("log_uniform", 64, 5000), ("uniform", 64, 300)],
+)
+def test_unique_draws_follow_tensorflow(name, num_sampled, range_max):
+    repeats, probe = 2000, range_max // 2
+    candidates, expected = draw_many(name, num_sampled, True, range_max, repeats, probe)
+    assert all(np.unique(row).size == num_sampled for row in candidates)
+    assert candidates.min() >= 0 and candidates.max() < range_max
+    draw = tensorflow_sampler(name, probe, num_sampled, range_max)
+    theirs = [draw() for _ in range(repeats)]
+    their_expected = np.array([float(values[1][0, 0]) for values in theirs])
+    p = law(name, range_max)[probe]
+    tries, their_tries = num_tries(expected, p, num_sampled), num_tries(their_expected, p, num_sampled)
+    assert stats.ks_2samp(tries, their_tries).pvalue > LEVEL
+    bands = np.unique(np.geomspace(1, range_max + 1, 12).astype(int)) - 1
+    counts = [np.histogram(ids, bands)[0] for ids in (candidates, np.array([values[0].numpy() for values in theirs]))]
+    assert stats.chi2_contingency(np.array(counts) + 1).pvalue > LEVEL
+
+
+def test_inclusion_probability_is_that_of_rejecting_repeats():
+    range_max, num_sampled = 6, 3
+    candidates, _ = draw_many("log_uniform", num_sampled, True, range_max, 20_000)
+    observed = np.bincount(candidates.ravel(), minlength=range_max)
+    p = law("log_uniform", range_max)
+    inclusion = np.zeros(range_max)
+    for first in range(range_max):  # successive sampling without replacement, by enumeration
+        for second in set(range(range_max)) - {first}:
+            for third in set(range(range_max)) - {first, second}:
+                chance = p[first] * p[second] / (1 - p[first]) * p[third] / (1 - p[first] - p[second])
+                inclusion[[first, second, third]] += chance
+    error = (observed / 20_000 - inclusion) / np.sqrt(inclusion * (1 - inclusion) / 20_000)
+    assert np.abs(error).max() < 4
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("unique", [True, False])
+def test_expected_counts_are_those_of_the_law(name, unique):
+    labels, p = jnp.array([[0, 7], [3, 99]]), law(name, 100)
+    values = sampler(name, 100)(jax.random.key(3), labels, 50, unique)
+    tries = num_tries(np.asarray(values.true_expected_count)[1, 1], p[99], 50) if unique else 0
+    assert (tries > 50) == unique
+    expected = -np.expm1(tries * np.log1p(-p)) if unique else 50 * p
+    np.testing.assert_allclose(values.true_expected_count, expected[labels], rtol=3e-6)
+    np.testing.assert_allclose(values.sampled_expected_count, expected[values.sampled_candidates], rtol=3e-6)
+
+
+@pytest.mark.parametrize(("distortion", "num_reserved_ids"), [(1.0, 0), (0.75, 0), (0.0, 2), (0.5, 3)])
+def test_fixed_unigram_expects_what_tensorflow_expects(distortion, num_reserved_ids):
+    weights = weights_of(40)
+    size = weights.size + num_reserved_ids
+    labels = np.arange(size)[:, None]
+    theirs = tf.random.fixed_unigram_candidate_sampler(
+        labels, 1, 9, False, size, "", distortion, num_reserved_ids, unigrams=weights.astype(float).tolist()
+    )
+    table = unigram_table(weights, distortion, num_reserved_ids)
+    ours = fixed_unigram_candidate_sampler(jax.random.key(0), jnp.asarray(labels), 9, False, size, table)
+    np.testing.assert_allclose(ours.true_expected_count, theirs.true_expected_count, rtol=1e-5)
+    assert (ours.sampled_candidates >= num_reserved_ids).all()
+
+
+def test_learned_unigram_learns_as_tensorflow_does():
+    size, rng = 11, np.random.default_rng(0)
+    classes = [rng.integers(0, size, (5, 2)) for _ in range(4)]
+    batch = tf.Variable(classes[0])
+    draw = tf.function(lambda: tf.random.learned_unigram_candidate_sampler(batch, 2, 6, False, size))
+    state = learned_unigrams(size)
+    for labels in classes:
+        batch.assign(labels)
+        ours, state = learned_unigram_candidate_sampler(jax.random.key(0), jnp.asarray(labels), 6, False, size, state)
+        np.testing.assert_allclose(ours.true_expected_count, draw().true_expected_count, rtol=1e-6)
+
+
+def test_all_candidates_are_tensorflows():
+    labels = jnp.array([[1, 2], [0, 4]])
+    for ours, theirs in zip(
+        all_candidate_sampler(None, labels, 5, True, 5),
+        tf.random.all_candidate_sampler(np.asarray(labels, np.int64), 2, 5, True),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    num_classes=st.integers(1, 12),
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    num_sampled=st.integers(1, 9),
+    seed=st.integers(0, 999),
+)
+def test_accidental_hits_are_tensorflows(num_classes, shape, num_sampled, seed):
+    rng = np.random.default_rng(seed)
+    labels, candidates = rng.integers(0, num_classes, shape), rng.integers(0, num_classes, num_sampled)
+    theirs = tf.nn.compute_accidental_hits(labels, candidates, shape[1])
+    ours = compute_accidental_hits(jnp.asarray(labels), jnp.asarray(candidates), shape[1])
+    found = theirs[0].shape[0]
+    for mine, their, padding in zip(ours, theirs, (shape[0], num_sampled, 0), strict=True):
+        np.testing.assert_array_equal(mine[:found], their)
+        np.testing.assert_array_equal(mine[found:], padding)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("size", [1, 2, 17, 150])
+def test_all_classes_can_be_sampled(name, size):
+    values = sampler(name, size)(jax.random.key(0), jnp.zeros((1, 1), int), size, True)
+    assert sorted(values.sampled_candidates.tolist()) == list(range(size))
+    assert np.isfinite(values.sampled_expected_count).all()
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(log_size=st.floats(0, np.log(1e7)), part=st.floats(0, 1), seed=st.integers(0, 999))
+def test_any_size_gives_distinct_ids_in_range_and_finite_counts(log_size, part, seed):
+    range_max = int(np.exp(log_size))
+    num_sampled = max(1, int(min(range_max, 3000) ** part))
+    labels = jnp.array([[0], [range_max - 1], [range_max // 2]])
+    values = log_uniform_candidate_sampler(jax.random.key(seed), labels, num_sampled, True, range_max)
+    ids = np.asarray(values.sampled_candidates)
+    assert np.unique(ids).size == num_sampled and ids.min() >= 0 and ids.max() < range_max
+    for count in (values.true_expected_count, values.sampled_expected_count):
+        assert (count > 0).all() and (count <= 1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_is_a_pure_function_of_the_key_under_jit_and_vmap(name):
+    labels, draw = jnp.zeros((3, 1), int), sampler(name, 300)
+
+    def sample(key):
+        return draw(key, labels, 30, True)
+
+    keys = jax.random.split(jax.random.key(5), 4)
+    together = jax.jit(jax.vmap(sample))(keys)
+    for n, key in enumerate(keys):
+        for batched, single in zip(together, sample(key), strict=True):
+            np.testing.assert_allclose(batched[n], single, rtol=1e-6)
+    assert not np.array_equal(together[0][0], together[0][1])
+
+
+def test_any_kind_of_key_will_do():
+    for kind in ("threefry2x32", "rbg", "unsafe_rbg"):
+        key = jax.random.key(0, impl=kind)
+        values = log_uniform_candidate_sampler(key, jnp.zeros((1, 1), int), 20, True, 50)
+        assert np.unique(values.sampled_candidates).size == 20
+
+
+def test_probability_sums_to_one():
+    total = np.asarray(log_uniform_probability(jnp.arange(200_000), 200_000), np.float64).sum()
+    np.testing.assert_allclose(total, 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("classes", "num_sampled", "range_max", "word"),
+    [
+        (np.zeros(2, int), 1, 5, "true_classes"),
+        (np.zeros((2, 1)), 1, 5, "true_classes"),
+        (np.full((2, 1), 5), 1, 5, "true_classes"),
+        (np.full((2, 1), -1), 1, 5, "true_classes"),
+        (np.zeros((2, 1), int), 6, 5, "num_sampled"),
+        (np.zeros((2, 1), int), 0, 5, "num_sampled"),
+        (np.zeros((2, 1), int), 1, 0, "range_max"),
+    ],
+)
+def test_arguments_out_of_range_raise(classes, num_sampled, range_max, word):
+    for sample in (log_uniform_candidate_sampler, uniform_candidate_sampler, all_candidate_sampler):
+        with pytest.raises(ValueError, match=f"Invalid `{word}`"):
+            sample(jax.random.key(0), classes, num_sampled, True, range_max)
+
+
+def test_a_state_of_another_size_raises():
+    arguments = (jax.random.key(0), jnp.zeros((1, 1), int), 2, True, 9)
+    with pytest.raises(ValueError, match="unigrams"):
+        fixed_unigram_candidate_sampler(*arguments, unigram_table([1, 2, 3]))
+    with pytest.raises(ValueError, match="above 0"):
+        fixed_unigram_candidate_sampler(*arguments, unigram_table([1] + [0] * 8))
+    with pytest.raises(ValueError, match="state"):
+        learned_unigram_candidate_sampler(*arguments, learned_unigrams(3))
+    with pytest.raises(ValueError, match="num_sampled"):
+        all_candidate_sampler(*arguments)
+    with pytest.raises(ValueError, match="sampled_candidates"):
+        compute_accidental_hits(jnp.zeros((2, 1), int), jnp.zeros((2, 2), int), 1)

@@ -1,0 +1,141 @@
+"""The commands as a user calls them: the whole path, and one clear line for each kind of bad input."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxlm.cli import app, run_command
+
+
+def jaxlm(*arguments: object) -> int:
+    return run_command(lambda: app.cli(args=[str(argument) for argument in arguments]))
+
+
+def error_line(capsys: pytest.CaptureFixture) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in lines if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_whole_path(text_file, tmp_path, capsys):
+    data, run = tmp_path / "data", tmp_path / "run"
+    assert jaxlm("prepare", text_file, "--out", data, "--vocab-size", 60) == 0
+    output = capsys.readouterr().out
+    assert "vocabulary: 60 words" in output and "% unknown" in output and "a tail of the training text" in output
+    flags = ["--hidden-size", 8, "--embedding-size", 4, "--num-sampled", 10, "--batch-size", 4, "--eval-tokens", 100]
+    assert jaxlm("train", data, "--out", run, "--steps", 40, "--eval-every", 20, *flags) == 0
+    assert "exact perplexity" in capsys.readouterr().out
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert jaxlm("evaluate", run, "--max-tokens", 200) == 0
+    output = capsys.readouterr().out
+    assert "valid: exact perplexity" in output and "test: exact perplexity" in output and "unigram model" in output
+    assert jaxlm("generate", run, "--prompt", "the whale", "--num-words", 5) == 0
+    assert capsys.readouterr().out.startswith("the whale")
+
+
+def test_prepare_names_the_sampler_for_counts_far_from_zipf(tmp_path, capsys):
+    for name, power, advised in (("zipf", 1.0, False), ("flat", 0.0, True)):
+        text = "\n".join(f"word{k} " * int(2000 / (k + 1) ** power) for k in range(500))
+        (tmp_path / f"{name}.txt").write_text(text)
+        assert jaxlm("prepare", tmp_path / f"{name}.txt", "--out", tmp_path / name) == 0
+        assert ("train with --sampler unigram" in capsys.readouterr().out) == advised
+
+
+@pytest.mark.parametrize("choice", [("--sampler", "unigram"), ("--loss", "nce", "--sampler", "uniform")])
+def test_train_takes_a_sampler_and_a_loss(corpus_dir, tmp_path, capsys, choice):
+    flags = ["--hidden-size", 8, "--embedding-size", 4, "--num-sampled", 20, "--batch-size", 4, "--eval-tokens", 100]
+    assert jaxlm("train", corpus_dir, "--out", tmp_path / "run", "--steps", 20, *flags, *choice) == 0
+    assert "exact perplexity" in capsys.readouterr().out
+
+
+def test_help_and_import_do_not_load_what_is_slow():
+    code = (
+        "import sys, jaxlm, jaxlm.__main__; heavy = {'jax', 'tensorflow', 'keras', 'orbax'} & set(sys.modules);"
+        "assert not heavy, heavy;"
+        "from jaxlm import *; heavy = {'tensorflow', 'keras', 'convert'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for module in ("jaxlm", "convert"):
+        result = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+        assert "usage" in result.stdout
+
+
+def test_functions_and_modules_have_names_of_their_own():
+    import jaxlm.loop  # noqa: F401
+
+    import jaxlm as package
+    import jaxlm.evaluation
+
+    for name in package.__all__:
+        assert callable(getattr(package, name)), name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "does not exist"), (b"", "is empty"), (b"caf\xe9\n" * 50, "is not UTF-8"), (b"a\n", "fewer than 3 words")],
+)
+def test_bad_text(tmp_path, capsys, text, message):
+    path = tmp_path / "text"
+    if text is not None:
+        path.write_bytes(text)
+    assert jaxlm("prepare", path, "--out", tmp_path / "data") == 2
+    assert message in error_line(capsys)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num-sampled", 5000], "num_sampled"),
+        (["--learning-rate", 0], "learning_rate"),
+        (["--steps", 5, "--minutes", 1], "one of steps"),
+        (["--dropout", 2], "dropout"),
+        (["--batch-size", 10**6], "too few for a batch"),
+    ],
+)
+def test_bad_settings(corpus_dir, tmp_path, capsys, flags, message):
+    assert jaxlm("train", corpus_dir, "--out", tmp_path / "run", *flags) == 2
+    assert message in error_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def copy_run(run_dir: Path, target: Path) -> Path:
+    import shutil
+
+    shutil.copytree(run_dir, target)
+    return target
+
+
+def test_bad_runs(run_dir, corpus_dir, tmp_path, capsys):
+    assert jaxlm("train", tmp_path / "nowhere", "--out", tmp_path / "run") == 2
+    assert "nowhere" in error_line(capsys)
+    for command in (["evaluate"], ["generate", "--num-words", 1]):
+        assert jaxlm(command[0], tmp_path, *command[1:]) == 2
+        assert "is no run directory" in error_line(capsys)
+    run = copy_run(run_dir, tmp_path / "a")
+    for path in (run / "checkpoints").glob("*"):
+        subprocess.run(["rm", "-r", str(path)], check=True)
+    assert jaxlm("evaluate", run) == 2
+    assert "has no checkpoint" in error_line(capsys)
+    run = copy_run(run_dir, tmp_path / "b")
+    text = (run / "vocabulary.json").read_text()
+    (run / "vocabulary.json").write_text(
+        text.replace('"whale",', "").replace('"counts": [', '"counts": [ 99999999,', 1)
+    )
+    assert jaxlm("evaluate", run) == 2
+    assert "vocabulary" in error_line(capsys)
+    run = copy_run(run_dir, tmp_path / "c")
+    (run / "config.json").write_text(
+        (run / "config.json").read_text().replace('"hidden_size": 11', '"hidden_size": 12')
+    )
+    assert jaxlm("generate", run) == 2
+    assert "does not fit" in error_line(capsys)
+    run = copy_run(run_dir, tmp_path / "d")
+    for path in (run / "checkpoints").rglob("*"):
+        if path.is_file() and "weights" in str(path):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert jaxlm("generate", run) == 2
+    assert "checkpoint" in error_line(capsys)
