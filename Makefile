@@ -7,7 +7,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OUT = build/quickstart
 
-.PHONY: install test check quickstart clean
+FAST ?=
+TESTS = $(if $(FAST),not slow and not exhaustive,not exhaustive)
+
+.PHONY: install test test-all check quickstart clean
 
 install: $(VENV)/installed
 
@@ -20,6 +23,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 test: check
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m "$(TESTS)"
+
+test-all: check
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 check: install

@@ -3,25 +3,27 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxlm.config import TrainConfig
 from jaxlm.errors import InputError
+from jaxlm.token_ids import Ids
 
 
 class Batch(NamedTuple):
     """Words and the words that follow them, for a training step."""
 
-    inputs: np.ndarray  # [batch_size, sequence_length] integer ids
-    labels: np.ndarray  # [batch_size, sequence_length] integer ids
-    starts_epoch: bool = False  # whether the LSTM starts from the zero state
+    inputs: Ids  # [batch_size, sequence_length]
+    labels: Ids  # [batch_size, sequence_length]
+    starts_epoch: bool | jax.Array = False  # whether the LSTM starts from the zero state
 
 
 class EvaluationBatch(NamedTuple):
     """Words and the words that follow them, for evaluation."""
 
-    inputs: np.ndarray  # [batch_size, sequence_length] integer ids
-    labels: np.ndarray  # [batch_size, sequence_length] integer ids
+    inputs: Ids  # [batch_size, sequence_length]
+    labels: Ids  # [batch_size, sequence_length]
     mask: np.ndarray  # [batch_size, sequence_length] bool, False where a position holds no word
 
 
@@ -68,7 +70,7 @@ def train_batches(tokens: np.ndarray, config: TrainConfig, num_steps: int, first
 
 
 def evaluation_batches(
-    tokens: np.ndarray, batch_size: int, sequence_length: int, max_tokens: int = 0
+    tokens: Ids, batch_size: int, sequence_length: int, max_tokens: int = 0
 ) -> Iterator[EvaluationBatch]:
     """Yields batches in which each word but the first is a label exactly once.
 

@@ -3,6 +3,7 @@
 import logging
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
@@ -19,7 +20,7 @@ MAX_BLOCKS = 12  # spread evenly over a longer text; 50 million words are enough
 logger = logging.getLogger(__name__)
 
 
-def word_vectors(tokens: ArrayLike, vocab_size: int, width: int) -> np.ndarray:
+def word_vectors(tokens: jax.Array | ArrayLike, vocab_size: int, width: int) -> np.ndarray:
     """Computes a vector for each word, such that words with the same neighbors lie close together.
 
     x[w, c] = (sqrt(p(c | w)) - sqrt(p(c))) / p(c)^(1/4) over frequent neighbors c, left and right ones apart,

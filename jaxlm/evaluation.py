@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from jaxlm.batches import EvaluationBatch, evaluation_batches
@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     model: LanguageModel,
-    tokens: ArrayLike,
+    tokens: jax.Array | ArrayLike,
     *,
     batch_size: int = 32,
     sequence_length: int = 35,
@@ -60,18 +60,18 @@ def evaluate(
     >>> evaluate(model, [3, 1, 4, 1, 5]).num_tokens
     4
     """
-    tokens = check_ids("tokens", tokens, model.config.vocab_size)
-    require(tokens.size >= 2, "tokens", "at least two ids", tokens.size)
+    ids = check_ids("tokens", tokens, model.config.vocab_size)
+    require(ids.size >= 2, "tokens", "at least two ids", ids.size)
     for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
         require(value >= 1, name, "at least 1", value)
     require(max_tokens >= 0, "max_tokens", "at least 0", max_tokens)
     graphdef, params = nnx.split(model)
-    batch_size = min(batch_size, tokens.size - 1)
+    batch_size = min(batch_size, ids.size - 1)
     carry = model.initial_carry(batch_size)
     total, count = 0.0, 0
-    words = min(max_tokens or tokens.size, tokens.size - 1)
+    words = min(max_tokens or ids.size, ids.size - 1)
     with tqdm(total=words, desc="evaluating", unit=" words", disable=not progress, leave=False) as bar:
-        for batch in evaluation_batches(tokens, batch_size, sequence_length, max_tokens):
+        for batch in evaluation_batches(ids, batch_size, sequence_length, max_tokens):
             loss, carry = _summed_loss(graphdef, params, batch, carry)
             total += float(loss)
             count += int(batch.mask.sum())
@@ -84,6 +84,6 @@ def _summed_loss(
     graphdef: nnx.GraphDef, params: Any, batch: EvaluationBatch, carry: tuple[Carry, ...]
 ) -> tuple[jax.Array, tuple[Carry, ...]]:
     model = nnx.merge(graphdef, params)
-    hidden, carry = model.hidden(model.embed(batch.inputs), carry)
+    hidden, carry = model.hidden(model.embed(jnp.asarray(batch.inputs)), carry)
     losses = linear_cross_entropy(hidden, model.weights[...], batch.labels, biases=model.biases[...])
     return jnp.sum(jnp.where(batch.mask, losses, 0.0)), carry

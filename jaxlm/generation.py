@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
@@ -17,7 +17,7 @@ from jaxlm.token_ids import check_ids
 
 def generate(
     model: LanguageModel,
-    prompt: ArrayLike,
+    prompt: jax.Array | ArrayLike,
     num_words: int,
     *,
     temperature: float = 1.0,
@@ -48,22 +48,21 @@ def generate(
     5
     """
     vocab_size = model.config.vocab_size
-    prompt = check_ids("prompt", prompt, vocab_size)
-    avoid = check_ids("avoid", np.asarray(avoid, np.int32), vocab_size)
-    require(prompt.size >= 1, "prompt", "at least one word", prompt.size)
+    ids = check_ids("prompt", prompt, vocab_size)
+    avoided = check_ids("avoid", np.asarray(avoid, np.int32), vocab_size)
+    require(ids.size >= 1, "prompt", "at least one word", ids.size)
     require(num_words >= 0, "num_words", "at least 0", num_words)
     require(temperature >= 0, "temperature", "at least 0", temperature)
     require(0 <= top_k <= vocab_size, "top_k", f"0 to {vocab_size}, the size of the vocabulary", top_k)
     graphdef, params = nnx.split(model)
     carry = model.initial_carry(1)
-    banned = jnp.zeros(vocab_size, bool).at[avoid].set(True)
-    for word in prompt[:-1]:
+    banned = jnp.zeros(vocab_size, bool).at[avoided].set(True)
+    for word in ids[:-1]:
         _, carry = _read(graphdef, params, jnp.int32(word), carry)
-    words = [jnp.int32(prompt[-1])]
-    temperature = jnp.float32(temperature)
+    words = [jnp.int32(ids[-1])]
     for n in range(num_words):
         word, carry = _next_word(
-            graphdef, top_k, params, words[-1], carry, banned, temperature, jax.random.fold_in(key, n)
+            graphdef, top_k, params, words[-1], carry, banned, np.float32(temperature), jax.random.fold_in(key, n)
         )
         words.append(word)
     return [int(word) for word in words[1:]]
@@ -87,7 +86,7 @@ def _next_word(
     word: jax.Array,
     carry: tuple[Carry, ...],
     banned: jax.Array,
-    temperature: jax.Array,
+    temperature: jax.Array | np.float32,
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[Carry, ...]]:
     model = nnx.merge(graphdef, params)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.typing import ArrayLike
 
 from jaxlm.batches import Batch
 from jaxlm.candidate_sampling.samplers import (
@@ -23,14 +22,14 @@ from jaxlm.errors import require
 from jaxlm.losses import ClassRows, gather_rows, nce_loss_of_rows, sampled_softmax_loss_of_rows
 from jaxlm.lstm import Carry
 from jaxlm.row_updates import RowGradient, global_norm, sum_duplicates, update_rows
-from jaxlm.token_ids import check_ids
+from jaxlm.token_ids import Ids, check_ids
 from jaxlm.train_state import TrainState, optimizer
 
 Gradient = RowGradient | jax.Array
 
 
 def train_step(
-    state: TrainState, batch: Batch | tuple[ArrayLike, ArrayLike], learning_rate: ArrayLike
+    state: TrainState, batch: Batch | tuple[Ids, Ids], learning_rate: jax.typing.ArrayLike
 ) -> tuple[TrainState, jax.Array]:
     """Runs one training step: loss and gradients on the touched rows, clipping, update in place.
 
@@ -66,8 +65,9 @@ def _checked(state: TrainState, batch: Batch) -> Batch:
 @partial(jax.jit, donate_argnames="state")
 def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, jax.Array]:
     """Runs `train_step` on checked arguments."""
+    inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
     sampling_key, dropout_key = _keys(state)
-    loss_function = _loss_function(state, sampling_key, batch.labels)
+    loss_function = _loss_function(state, sampling_key, labels)
 
     def mean_loss(dense: dict[str, Any], embedded: jax.Array, rows: Any) -> tuple[jax.Array, tuple[Carry, ...]]:
         model = nnx.merge(state.graphdef, state.tables, dense)
@@ -77,9 +77,9 @@ def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) ->
     bfloat16 = state.config.compute_dtype == "bfloat16"
     with jax.default_matmul_precision("BF16_BF16_F32") if bfloat16 else nullcontext():
         value_and_grad = jax.value_and_grad(mean_loss, argnums=(0, 1, 2), has_aux=True)
-        embedded = state.model.embed(batch.inputs)
+        embedded = state.model.embed(inputs)
         (loss, carry), (d_dense, d_embedded, d_rows) = value_and_grad(state.dense, embedded, loss_function.rows)
-    embedding_gradient = RowGradient(batch.inputs.reshape(-1), d_embedded.reshape(-1, d_embedded.shape[-1]))
+    embedding_gradient = RowGradient(inputs.reshape(-1), d_embedded.reshape(-1, d_embedded.shape[-1]))
     gradients = _combine(state.tables, embedding_gradient, loss_function.table_gradients(d_rows))
     return _update(state, gradients | {"dense": d_dense}, learning_rate, carry), loss
 
@@ -97,8 +97,9 @@ def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array,
     Returns:
       Two scalars in nats per word.
     """
-    hidden, _ = state.model.hidden(state.model.embed(batch.inputs), _initial_carry(state, batch))
-    exact, training = _exact_loss(state, batch.labels), _loss_function(state, _keys(state)[0], batch.labels)
+    inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
+    hidden, _ = state.model.hidden(state.model.embed(inputs), _initial_carry(state, batch))
+    exact, training = _exact_loss(state, labels), _loss_function(state, _keys(state)[0], labels)
     return exact.mean_loss(exact.rows, hidden), training.mean_loss(training.rows, hidden)
 
 
@@ -117,11 +118,11 @@ class ExactLoss(NamedTuple):
     rows: tuple[jax.Array, jax.Array]  # weights [V, D], biases [V]
     labels: jax.Array  # [batch_size, sequence_length]
 
-    def mean_loss(self, rows: tuple[jax.Array, jax.Array], hidden: jax.Array) -> jax.Array:
+    def mean_loss(self, rows: Any, hidden: jax.Array) -> jax.Array:
         """Returns the mean loss of outputs `[batch_size, sequence_length, D]`, given weights and biases."""
         return linear_cross_entropy(hidden, rows[0], self.labels, biases=rows[1]).mean()
 
-    def table_gradients(self, d_rows: tuple[jax.Array, jax.Array]) -> dict[str, Gradient]:
+    def table_gradients(self, d_rows: Any) -> dict[str, Gradient]:
         """Returns the gradient of each table."""
         return {"weights": d_rows[0], "biases": d_rows[1]}
 
@@ -134,12 +135,12 @@ class SampledLoss(NamedTuple):
     values: SampledValues
     nce: bool
 
-    def mean_loss(self, rows: ClassRows, hidden: jax.Array) -> jax.Array:
+    def mean_loss(self, rows: Any, hidden: jax.Array) -> jax.Array:
         """Returns the mean loss of outputs `[batch_size, sequence_length, D]`, given gathered rows."""
         loss_of_rows = nce_loss_of_rows if self.nce else sampled_softmax_loss_of_rows
         return loss_of_rows(rows, self.labels, hidden.reshape(-1, hidden.shape[-1]), self.values).mean()
 
-    def table_gradients(self, d_rows: ClassRows) -> dict[str, Gradient]:
+    def table_gradients(self, d_rows: Any) -> dict[str, Gradient]:
         """Returns the gradient of each table, in the touched rows alone; rows may repeat."""
         indices = jnp.concatenate([self.labels[:, 0], self.values.sampled_candidates])
         weights = jnp.concatenate([d_rows.true_weights[:, 0], d_rows.sampled_weights])
@@ -173,7 +174,7 @@ def _combine(
 ) -> dict[str, Gradient]:
     """Returns the gradient of each table, with distinct rows; tied rows have gradients from both sides."""
     if "embedding" in tables:
-        gradients = {"embedding": embedding} | gradients
+        gradients = gradients | {"embedding": embedding}
     else:
         gradients = gradients | {"weights": _add_rows(gradients["weights"], embedding)}
     return {
@@ -196,8 +197,9 @@ def _update(
     if state.config.clip_norm:
         scale = jnp.minimum(1.0, state.config.clip_norm / global_norm(gradients))
         gradients = {name: _scale(gradient, scale) for name, gradient in gradients.items()}
-    params, opt_state = {}, {}
-    for name, param in (state.tables | {"dense": state.dense}).items():
+    params: dict[str, Any] = state.tables | {"dense": state.dense}
+    opt_state = {}
+    for name, param in params.items():
         gradient = gradients[name]
         if isinstance(gradient, RowGradient):
             params[name], opt_state[name] = update_rows(tx, param, state.opt_state[name], gradient)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from jaxlm.errors import InputError, require
 
@@ -12,7 +12,7 @@ Ids = jax.Array | np.ndarray
 BLOCK = 1 << 22  # ids looked at together: a memory-mapped text is never read as a whole
 
 
-def check_ids(argument: str, ids: ArrayLike, vocab_size: int, ndim: int = 1) -> Ids:
+def check_ids(argument: str, ids: jax.Array | ArrayLike, vocab_size: int, ndim: int = 1) -> Ids:
     """Returns ids as an array, after checking their shape, their type and, on the host, their range.
 
     Lists and NumPy arrays are checked as a whole. The values of a JAX array are not read, since that would wait

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from jaxlm.candidate_sampling.distributions import UnigramTable, unigram_table
 from jaxlm.config import ModelConfig, TrainConfig
@@ -107,7 +107,7 @@ class TrainState:
         return nnx.merge(self.graphdef, self.tables, self.dense)
 
 
-def optimizer(config: TrainConfig, learning_rate: ArrayLike) -> optax.GradientTransformation:
+def optimizer(config: TrainConfig, learning_rate: jax.Array | float) -> optax.GradientTransformation:
     """Returns the Optax transformation for table rows and dense parameters alike."""
     if config.optimizer == "adagrad":
         return optax.adagrad(learning_rate, config.initial_accumulator_value)

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# compilation takes most of the tests' time: programmes of a few steps do not repay LLVM's optimization, and
-# the same programmes are compiled by several tests, workers and processes
+# compilation takes most of the tests' time: programs of a few steps do not repay LLVM's optimization, and the
+# same programs are compiled by several tests, workers and processes
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / "build" / "jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -13,11 +13,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import jax
 import numpy as np
 import pytest
-from flax import nnx
+from helpers import make_random_model
 
-from jaxlm.config import ModelConfig, TrainConfig
-from jaxlm.corpus import Corpus, prepare
-from jaxlm.model import LanguageModel
+from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.corpus import Corpus, load_corpus, prepare
+from jaxlm.training_loop import train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -43,33 +43,24 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def corpus_dir(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("corpus") / "data"
-    prepare([text_file], directory, vocab_size=120)
+    prepare(text_file, directory, vocab_size=120, progress=False)
     return directory
 
 
 @pytest.fixture(scope="session")
-def run_dir(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(corpus_dir: Path) -> Corpus:
+    return load_corpus(corpus_dir)
+
+
+@pytest.fixture(scope="session")
+def run_dir(corpus: Corpus, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run of two layers, to be read only."""
-    from jaxlm.corpus import load_corpus
-
     directory = tmp_path_factory.mktemp("run") / "run"
-    corpus: Corpus = load_corpus(corpus_dir)
     model = ModelConfig(len(corpus.vocabulary), embedding_size=7, hidden_size=11, num_layers=2)
-    train = TrainConfig(
-        batch_size=4, sequence_length=5, num_sampled=20, learning_rate=0.03, steps=60, eval_every=20, eval_tokens=400
-    )
-    fit(corpus, directory, model, train, data=str(corpus_dir), progress=False)
+    config = TrainConfig(batch_size=4, sequence_length=5, num_sampled=20)
+    schedule = ScheduleConfig(learning_rate=0.03, steps=60, eval_every=20, eval_tokens=400)
+    train(corpus, directory, model, config, schedule, data=corpus_dir, progress=False)
     return directory
-
-
-def make_random_model(num_layers: int = 2, seed: int = 1, **change: int) -> LanguageModel:
-    """Makes a small model of odd sizes with random weights and biases."""
-    sizes = {"vocab_size": 23, "embedding_size": 5, "hidden_size": 7} | change
-    model = LanguageModel(ModelConfig(num_layers=num_layers, **sizes), rngs=nnx.Rngs(0))
-    leaves = nnx.state(model, nnx.Param)
-    keys = iter(jax.random.split(jax.random.key(seed), 99))
-    nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape), leaves))
-    return model
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+"""Word vectors against the same formula on dense arrays, in double precision."""
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -50,7 +52,7 @@ def test_vectors_do_not_depend_on_the_blocks(monkeypatch):
     assert np.isfinite(part).all() and not np.array_equal(part, whole)
 
 
-def test_words_with_the_same_neighbours_lie_close_together():
+def test_words_with_the_same_neighbors_lie_close_together():
     rng = np.random.default_rng(1)
     # three kinds of twenty words follow each other in turn: 0-19, 20-39, 40-59
     tokens = (np.arange(30_000) % 3 * 20 + rng.integers(0, 20, 30_000)).astype(np.int32)

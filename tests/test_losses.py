@@ -1,4 +1,4 @@
-"""Sampled softmax against TensorFlow with the same candidates; exact softmax against the full logits."""
+"""Sampled losses against TensorFlow's with the same candidates."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.candidate_sampling.samplers import SampledValues, all_candidate_sampler
+from jaxlm.cross_entropy import linear_cross_entropy
 from jaxlm.losses import nce_loss, sampled_softmax_loss
 
 
@@ -19,7 +20,7 @@ def problem(seed, vocab_size, width, batch, num_true, num_sampled, scale=1.0):
         return (scale * rng.standard_normal(shape)).astype(np.float32)
 
     labels = rng.integers(0, vocab_size, (batch, num_true)).astype(np.int32)
-    values = SampledValues(  # any candidates and expected counts will do: both sides are given them
+    values = SampledValues(  # any candidates and expected counts will do, since both sides get the same
         jnp.asarray(rng.choice(vocab_size, num_sampled, replace=False), jnp.int32),
         jnp.asarray(rng.uniform(0.01, 1, (batch, num_true)), jnp.float32),
         jnp.asarray(rng.uniform(0.01, 1, num_sampled), jnp.float32),
@@ -89,12 +90,12 @@ def assert_equals_tensorflow(name, weights, biases, labels, inputs, values, num_
     width=st.integers(1, 9),
     batch=st.integers(1, 7),
     num_true=st.integers(1, 3),
-    part=st.floats(0, 1),
+    fraction=st.floats(0, 1),
     remove=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_losses_are_tensorflows(name, vocab_size, width, batch, num_true, part, remove, seed):
-    num_sampled = max(1, round(part * vocab_size))  # at S = V every label is an accidental hit
+def test_losses_equal_those_of_tensorflow(name, vocab_size, width, batch, num_true, fraction, remove, seed):
+    num_sampled = max(1, round(fraction * vocab_size))  # at S = V every label is an accidental hit
     weights, biases, labels, inputs, values = problem(seed, vocab_size, width, batch, num_true, num_sampled)
     assert_equals_tensorflow(name, weights, biases, labels, inputs, values, num_true, remove)
 
@@ -103,7 +104,7 @@ def test_losses_are_tensorflows(name, vocab_size, width, batch, num_true, part, 
 @pytest.mark.parametrize(
     "case", ["all labels equal", "one class", "all classes", "candidates repeat", "huge logits", "ten million classes"]
 )
-def test_extreme_cases_are_tensorflows(name, case):
+def test_extreme_cases_equal_those_of_tensorflow(name, case):
     sizes = {"one class": (1, 1), "all classes": (30, 30), "ten million classes": (10_000_000, 30)}
     vocab_size, num_sampled = sizes.get(case, (30, 20))
     width = 1 if case == "ten million classes" else 5
@@ -115,7 +116,7 @@ def test_extreme_cases_are_tensorflows(name, case):
         weights[-40:] = 1.5
     elif case == "all labels equal":
         labels[:] = 7
-    elif case == "candidates repeat":  # drawn with replacement: of a hit TensorFlow masks the last place alone
+    elif case == "candidates repeat":  # drawn with replacement: TensorFlow masks only the last occurrence of a hit
         values = values._replace(sampled_candidates=jnp.asarray([4, 4, 7, 9, 4] * 4))
         labels[:3, 0] = 4
     elif case == "huge logits":
@@ -126,11 +127,11 @@ def test_extreme_cases_are_tensorflows(name, case):
 
 
 @pytest.mark.parametrize("loss", [sampled_softmax_loss, nce_loss])
-def test_shards_of_rows_are_one_table(loss):
+def test_shards_of_rows_act_as_one_table(loss):
     weights, biases, labels, inputs, values = problem(4, 23, 6, 5, 2, 9)
 
     def shards(table):
-        return tuple(jnp.asarray(part) for part in (table[:8], table[8:16], table[16:]))
+        return tuple(jnp.asarray(rows) for rows in (table[:8], table[8:16], table[16:]))
 
     def total(weights, biases):
         return loss(weights, biases, labels, inputs, 9, 23, 2, values).sum()
@@ -140,10 +141,10 @@ def test_shards_of_rows_are_one_table(loss):
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     for ours, expected in zip(d_parts, d_whole, strict=True):
         np.testing.assert_allclose(jnp.concatenate(ours), expected, rtol=1e-6, atol=1e-7)
-    theirs = tf.nn.sampled_softmax_loss if loss is sampled_softmax_loss else tf.nn.nce_loss  # it cuts 23 as 8, 8, 7
+    theirs = tf.nn.sampled_softmax_loss if loss is sampled_softmax_loss else tf.nn.nce_loss  # it cuts 23 into 8, 8, 7
     given_values = [tf.constant(np.asarray(value)) for value in values]
     given_values[0] = tf.cast(given_values[0], tf.int64)
-    tf_shards = [[tf.constant(np.asarray(part)) for part in shards(table)] for table in (weights, biases)]
+    tf_shards = [[tf.constant(np.asarray(rows)) for rows in shards(table)] for table in (weights, biases)]
     losses = theirs(*tf_shards, tf.constant(labels, tf.int64), inputs, 9, 23, 2, given_values)
     np.testing.assert_allclose(tf.reduce_sum(losses), whole, rtol=1e-5)
 
@@ -169,7 +170,7 @@ def test_bfloat16_is_accumulated_in_float32(loss):
         return loss(weights, biases, labels, inputs, 19, 40, 1, values).sum()
 
     value, gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(*short)
-    # the truth is the float32 loss of the rounded numbers: what is left is the accumulation's error alone
+    # the truth is the float32 loss of the rounded numbers, so that only the error of accumulation is left
     expected, expected_gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(*(x.astype(jnp.float32) for x in short))
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, expected, rtol=1e-5)
@@ -183,12 +184,12 @@ def test_all_candidates_without_hits_give_the_exact_loss():
     values = all_candidate_sampler(None, jnp.asarray(labels), 31, True, 31)
     np.testing.assert_allclose(
         sampled_softmax_loss(weights, biases, labels, inputs, 31, 31, 1, values),
-        softmax_loss(weights, biases, jnp.asarray(labels[:, 0]), jnp.asarray(inputs)),
+        linear_cross_entropy(inputs, weights, labels[:, 0], biases=biases),
         rtol=1e-5,
     )
 
 
-def test_losses_of_many_problems_by_vmap():
+def test_vmap_over_problems():
     weights, biases, labels, inputs, values = problem(8, 31, 6, 5, 1, 9)
     stacked = jnp.stack([jnp.asarray(inputs), 2.0 * inputs])
     together = jax.vmap(lambda x: sampled_softmax_loss(weights, biases, labels, x, 9, 31, 1, values))(stacked)
@@ -220,7 +221,8 @@ def test_uniform_logits_have_the_known_sampled_and_exact_loss():
     labels = np.arange(0, size, 977, dtype=np.int32)[:, None]
     inputs = jnp.zeros((labels.size, 2))
     weights, biases = jnp.zeros((size, 2)), jnp.zeros(size)
-    np.testing.assert_allclose(softmax_loss(weights, biases, labels[:, 0], inputs), np.log(size), rtol=1e-6)
+    exact = linear_cross_entropy(inputs, weights, labels[:, 0], biases=biases)
+    np.testing.assert_allclose(exact, np.log(size), rtol=1e-6)
     sampled = sampled_softmax_loss(weights, biases, labels, inputs, 1000, size, key=jax.random.key(0))
     assert sampled.mean() < np.log(size) - 1  # why a training loss is never shown as a perplexity
 
@@ -247,3 +249,21 @@ def test_wrong_arguments_raise(change, word):
     arguments = dict(weights=weights, biases=biases, labels=labels, inputs=inputs, key=jax.random.key(0)) | change
     with pytest.raises(ValueError, match=word):
         sampled_softmax_loss(**arguments, num_sampled=20, num_classes=50)
+
+
+@pytest.mark.parametrize("loss", [sampled_softmax_loss, nce_loss])
+@pytest.mark.parametrize("cut", [(), (20,)])
+@pytest.mark.parametrize("label", [50, -1, 10**6])
+def test_a_traced_label_out_of_range_gives_nan_and_spares_the_others(loss, cut, label):
+    weights, biases, labels, inputs, values = problem(2, 50, 6, 5, 1, 20)
+    labels[3] = label
+    tables = [tuple(map(jnp.asarray, np.split(table, cut))) if cut else table for table in (weights, biases)]
+    losses = jax.jit(lambda labels: loss(*tables, labels, inputs, 20, 50, 1, values))(labels)
+    np.testing.assert_array_equal(jnp.isnan(losses), np.arange(5) == 3)
+
+
+def test_lists_and_numpy_arrays_are_taken():
+    weights, biases, labels, inputs, values = problem(2, 50, 6, 5, 1, 20)
+    expected = sampled_softmax_loss(*map(jnp.asarray, (weights, biases, labels, inputs)), 20, 50, 1, values)
+    ours = sampled_softmax_loss(weights, biases, labels.tolist(), inputs.tolist(), 20, 50, 1, values)
+    np.testing.assert_array_equal(ours, expected)

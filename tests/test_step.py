@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from jaxlm.batches import Batch
 from jaxlm.candidate_sampling.distributions import unigram_table
 from jaxlm.candidate_sampling.samplers import (
     fixed_unigram_candidate_sampler,
@@ -19,7 +20,8 @@ from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError
 from jaxlm.losses import nce_loss, sampled_softmax_loss
 from jaxlm.model import LanguageModel
-from jaxlm.train_state import TrainState, exact_and_training_loss, learning_rate, train_step
+from jaxlm.step import exact_and_training_loss, jit_train_step, train_step
+from jaxlm.train_state import TrainState
 
 MODEL = ModelConfig(50, embedding_size=5, hidden_size=7, num_layers=2)
 TRAIN = TrainConfig(batch_size=3, sequence_length=4, num_sampled=12, clip_norm=0.0, initial_accumulator_value=1e-9)
@@ -29,7 +31,7 @@ UNIGRAMS = np.arange(1, 51)
 
 
 def make_model(config: ModelConfig = MODEL) -> LanguageModel:
-    """A model with random biases, too, so that nothing is hidden by a zero."""
+    """Makes a model whose biases are random too, so that nothing is hidden by a zero."""
     model = LanguageModel(config, rngs=nnx.Rngs(1))
     model.biases[...] = jax.random.normal(jax.random.key(2), model.biases.shape)
     for lstm in model.lstms:
@@ -37,13 +39,14 @@ def make_model(config: ModelConfig = MODEL) -> LanguageModel:
     return model
 
 
-def batches(count: int, config: TrainConfig = TRAIN) -> np.ndarray:
+def batches(count: int, config: TrainConfig = TRAIN) -> list[Batch]:
     shape = (count, config.batch_size, config.sequence_length + 1)
-    return np.random.default_rng(4).integers(0, 30, shape).astype(np.int32)  # ids from 30 on never come
+    words = np.random.default_rng(4).integers(0, 30, shape).astype(np.int32)  # ids from 30 on never occur
+    return [Batch(rows[:, :-1], rows[:, 1:]) for rows in words]
 
 
-def dense_training(config: TrainConfig, model: LanguageModel, words: np.ndarray) -> dict:
-    """What the steps should do: every table a dense parameter, optax as a user would write it."""
+def dense_training(config: TrainConfig, model: LanguageModel, words: list[Batch]) -> dict:
+    """Does what the steps should do: every table a dense parameter, Optax as a user would write it."""
     graphdef, params = nnx.split(model, nnx.Param)
     params = nnx.to_pure_dict(params)
     rules = {
@@ -55,14 +58,14 @@ def dense_training(config: TrainConfig, model: LanguageModel, words: np.ndarray)
     transform = optax.chain(*clip, rules[config.optimizer])
     opt_state, carry = transform.init(params), model.initial_carry(config.batch_size)
     for step, batch in enumerate(words):
-        inputs, labels = batch[:, :-1], batch[:, 1:].reshape(-1, 1)
+        inputs, labels = batch.inputs, batch.labels.reshape(-1, 1)
         sampling_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
 
         def loss(params, inputs=inputs, labels=labels, key=sampling_key, carry=carry):
             model = nnx.merge(graphdef, params)
             hidden, new_carry = model.hidden(model.embed(inputs), carry)
             hidden = hidden.reshape(-1, hidden.shape[-1])
-            if config.exact:
+            if config.loss == "full":
                 logits = hidden @ model.weights[...].T + model.biases[...][None, :]
                 return optax.softmax_cross_entropy_with_integer_labels(logits, labels[:, 0]).mean(), new_carry
             sampling = (key, labels, config.num_sampled, True, MODEL.vocab_size)
@@ -87,7 +90,7 @@ def dense_training(config: TrainConfig, model: LanguageModel, words: np.ndarray)
     [
         {"optimizer": "adagrad"},
         {"optimizer": "adagrad", "clip_norm": 0.02},
-        {"optimizer": "adagrad", "num_sampled": 0, "clip_norm": 0.02},
+        {"optimizer": "adagrad", "loss": "full", "clip_norm": 0.02},
         {"optimizer": "adam", "loss": "full"},
         {"optimizer": "sgd", "sampler": "uniform", "clip_norm": 0.02},
         {"optimizer": "sgd", "sampler": "unigram", "model": {"projection_size": 3}},
@@ -101,13 +104,13 @@ def test_steps_equal_dense_optax(change):
     model = dataclasses.replace(MODEL, **change.pop("model", {}))
     config = dataclasses.replace(TRAIN, **change)
     optimizer = config.optimizer
-    # lazy Adam equals the dense step where the same rows come every time
-    words = np.repeat(batches(1), 2, axis=0) if optimizer == "adam" else batches(2)
+    # lazy Adam equals the dense step if the same rows come every time
+    words = batches(1) * 2 if optimizer == "adam" else batches(2)
     start = nnx.to_pure_dict(nnx.state(make_model(model), nnx.Param))
     expected = dense_training(config, make_model(model), words)
     state = TrainState.create(make_model(model), config, UNIGRAMS)
     for batch in words:
-        state, _ = train_step(state, batch[:, :-1], batch[:, 1:], 0.1)
+        state, _ = train_step(state, batch, 0.1)
     ours = nnx.to_pure_dict(nnx.state(state.model, nnx.Param))
 
     def check(path, before, after, correct):
@@ -125,11 +128,11 @@ def test_steps_equal_dense_optax(change):
 def test_bfloat16_is_asked_of_every_product_forward_and_backward(change):
     change = dict(change)
     model = dataclasses.replace(MODEL, **change.pop("model", {}))
-    words, products, losses = batches(1)[0], {}, {}
+    (batch,), products, losses = batches(1), {}, {}
     for dtype in ("float32", "bfloat16"):
         config = dataclasses.replace(TRAIN, compute_dtype=dtype, **change)
-        arguments = TrainState.create(make_model(model), config), words[:, :-1], words[:, 1:], 0.1
-        text = train_step.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+        arguments = TrainState.create(make_model(model), config), batch, 0.1
+        text = jit_train_step.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
         lines = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
         rounded = ["lhs_precision_type = bf16" in line and "accumulation_type = f32" in line for line in lines]
         products[dtype] = len(lines), sum(rounded)
@@ -139,20 +142,19 @@ def test_bfloat16_is_asked_of_every_product_forward_and_backward(change):
 
 
 def test_a_precision_that_the_user_asks_of_jax_is_kept():
-    words = batches(1)[0]
     with jax.default_matmul_precision("highest"):
-        lowered = train_step.lower(TrainState.create(make_model(), TRAIN), words[:, :-1], words[:, 1:], 0.1)
+        lowered = jit_train_step.lower(TrainState.create(make_model(), TRAIN), batches(1)[0], 0.1)
     lines = [line for line in lowered.as_text().splitlines() if "stablehlo.dot_general" in line]
     assert lines and all("HIGHEST" in line for line in lines)
 
 
 def test_lazy_adam_leaves_other_rows_alone():
-    words = batches(1)[0]
+    (batch,) = batches(1)
     start = make_model()
     embedding = np.asarray(start.embedding[...])
-    state, _ = train_step(TrainState.create(start, TRAIN), words[:, :-1], words[:, 1:], 0.1)
+    state, _ = train_step(TrainState.create(start, TRAIN), batch, 0.1)
     changed = np.unique(np.flatnonzero((np.asarray(state.tables["embedding"]) != embedding).any(axis=1)))
-    np.testing.assert_array_equal(changed, np.unique(words[:, :-1]))
+    np.testing.assert_array_equal(changed, np.unique(batch.inputs))
 
 
 def abstract_state(vocab_size: int, optimizer: str = "adam") -> TrainState:
@@ -167,7 +169,7 @@ def test_no_table_is_copied(optimizer):
     temporaries = []
     for vocab_size in (200_000, 1_000_000):
         state = abstract_state(vocab_size, optimizer)
-        memory = train_step.lower(state, ids, ids, 0.1).compile().memory_analysis()
+        memory = jit_train_step.lower(state, Batch(ids, ids, False), 0.1).compile().memory_analysis()
         smallest = state.tables["embedding"].size * 4
         assert memory.temp_size_in_bytes < smallest
         assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 1e6  # all of the state is in place
@@ -178,10 +180,11 @@ def test_no_table_is_copied(optimizer):
 def test_step_two_does_not_compile_again():
     state = TrainState.create(make_model(), TRAIN)
     for step, batch in enumerate(batches(3)):
-        state, _ = train_step(state, batch[:, :-1], batch[:, 1:], np.float32(0.1 / (step + 1)))
+        learning_rate = [0.1, np.float32(0.05), jnp.float32(0.01)][step]
+        state, _ = train_step(state, batch._replace(starts_epoch=step == 1), learning_rate)
         if step == 0:
-            compiled = train_step._cache_size()
-    assert train_step._cache_size() == compiled
+            compiled = jit_train_step._cache_size()
+    assert jit_train_step._cache_size() == compiled
 
 
 def test_same_seed_same_bits_and_dropout_differs_from_none():
@@ -189,46 +192,85 @@ def test_same_seed_same_bits_and_dropout_differs_from_none():
     for dropout in (0.5, 0.5, 0.0):
         state = TrainState.create(make_model(dataclasses.replace(MODEL, dropout=dropout)), TRAIN)
         for batch in batches(3):
-            state, loss = train_step(state, batch[:, :-1], batch[:, 1:], 0.1)
+            state, loss = train_step(state, batch, 0.1)
         results.append((float(loss), np.asarray(state.tables["weights"])))
     assert results[0][0] == results[1][0] != results[2][0]
     np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
-def test_exact_loss_is_what_full_softmax_reports():
-    config = dataclasses.replace(TRAIN, num_sampled=0)
-    model, words = make_model(), batches(1)[0]
-    hidden, _ = model.hidden(model.embedding[words[:, :-1]], model.initial_carry(3))
-    expected = softmax_loss(model.weights[...], model.biases[...], words[:, 1:].reshape(-1), hidden.reshape(-1, 7))
-    _, loss = train_step(TrainState.create(model, config), words[:, :-1], words[:, 1:], 0.1)
-    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
+def test_loss_full_is_the_exact_loss():
+    config = dataclasses.replace(TRAIN, loss="full")
+    model, (batch,) = make_model(), batches(1)
+    expected = optax.softmax_cross_entropy_with_integer_labels(model(batch.inputs)[0], batch.labels).mean()
+    _, loss = train_step(TrainState.create(model, config), batch, 0.1)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-def test_learning_rate_rises_stays_and_falls():
-    config = TrainConfig(learning_rate=1.0, warmup_steps=4, decay_fraction=0.5)
-    rates = [learning_rate(config, step, 20) for step in range(21)]
-    np.testing.assert_allclose(rates[:4], [0.25, 0.5, 0.75, 1.0])
-    np.testing.assert_allclose(rates[4:11], 1.0)
-    np.testing.assert_allclose(rates[10:], np.linspace(1, 0, 11))
-    assert learning_rate(config, 10**6, 0) == 1.0  # no decay while the length is not known
+def test_an_epoch_starts_from_the_zero_state():
+    first, second = batches(2)
+    kept, reset = (
+        train_step(TrainState.create(make_model(), TRAIN), first, 0.0)[0] for _ in range(2)
+    )  # a learning rate of 0: only the LSTM state changes
+    fresh = TrainState.create(make_model(), TRAIN)
+    fresh = dataclasses.replace(fresh, step=fresh.step + 1)  # the same candidates
+    _, expected = train_step(fresh, second, 0.0)
+    _, ours = train_step(reset, second._replace(starts_epoch=True), 0.0)
+    _, carried = train_step(kept, second, 0.0)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    assert abs(carried - expected) > 1e-4
 
 
-def test_more_candidates_than_words_raise():
-    with pytest.raises(InputError, match="num_sampled"):
-        TrainState.create(make_model(), dataclasses.replace(TRAIN, num_sampled=51))
-    for unigrams in (None, np.ones(49)):
-        with pytest.raises(InputError, match="unigrams"):
-            TrainState.create(make_model(), dataclasses.replace(TRAIN, sampler="unigram"), unigrams)
+INPUTS, LABELS = batches(1)[0][:2]
 
 
-def test_exact_and_training_loss_are_those_of_full_logits_and_of_the_step():
-    words = batches(1)[0]
-    inputs, labels = words[:, :-1], words[:, 1:]
-    model = make_model()
-    logits = model(inputs)[0]
-    expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    state = TrainState.create(model, TRAIN)
-    exact, sampled = exact_and_training_loss(state, inputs, labels)
+@pytest.mark.parametrize("asarray", [np.asarray, np.ndarray.tolist])
+@pytest.mark.parametrize(
+    ("inputs", "labels", "message"),
+    [
+        (np.full_like(INPUTS, 50), LABELS, "Invalid `inputs`: expected ids from 0 to 49"),
+        (INPUTS, np.full_like(LABELS, 50), "Invalid `labels`: expected ids from 0 to 49"),
+        (np.full_like(INPUTS, 10**6), LABELS, "Received: 1000000"),
+        (INPUTS, np.full_like(LABELS, -1), "Received: -1"),
+        (INPUTS.astype(np.float32), LABELS, "expected integer ids"),
+        (INPUTS[0], LABELS[0], "expected integer ids of shape"),
+        (INPUTS[:, :-1], LABELS, "Invalid `labels`: expected the shape of the inputs"),
+        (INPUTS[:2], LABELS[:2], "expected shape \\[3, sequence_length\\], as the state was made for"),
+        (INPUTS[:, :0], LABELS[:, :0], "expected"),
+    ],
+)
+def test_wrong_batches_on_the_host_raise(asarray, inputs, labels, message):
+    with pytest.raises(InputError, match=message):
+        train_step(TrainState.create(make_model(), TRAIN), (asarray(inputs), asarray(labels)), 0.1)
+
+
+def test_lists_are_batches_too():
+    results = [
+        train_step(TrainState.create(make_model(), TRAIN), batch, 0.1)[1]
+        for batch in ((INPUTS, LABELS), (INPUTS.tolist(), LABELS.tolist()), Batch(jnp.array(INPUTS), jnp.array(LABELS)))
+    ]
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("change", [{}, {"loss": "nce"}, {"loss": "full"}, {"sampler": "unigram"}, {"tied": True}])
+@pytest.mark.parametrize("argument", ["inputs", "labels"])
+@pytest.mark.parametrize("word", [50, -1, 10**6])
+def test_an_invalid_id_on_the_device_makes_the_loss_nan(change, argument, word):
+    change = dict(change)
+    model = dataclasses.replace(MODEL, embedding_size=7, tied=change.pop("tied", False))
+    batch = Batch(jnp.array(INPUTS), jnp.array(LABELS))
+    state = TrainState.create(make_model(model), dataclasses.replace(TRAIN, **change), UNIGRAMS)
+    _, loss = train_step(state, batch._replace(**{argument: getattr(batch, argument).at[1, 2].set(word)}), 0.1)
+    assert np.isnan(loss)
+
+
+@pytest.mark.parametrize("starts_epoch", [False, True])
+def test_exact_and_training_loss_are_those_of_full_logits_and_of_the_step(starts_epoch):
+    first, batch = batches(2)
+    batch = batch._replace(starts_epoch=starts_epoch)
+    state, _ = train_step(TrainState.create(make_model(), TRAIN), first, 0.1)
+    logits, _ = state.model(batch.inputs, None if starts_epoch else state.carry)
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+    exact, sampled = exact_and_training_loss(state, batch)
     np.testing.assert_allclose(exact, expected, rtol=1e-5)
-    np.testing.assert_allclose(sampled, train_step(state, inputs, labels, 0.1)[1], rtol=1e-5)
+    np.testing.assert_allclose(sampled, train_step(state, batch, 0.1)[1], rtol=1e-5)
     assert sampled < exact

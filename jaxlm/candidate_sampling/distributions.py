@@ -83,7 +83,7 @@ def propose_log_uniform(bits: Bits, range_max: int, envelope: Envelope) -> tuple
 
 
 def _log_ratio(n: jax.Array) -> jax.Array:
-    """log((n + 1) / n) = 2 artanh(1 / (2n + 1)) by its series: to the last bit of a float32 for n > 31, without a log."""
+    """log((n + 1) / n) = 2 artanh(1 / (2n + 1)) by its series: right to the last bit for n > 31, without a log."""
     z = 1.0 / (2.0 * n + 1.0)
     square = z * z
     return 2.0 * z * (1.0 + square * (1.0 / 3.0 + square / 5.0))
