@@ -10,7 +10,7 @@ OUT = build/quickstart
 FAST ?=
 TESTS = $(if $(FAST),not slow and not exhaustive,not exhaustive)
 
-.PHONY: install test test-all check quickstart clean
+.PHONY: install test test-all check quickstart docs dist clean
 
 install: $(VENV)/installed
 
@@ -44,5 +44,17 @@ quickstart: install
 	$(BIN)/python examples/keras_inference.py $(OUT)/documentation.keras $(OUT)/run/vocabulary.json "Returns the shape of the"
 	@echo "curve of the run: $(OUT)/run/curve.png"
 
+docs: $(VENV)/docs-installed
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs build/docs
+	@echo "documentation: build/docs/index.html"
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
+dist: install
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info
