@@ -1,5 +1,8 @@
 """Checkpoints of a run, written and read by Orbax: the latest one and the best one."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +71,8 @@ class Checkpoints:
         )
         known = progress.valid_loss is not None
         metrics = {"valid_loss": progress.valid_loss} if known else None
-        self.manager.save(step, args=items, metrics=metrics, force=True)
+        with _quiet():
+            self.manager.save(step, args=items, metrics=metrics, force=True)
 
     def latest_step(self) -> int | None:
         """Returns the step of the latest checkpoint, or None."""
@@ -137,6 +141,18 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise anything on a damaged file
             raise InputError(f"{self.directory}: checkpoint {step} is damaged: {reason(error)}") from error
         return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in named])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the warnings that Orbax logs at every save, which say nothing about it."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:

@@ -225,7 +225,7 @@ def _with_options(message: str, commands: tuple[Callable, ...]) -> str:
 
 
 def show_messages() -> None:
-    """Prints the messages of jaxlm, above its progress bars, and silences those of Orbax."""
+    """Prints the messages of jaxlm, above its progress bars."""
     from tqdm import tqdm
 
     class Handler(logging.Handler):
@@ -234,7 +234,6 @@ def show_messages() -> None:
 
     logging.getLogger("jaxlm").addHandler(Handler())
     logging.getLogger("jaxlm").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs a page at every save
 
 
 def enable_compilation_cache() -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm.cli import app, run_command
+from jaxlm.cli import app, evaluate, generate, prepare, run_command, train
 
 
 def jaxlm(*arguments: object) -> int:
-    return run_command(lambda: app.cli(args=[str(argument) for argument in arguments]))
+    return run_command(
+        lambda: app.cli(args=[str(argument) for argument in arguments]), prepare, train, evaluate, generate
+    )
 
 
 def error_line(capsys: pytest.CaptureFixture) -> str:
@@ -24,7 +26,11 @@ def test_whole_path(text_file, tmp_path, capsys):
     data, run = tmp_path / "data", tmp_path / "run"
     assert jaxlm("prepare", text_file, "--out", data, "--vocab-size", 60) == 0
     output = capsys.readouterr().out
-    assert "vocabulary: 60 words" in output and "% unknown" in output and "a tail of the training text" in output
+    assert (
+        "vocabulary: 60 words" in output
+        and "% unknown" in output
+        and "holding out the end of the training text" in output
+    )
     flags = ["--hidden-size", 8, "--embedding-size", 4, "--num-sampled", 10, "--batch-size", 4, "--eval-tokens", 100]
     assert jaxlm("train", data, "--out", run, "--steps", 40, "--eval-every", 20, *flags) == 0
     assert "exact perplexity" in capsys.readouterr().out
@@ -53,7 +59,7 @@ def test_train_takes_a_sampler_and_a_loss(corpus_dir, tmp_path, capsys, choice):
 
 def test_help_and_import_do_not_load_what_is_slow():
     code = (
-        "import sys, jaxlm, jaxlm.__main__; heavy = {'jax', 'tensorflow', 'keras', 'orbax'} & set(sys.modules);"
+        "import sys, jaxlm, jaxlm.cli; heavy = {'jax', 'tensorflow', 'keras', 'orbax'} & set(sys.modules);"
         "assert not heavy, heavy;"
         "from jaxlm import *; heavy = {'tensorflow', 'keras', 'convert'} & set(sys.modules); assert not heavy, heavy"
     )
@@ -63,13 +69,12 @@ def test_help_and_import_do_not_load_what_is_slow():
         assert "usage" in result.stdout
 
 
-def test_functions_and_modules_have_names_of_their_own():
-    import jaxlm.loop  # noqa: F401
-
+def test_no_module_hides_a_name_of_the_package():
     import jaxlm as package
-    import jaxlm.evaluation
 
-    for name in package.__all__:
+    modules = {path.stem for path in Path(package.__file__).parent.glob("*.py")}
+    assert not modules & set(package.__all__)
+    for name in set(package.__all__) - {"candidate_sampling"}:
         assert callable(getattr(package, name)), name
 
 
@@ -89,11 +94,13 @@ def test_bad_text(tmp_path, capsys, text, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-sampled", 5000], "num_sampled"),
-        (["--learning-rate", 0], "learning_rate"),
-        (["--steps", 5, "--minutes", 1], "one of steps"),
-        (["--dropout", 2], "dropout"),
-        (["--batch-size", 10**6], "too few for a batch"),
+        (["--num-sampled", 5000], "Invalid --num-sampled: expected at most 120"),
+        (["--learning-rate", 0], "Invalid --learning-rate"),
+        (["--loss", "full", "--num-sampled", 0], "Invalid --num-sampled"),
+        (["--steps", 5, "--minutes", 1], "only one of --steps, --epochs and --minutes"),
+        (["--dropout", 2], "Invalid --dropout"),
+        (["--tied"], "Invalid --tied: expected an --embedding-size of 1024"),
+        (["--batch-size", 10**6], "use a smaller --batch-size or --sequence-length"),
     ],
 )
 def test_bad_settings(corpus_dir, tmp_path, capsys, flags, message):
@@ -114,7 +121,7 @@ def test_bad_runs(run_dir, corpus_dir, tmp_path, capsys):
     assert "nowhere" in error_line(capsys)
     for command in (["evaluate"], ["generate", "--num-words", 1]):
         assert jaxlm(command[0], tmp_path, *command[1:]) == 2
-        assert "is no run directory" in error_line(capsys)
+        assert "is not a run directory" in error_line(capsys)
     run = copy_run(run_dir, tmp_path / "a")
     for path in (run / "checkpoints").glob("*"):
         subprocess.run(["rm", "-r", str(path)], check=True)
@@ -139,3 +146,12 @@ def test_bad_runs(run_dir, corpus_dir, tmp_path, capsys):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert jaxlm("generate", run) == 2
     assert "checkpoint" in error_line(capsys)
+
+
+def test_an_untrained_import_asks_for_a_corpus(run_dir, tmp_path, capsys):
+    run = copy_run(run_dir, tmp_path / "run")
+    text = (run / "config.json").read_text()
+    data = text[text.index('"data": "') :].splitlines()[0]
+    (run / "config.json").write_text(text.replace(data, '"data": "",'))
+    assert jaxlm("evaluate", run) == 2
+    assert "name one with --data" in error_line(capsys)

@@ -1,4 +1,4 @@
-"""Exact evaluation against full logits; the way it is cut into batches does not matter."""
+"""Exact evaluation against full logits, however it is cut into batches."""
 
 import jax
 import numpy as np
@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from jaxlm.config import ModelConfig
+from jaxlm.errors import InputError
 from jaxlm.evaluation import evaluate
 from jaxlm.model import LanguageModel
 
@@ -18,7 +19,7 @@ def make_model() -> LanguageModel:
 
 
 @pytest.mark.parametrize(("batch_size", "sequence_length"), [(1, 7), (1, 100), (500, 3)])
-def test_is_the_loss_of_full_logits(batch_size, sequence_length):
+def test_the_loss_is_that_of_full_logits(batch_size, sequence_length):
     model = make_model()
     tokens = np.random.default_rng(0).integers(0, 37, 91).astype(np.int32)
     if batch_size == 1:
@@ -33,7 +34,30 @@ def test_is_the_loss_of_full_logits(batch_size, sequence_length):
     np.testing.assert_allclose(result.perplexity, np.exp(losses.mean()), rtol=1e-5)
 
 
-def test_a_part_is_a_part():
+def test_a_partial_evaluation_has_as_many_words_as_asked():
     model = make_model()
     tokens = np.random.default_rng(0).integers(0, 37, 1001).astype(np.int32)
     assert evaluate(model, tokens, batch_size=4, max_tokens=100).num_tokens == 100
+
+
+@pytest.mark.parametrize(
+    ("tokens", "change", "message"),
+    [
+        ([3], {}, "Invalid `tokens`: expected at least two ids"),
+        ([[3, 4]], {}, "expected integer ids of shape"),
+        ([3, 37], {}, "expected ids from 0 to 36"),
+        ([3, 10**6], {}, "Received: 3 to 1000000"),
+        ([3, -1], {}, "expected ids from 0 to 36"),
+        ([3, 4], {"batch_size": 0}, "Invalid `batch_size`: expected at least 1"),
+        ([3, 4], {"sequence_length": 0}, "sequence_length"),
+        ([3, 4], {"max_tokens": -1}, "max_tokens"),
+    ],
+)
+def test_wrong_arguments_raise(tokens, change, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(make_model(), tokens, **change)
+
+
+@pytest.mark.parametrize("word", [37, -1, 10**6])
+def test_an_invalid_id_on_the_device_makes_the_loss_nan(word):
+    assert np.isnan(evaluate(make_model(), jax.numpy.array([3, word, 4, 5])).loss)

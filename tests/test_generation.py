@@ -1,4 +1,4 @@
-"""Generated text follows the model's distribution, and the prompt is read once."""
+"""Generated text follows the model's distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +51,20 @@ def test_same_key_same_words_and_none_on_request(model):
     assert generate(model, prompt, 0, key=jax.random.key(1)) == []
 
 
-@pytest.mark.parametrize("change", [{"temperature": -1.0}, {"top_k": 10}, {"num_words": -1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": -1.0},
+        {"top_k": 10},
+        {"num_words": -1},
+        {"prompt": []},
+        {"prompt": [[1]]},
+        {"prompt": [9]},
+        {"prompt": [-1]},
+        {"avoid": [9]},
+    ],
+)
 def test_arguments_out_of_range_raise(model, change):
-    arguments = {"num_words": 1, "key": jax.random.key(0)} | change
-    with pytest.raises(InputError):
-        generate(model, np.array([0], np.int32), **arguments)
+    arguments = {"prompt": [0], "num_words": 1, "key": jax.random.key(0)} | change
+    with pytest.raises(InputError, match=next(iter(change))):
+        generate(model, **arguments)
