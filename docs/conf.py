@@ -1,0 +1,53 @@
+"""Configuration of Sphinx. `make docs` builds the pages into build/docs, without network access."""
+
+import importlib.metadata
+import inspect
+import os
+import re
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+project = "jaxlm"
+version = release = importlib.metadata.version("jaxlm")
+author = "The jaxlm maintainers"
+copyright = f"2025, {author}"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+default_role = "code"  # a single backtick in a docstring
+
+html_theme = "furo"
+html_title = f"jaxlm {version}"
+html_show_sourcelink = False
+
+autodoc_typehints = "none"  # "Args:" gives shapes and types
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_attr_annotations = False
+python_maximum_signature_line_length = 88
+
+# types of other projects are not resolved, since that would need their inventories from the network
+nitpick_ignore_regex = [("py:.*", r"(?!jaxlm|convert).*")]
+
+
+def add_fields(app: Any, what: str, name: str, target: Any, options: Any, lines: list[str]) -> None:
+    """Lists the fields of a NamedTuple, with the comments beside them, where its docstring does not."""
+    if what == "class" and issubclass(target, tuple) and hasattr(target, "_fields") and "Attributes:" not in lines:
+        source = inspect.getsource(target)
+        comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", source, re.MULTILINE))
+        lines += ["Attributes:", *(f"  {field}: {comments.get(field, '')}" for field in target._fields), ""]
+
+
+def skip_fields(app: Any, what: str, name: str, target: Any, skip: bool, options: Any) -> bool:
+    """Leaves out "Alias for field number 0"."""
+    return skip or "Alias for field" in (getattr(target, "__doc__", None) or "")
+
+
+def setup(app: Any) -> None:
+    """Connects the functions above, before napoleon reads the docstrings."""
+    app.connect("autodoc-process-docstring", add_fields, priority=400)
+    app.connect("autodoc-skip-member", skip_fields)
