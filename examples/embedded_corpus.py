@@ -1,9 +1,9 @@
-"""Writes the English of the installed documentation as one text file: a corpus without a download.
+"""Writes the English of the installed documentation to one text file: a corpus without a download.
 
     python examples/embedded_corpus.py corpus.txt
 
 Takes the standard library's language reference (pydoc_data.topics) and the docstrings of numpy, jax,
-flax, optax and keras: about 1.5 to 3.6 million words, by version.
+flax, optax and keras: about 1.5 to 3.6 million words, depending on their versions.
 """
 
 import ast
@@ -32,11 +32,11 @@ def docstrings(package: str) -> Iterator[str]:
 def main() -> None:
     from pydoc_data import topics
 
-    found = dict.fromkeys(topics.topics.values())  # without repeats, in order
+    found = dict.fromkeys(topics.topics.values())  # no repeats, in order
     for package in PACKAGES:
         found |= dict.fromkeys(docstrings(package))
     texts = list(found)
-    random.Random(0).shuffle(texts)  # so that a tail held out for validation is like the rest
+    random.Random(0).shuffle(texts)  # so that the end, held out for validation, is like the rest
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     out = Path(sys.argv[1])
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Times exact evaluation and generation at a large vocabulary against the matrix products they consist of.
+"""Times exact evaluation and generation with a large vocabulary against the matrix products they consist of.
 
     python examples/benchmarks/evaluation.py
 
-Evaluation does a product of 2 H V FLOP a word besides its LSTM. Generation, a word at a time, has to read all
-softmax rows for each word: 4 H V bytes.
+Evaluation takes 2 H V FLOP per word besides its LSTM. Generation, one word at a time, has to read all softmax
+rows for each word: 4 H V bytes.
 """
 
 import statistics
@@ -23,16 +23,16 @@ def main(vocab_size: int = 200_000, words: int = 2240, generated: int = 50, repe
 
     Args:
       vocab_size: Number of words.
-      words: Words of text evaluated in a call.
-      generated: Words generated in a call.
-      repeats: Calls timed of each.
+      words: Words evaluated per call.
+      generated: Words generated per call.
+      repeats: Timed calls of each.
     """
     config = jaxlm.ModelConfig(vocab_size)
     model = jax.jit(lambda: jaxlm.LanguageModel(config, rngs=nnx.Rngs(0)))()
     tokens = np.random.default_rng(0).integers(0, vocab_size, words + 1).astype(np.int32)
     prompt = tokens[:20]
     product = matmul()
-    read = jax.jit(lambda rows: jnp.sum(rows, axis=1))  # as many bytes as a word of generation has to read
+    read = jax.jit(lambda rows: jnp.sum(rows, axis=1))  # as many bytes as generating a word has to read
     rows = model.weights[...]
     functions = {
         f"evaluate, {words:,} words": lambda: jaxlm.evaluate(model, tokens),

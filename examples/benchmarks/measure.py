@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, the machine's best matrix product, and a table."""
+"""Shared by the benchmarks: interleaved timing, the best matrix product of the machine, and a table."""
 
 import importlib.metadata
 import os
@@ -16,15 +16,15 @@ MATMUL_FLOP = 2 * 2048**3
 
 
 def interleaved(functions: dict[Hashable, Callable[[], object]], repeats: int, warm_up: int = 2) -> dict:
-    """Times functions in random order, so that a noisy machine is noisy for all of them alike.
+    """Times functions in random order, so that noise affects all of them alike.
 
     Args:
-      functions: what to call; each must block until its result is there.
-      repeats: calls timed of each.
-      warm_up: calls of each before.
+      functions: calls to time; each must block until its result is ready.
+      repeats: timed calls of each.
+      warm_up: untimed calls of each before.
 
     Returns:
-      Of each the seconds of its calls.
+      The seconds of the calls of each function.
     """
     for function in functions.values():
         for _ in range(warm_up):
@@ -39,7 +39,7 @@ def interleaved(functions: dict[Hashable, Callable[[], object]], repeats: int, w
 
 
 def matmul() -> Callable[[], object]:
-    """Returns a call that does one 2048 x 2048 float32 product, of `MATMUL_FLOP`."""
+    """Returns a call of one 2048 x 2048 float32 product, which takes `MATMUL_FLOP`."""
     x = jnp.ones((2048, 2048))
     product = jax.jit(lambda x: x @ x)
     return lambda: product(x).block_until_ready()
@@ -51,7 +51,7 @@ def matmul_speed() -> float:
 
 
 def machine(*packages: str) -> str:
-    """One line on the hardware and the versions of packages."""
+    """Returns one line about the hardware and the versions of packages."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -70,5 +70,5 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 
 
 def milliseconds(times: Sequence[float]) -> list[str]:
-    """Median and minimum, as the tables print them."""
+    """Returns the median and the minimum, as the tables print them."""
     return [f"{1e3 * statistics.median(times):.3g}", f"{1e3 * min(times):.3g}"]

@@ -1,9 +1,9 @@
-"""Shows what the number of sampled classes does: exact perplexity in equal steps and in equal time.
+"""Shows the effect of the number of sampled classes: exact perplexity after equal steps and after equal time.
 
     jaxlm prepare TEXT --vocab-size 50000 --out data
     python examples/benchmarks/num_sampled.py data
 
-Each row trains the same model from the same start; time is that of the training steps alone.
+Each row trains the same model from the same start. Time counts training steps only.
 """
 
 import math
@@ -14,16 +14,20 @@ import tyro
 from measure import machine, print_table
 
 import jaxlm
+from jaxlm.corpus import Corpus
 from jaxlm.run import read_metrics
 
 
 def train(
-    corpus: jaxlm.Corpus, model: jaxlm.ModelConfig, eval_tokens: int, **settings: object
+    corpus: Corpus, model: jaxlm.ModelConfig, num_sampled: int, eval_tokens: int, **length: float
 ) -> tuple[float, dict, float]:
-    """Returns the exact validation perplexity, the last line of the metrics, and words/s (NaN where too short)."""
-    config = jaxlm.TrainConfig(eval_every=10**9, eval_tokens=eval_tokens, **settings)
+    """Returns the exact validation perplexity, the last line of the metrics, and words/s (NaN if too short)."""
+    config = jaxlm.TrainConfig(num_sampled=num_sampled) if num_sampled else jaxlm.TrainConfig(loss="full")
+    schedule = jaxlm.ScheduleConfig(eval_every=10**9, eval_tokens=eval_tokens, **length)
     with tempfile.TemporaryDirectory() as directory:
-        evaluation = jaxlm.train(corpus, Path(directory) / "run", model, config, progress=False)
+        evaluation = jaxlm.train(
+            corpus, Path(directory) / "run", model, config, schedule, progress=False
+        )
         rows = read_metrics(Path(directory) / "run")
     assert evaluation is not None
     speeds = [row["words_per_second"] for row in rows if "words_per_second" in row]
@@ -42,10 +46,10 @@ def main(
     """Prints a table.
 
     Args:
-      data: Directory that `jaxlm prepare` made.
-      num_sampled: Numbers of sampled classes; 0 is the exact full softmax.
-      steps: Length of the runs of equal steps.
-      minutes: Length of the runs of equal time.
+      data: Directory made by `jaxlm prepare`.
+      num_sampled: Numbers of sampled classes; 0 for the exact full softmax.
+      steps: Length of the runs with equal steps.
+      minutes: Length of the runs with equal time.
       embedding_size: Width of an embedding row.
       hidden_size: Width of the LSTM.
       eval_tokens: Words of validation text.
@@ -55,8 +59,8 @@ def main(
     words = jaxlm.TrainConfig.batch_size * jaxlm.TrainConfig.sequence_length
     rows = []
     for number in num_sampled:
-        equal_steps, last, speed = train(corpus, model, eval_tokens, num_sampled=number, steps=steps)
-        equal_time, timed, _ = train(corpus, model, eval_tokens, num_sampled=number, minutes=minutes)
+        equal_steps, last, speed = train(corpus, model, number, eval_tokens, steps=steps)
+        equal_time, timed, _ = train(corpus, model, number, eval_tokens, minutes=minutes)
         name = f"{number:,}" if number else "full softmax"
         measured = [f"{1e3 * words / speed:.0f}", f"{last['loss_gap']:.2f}", f"{equal_steps:.1f}"]
         rows.append([name, *measured, timed["step"], f"{equal_time:.1f}"])
@@ -65,7 +69,7 @@ def main(
         f"V = {len(corpus.vocabulary):,}, E = {embedding_size}, H = {hidden_size}, {eval_tokens:,} words of validation"
     )
     print_table(
-        ["S", "ms a step", "loss gap", f"perplexity, {steps} steps", "steps in time", f"perplexity, {minutes:g} min"],
+        ["S", "ms per step", "loss gap", f"perplexity, {steps} steps", "steps in time", f"perplexity, {minutes:g} min"],
         rows,
     )
 

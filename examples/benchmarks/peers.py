@@ -1,7 +1,7 @@
-"""The same training step by other means, each by its own best public API: what a user would pick instead.
+"""The same training step by other means, each with its own best public API: what a user would choose instead.
 
 Embedding -> LSTM -> softmax with the state carried over, gradients through all of it, one optimizer step. Each
-function sets a peer up and returns a call that does one step on a given batch and waits until it is done.
+function sets up a peer and returns a call that runs one step on a given batch and waits until it is done.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ LEARNING_RATE = 1e-3
 
 
 def jaxlm_step(problem: Problem) -> Step:
-    """jaxlm's own."""
+    """Returns jaxlm's own step."""
     import jax
     from flax import nnx
 
@@ -44,7 +44,7 @@ def jaxlm_step(problem: Problem) -> Step:
 
     def step(inputs: np.ndarray, labels: np.ndarray) -> float:
         nonlocal state
-        state, loss = jaxlm.train_step(state, inputs, labels, LEARNING_RATE)
+        state, loss = jaxlm.train_step(state, (inputs, labels), LEARNING_RATE)
         jax.block_until_ready(state.step)
         return float(loss)
 
@@ -52,7 +52,7 @@ def jaxlm_step(problem: Problem) -> Step:
 
 
 def jax_dense(problem: Problem) -> Step:
-    """jaxlm's model and loss, differentiated through whole tables, and dense Optax: what a JAX user writes first."""
+    """jaxlm's model and loss, differentiated through whole tables, with dense Optax: what a JAX user writes first."""
     import jax
     import optax
     from flax import nnx

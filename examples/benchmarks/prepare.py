@@ -1,9 +1,9 @@
-"""Times `jaxlm prepare` beside reading the text and beside the tokenizer on every word of it, and reads its memory.
+"""Times `jaxlm prepare` beside reading the text and beside tokenizing every word of it, and measures its memory.
 
     python examples/benchmarks/prepare.py [text.txt]
 
-Without a text it makes one: words drawn by Zipf's law. Each measurement is a process of its own; the text four
-times over shows that memory does not grow with it.
+Without a text it makes one of words drawn by Zipf's law. Each measurement is a process of its own. The text
+repeated four times shows that memory does not grow with it.
 """
 
 import resource
@@ -18,21 +18,21 @@ import tyro
 from measure import interleaved, machine, milliseconds, print_table
 
 from jaxlm.corpus import prepare
-from jaxlm.text import encode_chunks, read_chunks
+from jaxlm.text import PieceEncoder, read_chunks
 from jaxlm.vocabulary import EOS, UNK, Vocabulary
 
 COMMANDS = ("read", "tokenize", "prepare")
-EMPTY = Vocabulary((UNK, EOS), (1, 1), "words")  # knows no word, so that looking one up costs least
+EMPTY = Vocabulary((UNK, EOS), (1, 1), "words")  # knows no word, so that looking one up costs the least
 
 
 def zipf_text(words: int, types: int = 100_000) -> str:
-    """Returns lines of ten words; the word n comes as often as 1 / n."""
+    """Returns lines of ten words. Word n occurs in proportion to 1 / n."""
     ids = np.exp(np.random.default_rng(0).random(words) * np.log(types)).astype(int)
     return "\n".join(" ".join(f"w{i}" for i in line) for line in np.array_split(ids, max(1, words // 10)))
 
 
 def work(command: str, text: Path, times: int, out: Path) -> None:
-    """Does one measurement, in its own process, and prints the peak memory in bytes."""
+    """Runs one measurement, in its own process, and prints the peak memory in bytes."""
     if command == "prepare":
         prepare([text] * times, out)
     else:
@@ -47,7 +47,7 @@ def main(text: Path | None = None, /, repeats: int = 3) -> None:
 
     Args:
       text: Plain, .gz or .xz; None makes two million words.
-      repeats: Processes timed of each.
+      repeats: Timed processes of each.
     """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -64,9 +64,10 @@ def main(text: Path | None = None, /, repeats: int = 3) -> None:
             peaks[command, times] = int(result.stdout)
 
         cases = [(command, 1) for command in COMMANDS] + [("prepare", 4)]
+        encoder = PieceEncoder("words", len)  # any id will do
         times = interleaved({case: lambda case=case: process(*case) for case in cases}, repeats, warm_up=0)
-        words = sum(ids.size for ids in encode_chunks(read_chunks([text]), "words", len))
-    print(f"{machine('tokenizers')}\n{words:,} words; a process each, its start included")
+        words = sum(encoder.encode(chunk).size for chunk in read_chunks([text]))
+    print(f"{machine('tokenizers')}\n{words:,} words; one process each, including its start")
     rows = []
     for (command, count), seconds in times.items():
         speed = count * words / statistics.median(seconds)

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/sampler.py
 
-A draw needs 64 random bits and one look at what was drawn before; the floor of the table is the time of the
+A draw needs 64 random bits and one look at what was drawn before. The floor in the table is the time of the
 random bits alone.
 """
 
@@ -18,7 +18,7 @@ import tensorflow as tf
 import tyro
 from measure import interleaved, machine, milliseconds, print_table
 
-import jaxlm
+from jaxlm import candidate_sampling as sampling
 
 
 def tensorflow_op(labels: np.ndarray, num_sampled: int, range_max: int):
@@ -30,7 +30,7 @@ def tensorflow_op(labels: np.ndarray, num_sampled: int, range_max: int):
 
 
 def compiled(sample, *arguments):
-    """A call that draws with a new key each time, as TensorFlow's op does."""
+    """Returns a call that draws with a new key each time, as TensorFlow's op does."""
     draw = jax.jit(lambda key, *arguments: (sample(jax.random.fold_in(key, 0), *arguments), jax.random.split(key)[0]))
     state = {"key": jax.random.key(0)}
 
@@ -49,27 +49,27 @@ def main(
 
     Args:
       sizes: Pairs of vocabulary size and number of sampled classes.
-      num_labels: True classes of a call.
-      repeats: Calls timed of each.
+      num_labels: True classes per call.
+      repeats: Timed calls of each.
     """
     rows = []
     for range_max, num_sampled in sizes:
         labels = np.random.default_rng(0).integers(0, range_max, (num_labels, 1)).astype(np.int32)
         ids = jnp.asarray(labels)
-        table = jaxlm.unigram_table(1.0 / np.arange(1, range_max + 1))
-        counts = jaxlm.learned_unigrams(range_max)
+        table = sampling.unigram_table(1.0 / np.arange(1, range_max + 1))
+        counts = sampling.learned_unigrams(range_max)
         arguments = (num_sampled, True, range_max)
         functions = {
             "tf.random.log_uniform_candidate_sampler": tensorflow_op(labels, num_sampled, range_max),
-            "log_uniform": compiled(lambda k, x, a=arguments: jaxlm.log_uniform_candidate_sampler(k, x, *a), ids),
-            "uniform": compiled(lambda k, x, a=arguments: jaxlm.uniform_candidate_sampler(k, x, *a), ids),
+            "log_uniform": compiled(lambda k, x, a=arguments: sampling.log_uniform_candidate_sampler(k, x, *a), ids),
+            "uniform": compiled(lambda k, x, a=arguments: sampling.uniform_candidate_sampler(k, x, *a), ids),
             "fixed_unigram": compiled(
-                lambda k, x, t, a=arguments: jaxlm.fixed_unigram_candidate_sampler(k, x, *a, t), ids, table
+                lambda k, x, t, a=arguments: sampling.fixed_unigram_candidate_sampler(k, x, *a, t), ids, table
             ),
             "learned_unigram": compiled(
-                lambda k, x, s, a=arguments: jaxlm.learned_unigram_candidate_sampler(k, x, *a, s)[0], ids, counts
+                lambda k, x, s, a=arguments: sampling.learned_unigram_candidate_sampler(k, x, *a, s)[0], ids, counts
             ),
-            "64 random bits a candidate": compiled(lambda k, n=num_sampled: jax.random.bits(k, (2, n), jnp.uint32)),
+            "64 random bits per candidate": compiled(lambda k, n=num_sampled: jax.random.bits(k, (2, n), jnp.uint32)),
         }
         times = interleaved(functions, repeats)
         theirs = statistics.median(times["tf.random.log_uniform_candidate_sampler"])

@@ -1,9 +1,9 @@
-"""Times what a user waits for before the first step, each in fresh processes.
+"""Times what a user waits for before the first step, in fresh processes.
 
     python examples/benchmarks/startup.py
 
-The first step is that of V = 200,000: import, parameters, compilation and one step, the first time with an empty
-compilation cache and then with what that left.
+The first step with V = 200,000 takes the import, the parameters, the compilation and one step, with an empty
+compilation cache and with a filled one.
 """
 
 import os
@@ -20,12 +20,12 @@ from flax import nnx
 model = jaxlm.LanguageModel(jaxlm.ModelConfig({vocab_size}), rngs=nnx.Rngs(0))
 state = jaxlm.TrainState.create(model, jaxlm.TrainConfig())
 ids = np.zeros((16, 35), np.int32)
-jax.block_until_ready(jaxlm.train_step(state, ids, ids, 1e-3)[1])
+jax.block_until_ready(jaxlm.train_step(state, (ids, ids), 1e-3)[1])
 """
 
 
 def process(*arguments: str, cache: str = "") -> None:
-    """Runs Python to its end."""
+    """Runs a Python process."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
     subprocess.run([sys.executable, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
 
@@ -35,7 +35,7 @@ def main(vocab_size: int = 200_000, repeats: int = 5) -> None:
 
     Args:
       vocab_size: Number of words of the first step.
-      repeats: Processes timed of each.
+      repeats: Timed processes of each.
     """
     code = FIRST_STEP.format(vocab_size=vocab_size)
 

@@ -1,10 +1,10 @@
-"""Times jaxlm's training step beside what a user would pick instead.
+"""Times jaxlm's training step beside what a user would choose instead.
 
     python examples/benchmarks/train_step.py --peers keras-sampled tf-sparse torch-sparse
 
-Each peer lives in a process of its own and they take turns in random order, one step at a time, so that a noisy
-machine is noisy for all of them alike. The floor is that of the matrix products with sampled classes, over the
-speed of a 2048 x 2048 product in the same run. The torch peers need the extra `bench`.
+Each peer runs in a process of its own. They take turns in random order, one step at a time, so that noise
+affects all of them alike. The floor is that of the matrix products with sampled classes, at the speed of a
+2048 x 2048 product in the same run. The torch peers need the extra `bench`.
 """
 
 import json
@@ -44,7 +44,7 @@ def serve(name: str, sizes: list) -> None:
     rng = np.random.default_rng(0)
     step = PEERS[name](problem)
     for _ in sys.stdin:
-        # log-uniform words, as Zipf has them
+        # log-uniform words, as in Zipf's law
         shape = (problem.batch_size, problem.sequence_length + 1)
         words = np.exp(rng.random(shape) * np.log(problem.vocab_size)).astype(np.int32) - 1
         start = time.perf_counter()
@@ -69,7 +69,7 @@ class Process:
         )
 
     def step(self) -> list[float]:
-        """Does one step: seconds, loss, peak bytes."""
+        """Runs one step and returns its seconds, loss and peak bytes."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
@@ -93,20 +93,20 @@ def main(
     """Prints a table.
 
     Args:
-      peers: What to compare with; all at once take some 12 GB of memory.
+      peers: What to compare with; all of them together take about 12 GB of memory.
       vocab_size: Number of words.
       embedding_size: Width of an embedding row.
       hidden_size: Width of the LSTM.
       num_sampled: Sampled classes.
       batch_size: Streams of text.
       sequence_length: Time steps.
-      optimizer: Of all but tf-sparse and the torch peers, which have Adagrad, and those that name theirs.
-      repeats: Steps timed of each.
+      optimizer: For all but tf-sparse and the torch peers, which use Adagrad, and those that name theirs.
+      repeats: Timed steps of each.
     """
     sizes = [vocab_size, embedding_size, hidden_size, num_sampled, batch_size, sequence_length, optimizer]
     names = ["jaxlm", *peers]
     processes = {}
-    for name in names:  # one after the other: setting up takes memory and both cores
+    for name in names:  # one after the other, since setting up takes memory and both cores
         processes[name] = Process(name, sizes)
         for _ in range(3):
             processes[name].step()

@@ -2,9 +2,9 @@
 
     python examples/benchmarks/vocab_scaling.py
 
-Interleaves the sizes in random order, so that a noisy machine is noisy for all of them alike. The
-floor is that of the matrix products: 42 GFLOP a step at E 256, H 1024, B 32, T 35, S 1000, over the
-speed of a 2048 x 2048 product in the same run.
+The sizes are interleaved in random order, so that noise affects all of them alike. The floor is that of
+the matrix products: 42 GFLOP per step at E 256, H 1024, B 32, T 35, S 1000, at the speed of a 2048 x 2048
+product in the same run.
 """
 
 import statistics
@@ -18,10 +18,11 @@ from flax import nnx
 from measure import interleaved, machine, matmul_speed, milliseconds, print_table
 
 import jaxlm
+from jaxlm.step import jit_train_step
 
 
 def make_state(vocab_size: int, optimizer: str, batch_size: int) -> jaxlm.TrainState:
-    """A state of constants: nothing here depends on the values, and random ones take minutes to draw."""
+    """Makes a state of constants: the values do not matter here, and random ones take minutes to draw."""
     model = jaxlm.ModelConfig(vocab_size)
     config = jaxlm.TrainConfig(optimizer=optimizer, batch_size=batch_size)
     abstract = jax.eval_shape(lambda: jaxlm.TrainState.create(jaxlm.LanguageModel(model, rngs=nnx.Rngs(0)), config))
@@ -46,20 +47,20 @@ def main(
       vocab_sizes: Vocabulary sizes to compare.
       optimizer: adagrad, adam or sgd; Adam takes 15 GB at a million words.
       batch_size: Streams of text.
-      repeats: Steps timed of each size.
+      repeats: Timed steps of each size.
     """
     rng = np.random.default_rng(0)
     states, batches, temporary = {}, {}, {}
     for size in vocab_sizes:
-        # log-uniform words, as Zipf has them
+        # log-uniform words, as in Zipf's law
         words = np.exp(rng.random((batch_size, 36)) * np.log(size)).astype(np.int32).clip(0, size - 1)
-        batches[size] = words[:, :-1], words[:, 1:]
+        batches[size] = jaxlm.Batch(words[:, :-1], words[:, 1:])
         states[size] = make_state(size, optimizer, batch_size)
-        compiled = jaxlm.train_step.lower(states[size], *batches[size], 1e-3).compile()
+        compiled = jit_train_step.lower(states[size], batches[size], 1e-3).compile()
         temporary[size] = compiled.memory_analysis().temp_size_in_bytes
 
     def step(size: int) -> None:
-        states[size], loss = jaxlm.train_step(states[size], *batches[size], 1e-3)
+        states[size], loss = jaxlm.train_step(states[size], batches[size], 1e-3)
         jax.block_until_ready((states[size].step, loss))
 
     times = interleaved({size: partial(step, size) for size in vocab_sizes}, repeats)

@@ -1,0 +1,62 @@
+"""The examples and the benchmarks run as written, at a small size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(script: str, *arguments: object) -> str:
+    command = [sys.executable, EXAMPLES / script, *map(str, arguments)]
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_the_embedded_corpus_is_text(tmp_path):
+    run("embedded_corpus.py", tmp_path / "corpus.txt")
+    assert len((tmp_path / "corpus.txt").read_text(encoding="utf-8").split()) > 500_000
+
+
+@pytest.mark.slow
+def test_the_training_script_learns(corpus_dir):
+    lines = run("train_lm.py", corpus_dir).splitlines()
+    perplexities = [float(line.split()[-1]) for line in lines]
+    assert len(perplexities) == 5 and perplexities[-1] < 12  # the unigram model has 26
+
+
+SMALL = {
+    "vocab_scaling.py": ["--vocab-sizes", 1000, 2000, "--batch-size", 2, "--repeats", 1],
+    "startup.py": ["--vocab-size", 1000, "--repeats", 1],
+    "sampler.py": ["--sizes", 100, 10, "--num-labels", 5, "--repeats", 2],
+    "evaluation.py": ["--vocab-size", 1000, "--words", 64, "--generated", 2, "--repeats", 1],
+    "train_step.py": "--peers jax-dense --vocab-size 1000 --embedding-size 8 --hidden-size 16 --num-sampled 20"
+    " --batch-size 2 --repeats 1".split(),
+    "num_sampled.py": "DATA --num-sampled 20 0 --steps 20 --minutes 0.01 --embedding-size 8 --hidden-size 8"
+    " --eval-tokens 100".split(),
+    "prepare.py": ["TEXT", "--repeats", 1],
+    "keras_full_softmax.py": "DATA --minutes 0.02 --embedding-size 8 --hidden-size 8 --eval-tokens 100".split(),
+    "conversion.py": ["--vocab-size", 1000],
+}
+EXHAUSTIVE = {"startup.py", "num_sampled.py", "keras_full_softmax.py", "conversion.py", "sampler.py"}
+
+
+def test_every_benchmark_has_a_small_size():
+    scripts = {path.name for path in (EXAMPLES / "benchmarks").glob("*.py")}
+    assert scripts - set(SMALL) == {"measure.py", "peers.py"}  # which the others import
+
+
+@pytest.mark.parametrize(
+    "script", [pytest.param(name, marks=[pytest.mark.exhaustive] if name in EXHAUSTIVE else []) for name in SMALL]
+)
+@pytest.mark.slow
+def test_benchmarks_print_a_table(script, corpus_dir, text_file):
+    paths = {"DATA": corpus_dir, "TEXT": text_file}
+    output = run(f"benchmarks/{script}", *(paths.get(argument, argument) for argument in SMALL[script]))
+    lines = output.splitlines()
+    assert any(line.startswith("| ---") for line in lines) and lines[-1].count("|") == lines[-2].count("|")
