@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxlm.candidate_sampling.accidental_hits import last_occurrences
 from jaxlm.candidate_sampling.samplers import (
     SampledValues,
     check_classes,
-    last_occurrences,
     log_uniform_candidate_sampler,
 )
 from jaxlm.cross_entropy import FLOAT_MIN

@@ -1,11 +1,10 @@
 """TensorFlow's candidate sampling in JAX: samplers, the distributions they draw from, and accidental hits."""
 
+from jaxlm.candidate_sampling.accidental_hits import AccidentalHits, compute_accidental_hits
 from jaxlm.candidate_sampling.distributions import LearnedUnigrams, UnigramTable, learned_unigrams, unigram_table
 from jaxlm.candidate_sampling.samplers import (
-    AccidentalHits,
     SampledValues,
     all_candidate_sampler,
-    compute_accidental_hits,
     fixed_unigram_candidate_sampler,
     learned_unigram_candidate_sampler,
     log_uniform_candidate_sampler,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxlm.candidate_sampling.distributions import (
     Bits,
@@ -23,8 +24,6 @@ from jaxlm.candidate_sampling.distributions import (
 from jaxlm.candidate_sampling.unique import draw, num_draws_needed, num_zipf_draws
 from jaxlm.row_updates import take_rows
 
-HIT_WEIGHT = np.finfo(np.float32).min  # what TensorFlow adds to the logit of an accidental hit
-
 
 class SampledValues(NamedTuple):
     """The result of a candidate sampler, in TensorFlow's order."""
@@ -35,7 +34,7 @@ class SampledValues(NamedTuple):
 
 
 def log_uniform_candidate_sampler(
-    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int
+    key: jax.Array, true_classes: jax.Array | ArrayLike, num_sampled: int, unique: bool, range_max: int
 ) -> SampledValues:
     """Samples classes from the log-uniform (Zipfian) distribution, exactly.
 
@@ -60,7 +59,7 @@ def log_uniform_candidate_sampler(
     References:
       `tf.random.log_uniform_candidate_sampler`; `ExpectedCountHelper` in its kernel.
     """
-    _check(true_classes, num_sampled, unique, range_max)
+    true_classes = _checked(true_classes, num_sampled, unique, range_max)
     return _log_uniform(key, true_classes, num_sampled, unique, range_max)
 
 
@@ -84,14 +83,14 @@ def log_uniform_probability(ids: jax.Array, range_max: int) -> jax.Array:
 
 
 def uniform_candidate_sampler(
-    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int
+    key: jax.Array, true_classes: jax.Array | ArrayLike, num_sampled: int, unique: bool, range_max: int
 ) -> SampledValues:
     """Samples classes uniformly, P(k) = 1 / range_max. Else like `log_uniform_candidate_sampler`.
 
     References:
       `tf.random.uniform_candidate_sampler`.
     """
-    _check(true_classes, num_sampled, unique, range_max)
+    true_classes = _checked(true_classes, num_sampled, unique, range_max)
     return _uniform(key, true_classes, num_sampled, unique, range_max)
 
 
@@ -108,7 +107,12 @@ def _uniform(key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: 
 
 
 def fixed_unigram_candidate_sampler(
-    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int, unigrams: UnigramTable
+    key: jax.Array,
+    true_classes: jax.Array | ArrayLike,
+    num_sampled: int,
+    unique: bool,
+    range_max: int,
+    unigrams: UnigramTable,
 ) -> SampledValues:
     """Samples classes by given weights. Else like `log_uniform_candidate_sampler`.
 
@@ -121,7 +125,7 @@ def fixed_unigram_candidate_sampler(
     References:
       `tf.random.fixed_unigram_candidate_sampler`.
     """
-    _check(true_classes, num_sampled, unique, range_max)
+    true_classes = _checked(true_classes, num_sampled, unique, range_max)
     if unigrams.probability.shape != (range_max,):
         raise ValueError(
             f"Invalid `unigrams`: expected a table of range_max={range_max} classes."
@@ -149,7 +153,12 @@ def _fixed_unigram(
 
 
 def learned_unigram_candidate_sampler(
-    key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int, state: LearnedUnigrams
+    key: jax.Array,
+    true_classes: jax.Array | ArrayLike,
+    num_sampled: int,
+    unique: bool,
+    range_max: int,
+    state: LearnedUnigrams,
 ) -> tuple[SampledValues, LearnedUnigrams]:
     """Samples classes by how often they were true classes so far, plus one. Else like `log_uniform_candidate_sampler`.
 
@@ -163,7 +172,7 @@ def learned_unigram_candidate_sampler(
     References:
       `tf.random.learned_unigram_candidate_sampler`, which hides its state in the op.
     """
-    _check(true_classes, num_sampled, unique, range_max)
+    true_classes = _checked(true_classes, num_sampled, unique, range_max)
     if state.sums.shape != (2 * 2 ** (range_max - 1).bit_length(),):
         raise ValueError(f"Invalid `state`: expected learned_unigrams({range_max}). Received: {state.sums.shape} sums.")
     return _learned_unigram(key, true_classes, num_sampled, unique, range_max, state)
@@ -184,7 +193,7 @@ def _learned_unigram(
 
 
 def all_candidate_sampler(
-    key: jax.Array | None, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int
+    key: jax.Array | None, true_classes: jax.Array | ArrayLike, num_sampled: int, unique: bool, range_max: int
 ) -> SampledValues:
     """Returns every class once, each with an expected count of 1. This makes a sampled loss exact, for tests.
 
@@ -200,70 +209,11 @@ def all_candidate_sampler(
     References:
       `tf.random.all_candidate_sampler`.
     """
-    _check(true_classes, num_sampled, unique, range_max)
+    true_classes = _checked(true_classes, num_sampled, unique, range_max)
     if num_sampled != range_max:
         raise ValueError(f"Invalid `num_sampled`: expected all range_max={range_max} classes. Received: {num_sampled}.")
     candidates = jnp.arange(range_max, dtype=jnp.int32)
     return SampledValues(candidates, jnp.ones(true_classes.shape, jnp.float32), jnp.ones(range_max, jnp.float32))
-
-
-class AccidentalHits(NamedTuple):
-    """Positions of true classes among the candidates. Entries left over hold (N, S, 0)."""
-
-    indices: jax.Array  # [N * num_true] int32, the example
-    ids: jax.Array  # [N * num_true] int32, the position among the candidates
-    weights: jax.Array  # [N * num_true] float32, the lowest float: what to add to the logit
-
-
-def compute_accidental_hits(true_classes: jax.Array, sampled_candidates: jax.Array, num_true: int) -> AccidentalHits:
-    """Finds the candidates that are true classes of an example, in TensorFlow's order.
-
-    If a candidate occurs more than once, its last position counts, as in TensorFlow. The shapes are fixed
-    for `jit`: the hits come first, and entries left over are out of range, so that
-    `logits.at[hits.indices, hits.ids].add(hits.weights, mode="drop")` ignores them.
-
-    Args:
-      true_classes: `[N, num_true]` integer ids.
-      sampled_candidates: `[S]` integer ids.
-      num_true: number of true classes per example.
-
-    Returns:
-      `AccidentalHits`.
-
-    Raises:
-      ValueError: a shape does not fit.
-
-    References:
-      `tf.nn.compute_accidental_hits`.
-    """
-    if true_classes.ndim != 2 or true_classes.shape[1] != num_true or sampled_candidates.ndim != 1:
-        raise ValueError(
-            f"Invalid `true_classes`, `sampled_candidates`: expected shapes [N, {num_true}] and [S]."
-            f" Received: {true_classes.shape}, {sampled_candidates.shape}."
-        )
-    return _accidental_hits(true_classes, sampled_candidates)
-
-
-@jax.jit
-def _accidental_hits(true_classes: jax.Array, sampled_candidates: jax.Array) -> AccidentalHits:
-    num_true = true_classes.shape[1]
-    num_examples, num_sampled = true_classes.shape[0], sampled_candidates.shape[0]
-    order = jnp.argsort(sampled_candidates, stable=True)
-    ordered, flat = sampled_candidates[order], true_classes.reshape(-1)
-    position = jnp.maximum(jnp.searchsorted(ordered, flat, side="right") - 1, 0)
-    is_hit = ordered[position] == flat
-    found = jnp.flatnonzero(is_hit, size=flat.size, fill_value=flat.size)
-    indices = (jnp.arange(flat.size, dtype=jnp.int32) // num_true).at[found].get(mode="fill", fill_value=num_examples)
-    ids = order.astype(jnp.int32)[position].at[found].get(mode="fill", fill_value=num_sampled)
-    return AccidentalHits(indices, ids, jnp.where(found < flat.size, HIT_WEIGHT, np.float32(0.0)))
-
-
-def last_occurrences(ids: jax.Array) -> jax.Array:
-    """Marks the last occurrence of each id: `[N]` integer -> `[N]` bool."""
-    order = jnp.argsort(ids, stable=True)
-    ordered = ids[order]
-    last = jnp.concatenate([ordered[1:] != ordered[:-1], jnp.ones(1, bool)])
-    return jnp.zeros(ids.size, bool).at[order].set(last, unique_indices=True)
 
 
 def check_classes(name: str, ids: jax.Array, num_classes: int) -> None:
@@ -276,7 +226,8 @@ def check_classes(name: str, ids: jax.Array, num_classes: int) -> None:
             raise ValueError(f"Invalid `{name}`: expected ids in [0, {num_classes}). Received: {low} to {high}.")
 
 
-def _check(true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int) -> None:
+def _checked(true_classes: jax.Array | ArrayLike, num_sampled: int, unique: bool, range_max: int) -> jax.Array:
+    true_classes = jnp.asarray(true_classes)
     if true_classes.ndim != 2:
         raise ValueError(f"Invalid `true_classes`: expected shape [N, num_true]. Received: {true_classes.shape}.")
     if not 1 <= range_max <= 2**26:
@@ -287,6 +238,7 @@ def _check(true_classes: jax.Array, num_sampled: int, unique: bool, range_max: i
             f" Received: {num_sampled}."
         )
     check_classes("true_classes", true_classes, range_max)
+    return true_classes
 
 
 def _with_counts(

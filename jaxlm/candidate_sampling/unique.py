@@ -58,7 +58,7 @@ def draw(
             before = candidates if carried else candidates[:0]
             sequence = jnp.concatenate([before, ids])
             present = jnp.concatenate([before < range_max, accepted])
-            new = _is_first(sequence, present, range_max)[before.size :]
+            new = first_occurrences(sequence, present, range_max)[before.size :]
         rank = count + jnp.cumsum(new, dtype=jnp.int32)  # number found so far, including this draw
         slot = jnp.where(new, rank - 1, num_sampled)
         candidates = candidates.at[slot].set(ids, mode="drop")
@@ -72,7 +72,7 @@ def draw(
     return candidates, num_tries
 
 
-def _is_first(ids: jax.Array, present: jax.Array, range_max: int) -> jax.Array:
+def first_occurrences(ids: jax.Array, present: jax.Array, range_max: int) -> jax.Array:
     """Marks the first occurrence of each id among those present: `[N]` int32, `[N]` bool -> `[N]` bool.
 
     Each id writes its position to a bucket, and the lowest one stays, without a sort. If ids share a bucket,
