@@ -1,6 +1,6 @@
-"""Convert between jaxlm and Keras in every form Keras models travel in; each conversion is proven.
+"""Convert models between jaxlm, Keras, TensorFlow, LiteRT, ONNX and Flax. Every conversion from or to Keras is checked.
 
-Names are imported when they are first used, so that `jaxlm-convert --help` does not wait for Keras.
+Names are imported on first use, so that `jaxlm-convert --help` does not wait for Keras.
 """
 
 import lazy_loader
@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "keras_model": ["from_keras", "load_into_keras", "to_keras"],
         "flax_tree": ["from_flax"],
-        "runs": ["frequency_order"],
+        "keras_ids": ["frequency_order"],
     },
 )

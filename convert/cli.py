@@ -1,13 +1,15 @@
-"""Convert between jaxlm runs and Keras models of every form, each conversion proven (also `python -m convert`)."""
+"""Convert between jaxlm runs and Keras models of every format; every conversion is checked."""
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from jaxlm.cli import run_command
+from convert.options import Dtype, ExportOptions, FormatName
+from jaxlm.cli import run_command, show_messages
 from jaxlm.errors import InputError
 
 app = tyro.extras.SubcommandApp()
@@ -18,48 +20,42 @@ def to_keras(
     run: tyro.conf.Positional[Path],
     out: tyro.conf.Positional[Path],
     /,
-    format: Literal["keras", "h5", "weights.h5", "savedmodel", "tflite", "onnx"] | None = None,
+    format: FormatName | None = None,
     logits: bool = False,
-    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32",
+    dtype: Dtype = "float32",
     single_step: bool = False,
     last_only: bool = False,
     keep_optimizer: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a run's best model as an ordinary Keras model, and prove that it gives the same.
+    """Write a run's best model as an ordinary Keras model.
 
-    What is written is read again and compared with the JAX model before it takes its name.
+    Reloads the file and checks it against JAX before moving it into place.
 
     Args:
       run: Run directory.
-      out: File to write, ending in .keras, .h5, .weights.h5, .tflite or .onnx; a name without an ending
-        becomes the directory of a TensorFlow SavedModel.
-      format: The form, where the ending does not tell.
-      logits: No softmax at the end.
-      dtype: Of the weights: float16 and bfloat16 for .keras, int8 (dynamic range) for .tflite.
-      single_step: One word and the states in, probabilities and the states out (.keras; .tflite always).
-      last_only: The distribution of the next word alone, [batch, vocab] (.keras and .h5).
-      keep_optimizer: Compiled, with the optimizer where the run's best model left it, to go on training in
-        Keras (.keras).
-      overwrite: Replace what is there.
+      out: File to write, ending in .keras, .h5, .weights.h5, .tflite or .onnx. Without an ending: directory of
+        a TensorFlow SavedModel.
+      format: Format of the file, if the ending does not say.
+      logits: Leave out the softmax.
+      dtype: Data type of the weights: float16 and bfloat16 for .keras, int8 (dynamic range) for .tflite.
+      single_step: Take one word and the LSTM states, return probabilities and the new states (.keras; .tflite
+        always does).
+      last_only: Predict only the word after the last one, [batch, vocab] (.keras and .h5).
+      keep_optimizer: Compile the model with the optimizer as the run left it, to continue training in Keras
+        (.keras).
+      overwrite: Replace an existing file.
     """
-    from convert import export, runs
-    from convert.keras_model import Form
+    from convert import runs
+    from convert.export import check_output, export
 
-    export.check_output(out, overwrite, format)
-    form = Form(logits, last_only, single_step, "float32" if dtype == "int8" else dtype)
-    parity = export.export(  # the run is given away, so that its memory can be let go of
-        runs.load(run, keep_optimizer=keep_optimizer),
-        out,
-        form=form,
-        format=format,
-        int8=dtype == "int8",
-        overwrite=overwrite,
-    )
-    files = (
-        [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else list(out.parent.glob(out.name + "*"))
-    )
-    print(f"{parity}\n{out}: {sum(path.stat().st_size for path in files) / 1e6:,.1f} MB, proven as above")
+    check_output(out, overwrite, format)
+    options = ExportOptions(logits, last_only, single_step, dtype)
+    # the run is passed on and not kept here, so that its memory can be released
+    comparison = export(runs.load(run, keep_optimizer=keep_optimizer), out, options, format=format, overwrite=overwrite)
+    files = out.rglob("*") if out.is_dir() else out.parent.glob(out.name + "*")
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    print(f"{comparison}\n{out}: {size / 1e6:,.1f} MB, verified as above")
 
 
 @app.command(name="from-keras")
@@ -70,25 +66,27 @@ def from_keras(
     vocabulary: Path,
     unk: str = "<unk>",
     eos: str = "<eos>",
-    split: Literal["words", "whitespace"] = "words",
+    tokenization: Literal["words", "whitespace"] = "words",
     keep_optimizer: bool = False,
 ) -> None:
-    """Make a run of a Keras model, where `jaxlm train` goes on, and prove that it gives the same.
+    """Make a run from a Keras model, to continue training with `jaxlm train`.
+
+    Checks that both predict the same. Loading .keras and .h5 never executes code. Loading a SavedModel does:
+    open only trusted ones.
 
     Args:
       model: .keras, .h5 or .weights.h5 file, or SavedModel directory made by Keras.
       run: Run directory to make.
-      vocabulary: The model's words in the order of its ids: a .json with "words" and "counts", or text with
-        a word on each line, or a word, a tab and its count.
+      vocabulary: The model's words in the order of its ids: a .json file with "words" and "counts", or a text
+        file with a word, or a word, a tab and its count, on each line.
       unk: The word in it that stands for unknown words.
       eos: The word in it that stands for the end of a line.
-      split: How text is cut, where the vocabulary does not say.
-      keep_optimizer: Training goes on with the state of the optimizer (Adam or Adagrad) in a .keras file, and
-        not with a fresh one.
+      tokenization: How text is cut into words, unless the vocabulary says so.
+      keep_optimizer: Continue with the optimizer state (Adam or Adagrad) of a .keras file.
     """
-    from convert import import_keras
+    from convert.import_keras import import_run
 
-    for line in import_keras.import_run(model, run, vocabulary, unk, eos, split, keep_optimizer):
+    for line in import_run(model, run, vocabulary, unk, eos, tokenization, keep_optimizer):
         print(line)
 
 
@@ -101,38 +99,41 @@ def verify(
     vocabulary: Path | None = None,
     max_tokens: int = 10_000,
 ) -> int:
-    """Compare two models in any forms, runs among them; exit code 1 if they differ.
+    """Compare two models of any format. Exits with 1 if they differ.
 
     Args:
       first: Run directory, .keras, .h5, .weights.h5, .tflite or .onnx file, or SavedModel directory.
-      second: Another.
-      text: Text whose perplexity is computed through both.
-      vocabulary: vocabulary.json of the text, where neither model is a run.
-      max_tokens: At most so many words of it, from its beginning; 0 is all.
+      second: Another one.
+      text: Text to compare perplexities on.
+      vocabulary: vocabulary.json for the text, if neither model is a run.
+      max_tokens: Maximum number of words of the text, from its beginning; 0 for all.
     """
-    from convert import export
-    from convert import verify as parity_of
+    from convert.comparison import compare, compare_perplexities
+    from convert.formats import load_predictor
     from convert.import_keras import encode_text
 
-    ours, theirs = export.subject(first), export.subject(second)
-    parity = parity_of.compare(ours, theirs)
-    if text and parity.differences:
+    ours, theirs = load_predictor(first), load_predictor(second)
+    comparison = compare(ours, theirs)
+    if text and comparison.differences:
         tokens = encode_text(text, vocabulary, first, second)
         if tokens.max() >= ours.vocab_size:
-            raise InputError(f"The vocabulary of the text has more words than the models' {ours.vocab_size}.")
-        row, line = parity_of.perplexities(ours, theirs, tokens, max_tokens)
-        parity = parity._replace(differences=(*parity.differences, row))
+            raise InputError(f"The vocabulary of the text has more words than the models, {ours.vocab_size}.")
+        row, line = compare_perplexities(ours, theirs, tokens, max_tokens)
+        comparison = comparison._replace(differences=(*comparison.differences, row))
         print(line)
-    print(parity)
-    print("they agree" if parity.holds else "they differ")
-    return 0 if parity.holds else 1
+    print(comparison)
+    print("they agree" if comparison.within_tolerance else "they differ")
+    return 0 if comparison.within_tolerance else 1
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, by default that of the process; returns the exit code."""
+    commands = (to_keras, from_keras, verify)
+    return run_command(lambda: app.cli(prog="jaxlm-convert", description=__doc__, args=args), *commands)
 
 
 def main() -> None:
     """Entry point of the `jaxlm-convert` command."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's remarks on the machine
-    sys.exit(run_command(lambda: app.cli(prog="jaxlm-convert", description=__doc__)))
-
-
-if __name__ == "__main__":
-    main()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # silences TensorFlow's remarks about the machine
+    show_messages()
+    sys.exit(run())

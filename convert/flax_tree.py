@@ -1,4 +1,4 @@
-"""Flax checkpoints: the weights in a tree of arrays, whichever of Flax' LSTM cells they are of."""
+"""Flax parameters: the weights in a tree of arrays, from any of Flax' LSTM cells."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.weights import from_keras_list
+from convert.weights import model_from_keras_arrays
 from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
 
@@ -14,22 +14,31 @@ GATES = ("i", "f", "g", "o")
 
 
 def from_flax(tree: Mapping[Any, Any]) -> LanguageModel:
-    """Makes a `LanguageModel` of the parameters of a Flax model: Embed -> LSTM cells -> Dense.
+    """Makes a `LanguageModel` from the parameters of a Flax model: Embed -> LSTM cells -> Dense.
+
+    The tree holds no function to compare with, so nothing is checked but names and shapes: evaluate both models.
 
     Args:
       tree: nested mapping of arrays, such as linen's `variables["params"]` or
-        `nnx.to_pure_dict(nnx.state(model, nnx.Param))`, with `LSTMCell` or `OptimizedLSTMCell` of
-        either; cells follow each other in the order of their names.
+        `nnx.to_pure_dict(nnx.state(model, nnx.Param))`, with `LSTMCell` or `OptimizedLSTMCell`. The order of
+        the cells is that of their names.
 
     Returns:
-      The language model, float32. No function is given, so none is compared: evaluate both.
+      The language model, float32.
 
     Raises:
-      InputError: there is not one embedding and one Dense, an array is of no known layer, or the
-        shapes do not fit.
+      InputError: there is not exactly one embedding and one Dense, an array belongs to no known layer, or the
+        shapes do not fit each other.
 
     References:
       `flax.linen.LSTMCell`, `flax.nnx.LSTMCell` (eight Linears), `flax.nnx.OptimizedLSTMCell` (two).
+
+    >>> cell = {"dense_i": {"kernel": np.zeros((8, 64))}}
+    >>> cell["dense_h"] = {"kernel": np.zeros((16, 64)), "bias": np.zeros(64)}
+    >>> head = {"kernel": np.zeros((16, 50)), "bias": np.zeros(50)}
+    >>> tree = {"Embed_0": {"embedding": np.zeros((50, 8))}, "LSTMCell_0": cell, "Dense_0": head}
+    >>> from_flax(tree).config.hidden_size
+    16
     """
     found: dict[str, list[tuple[Any, list[np.ndarray]]]] = {"embedding": [], "cell": [], "dense": []}
     _walk(tree, (), found)
@@ -37,29 +46,31 @@ def from_flax(tree: Mapping[Any, Any]) -> LanguageModel:
         counts = {kind: len(layers) for kind, layers in found.items()}
         raise InputError(f"Invalid `tree`: expected one embedding, LSTM cells and one Dense. Received: {counts}.")
     layers = found["embedding"] + sorted(found["cell"], key=lambda layer: layer[0]) + found["dense"]
-    return from_keras_list([array for _, arrays in layers for array in arrays])
+    return model_from_keras_arrays([array for _, arrays in layers for array in arrays])
 
 
 def _walk(tree: Mapping[Any, Any], path: tuple, found: dict[str, list]) -> None:
+    """Collects the layers of a tree, each with its position and its arrays in Keras' layout."""
     keys = {str(key).rstrip("_"): value for key, value in tree.items()}  # nnx writes if_ for if
-    place = tuple(_natural(name) for name in path)
-    if keys.keys() == {f"{part}{gate}" for part in "ih" for gate in GATES}:
-        kernels = [np.concatenate([keys[part + gate]["kernel"] for gate in GATES], axis=-1) for part in "ih"]
-        found["cell"].append((place, [*kernels, np.concatenate([keys["h" + gate]["bias"] for gate in GATES])]))
+    position = tuple(_natural(name) for name in path)
+    if keys.keys() == {f"{side}{gate}" for side in "ih" for gate in GATES}:
+        kernels = [np.concatenate([keys[side + gate]["kernel"] for gate in GATES], axis=-1) for side in "ih"]
+        found["cell"].append((position, [*kernels, np.concatenate([keys["h" + gate]["bias"] for gate in GATES])]))
     elif keys.keys() == {"dense_i", "dense_h"}:
         kernels = [np.asarray(keys[name]["kernel"]) for name in ("dense_i", "dense_h")]
-        found["cell"].append((place, [*kernels, np.asarray(keys["dense_h"]["bias"])]))
+        found["cell"].append((position, [*kernels, np.asarray(keys["dense_h"]["bias"])]))
     elif keys.keys() == {"kernel", "bias"}:
-        found["dense"].append((place, [np.asarray(keys["kernel"]), np.asarray(keys["bias"])]))
+        found["dense"].append((position, [np.asarray(keys["kernel"]), np.asarray(keys["bias"])]))
     elif keys.keys() == {"embedding"} and not isinstance(keys["embedding"], Mapping):
-        found["embedding"].append((place, [np.asarray(keys["embedding"])]))
+        found["embedding"].append((position, [np.asarray(keys["embedding"])]))
     else:
         for name, value in tree.items():
             if not isinstance(value, Mapping):
-                raise InputError(f"Invalid `tree`: {'/'.join(map(str, (*path, name)))} is of no layer that jaxlm has.")
+                where = "/".join(map(str, (*path, name)))
+                raise InputError(f"Invalid `tree`: {where} belongs to no layer that jaxlm has.")
             _walk(value, (*path, name), found)
 
 
 def _natural(name: Any) -> tuple:
-    """Sorts cell_2 before cell_10."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(name)))
+    """Returns a key that sorts cell_2 before cell_10."""
+    return tuple((int(run), "") if run.isdigit() else (-1, run) for run in re.split(r"(\d+)", str(name)))

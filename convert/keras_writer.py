@@ -1,7 +1,7 @@
-"""Keras' own files, written from arrays as they lie in memory, with no second copy of a weight.
+"""Writes Keras' own files directly from arrays in memory, without a second copy of any weight.
 
-Keras saves a model of the same layers that is one unit wide, each weight of it filled with its own number. What is
-written is that file, with each dataset swapped for the weight whose number it holds.
+Keras saves a template: a model of the same layers, one unit wide, in which every weight holds its own index.
+The file written is a copy of it in which each dataset is replaced by the weight whose index it holds.
 """
 
 import dataclasses
@@ -10,21 +10,22 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import keras
 import ml_dtypes
 import numpy as np
 
-from convert.keras_model import Form, abstract, build, fill
+from convert.keras_builder import abstract, assign_weights, build
 from convert.optimizer import SLOTS, OptimizerState, compile_model
+from convert.options import ExportOptions
 from convert.runs import Run
-from convert.weights import language_model_weights, to_keras, weight_table
+from convert.weights import language_model_weights, to_keras_weights, weight_table
 from jaxlm.config import ModelConfig
 
 BLOCK = 1 << 26  # bytes of an array that are copied at a time
-KERAS_2_KEYS = {  # of each layer, what Keras 2 and 3 both read; what is left out has its default in both
+KERAS_2_KEYS = {  # the settings of each layer that Keras 2 and 3 both read; both have the same defaults for the rest
     "InputLayer": ("name", "dtype"),
     "Embedding": ("name", "input_dim", "output_dim"),
     "LSTM": ("name", "units", "return_sequences"),
@@ -32,107 +33,135 @@ KERAS_2_KEYS = {  # of each layer, what Keras 2 and 3 both read; what is left ou
 }
 
 
-def write_keras(run: Run, target: Path, form: Form) -> None:
-    """Writes a `.keras` file, compiled with the optimizer where the run has it."""
+class Slot(NamedTuple):
+    """Room for an array in a file."""
+
+    offset: int  # bytes from the beginning of the file
+    array: np.ndarray
+    dtype: np.dtype  # in the file
+
+
+def write(run: Run, target: Path, options: ExportOptions) -> None:
+    """Writes a `.keras`, `.weights.h5` or `.h5` file, by the ending of `target`.
+
+    Args:
+      run: the model; with an optimizer, the `.keras` model is compiled with it.
+      target: file to write.
+      options: what the model computes.
+
+    Raises:
+      InputError: a weight is NaN or infinite.
+    """
+    if target.suffix == ".keras":
+        _write_archive(run, target, options)
+    elif target.name.endswith(".weights.h5"):
+        _write_hdf5(run, target, options, lambda model, path: model.save_weights(path), {})
+    else:
+        config = {"model_config": _keras_2_config(run.model.config, options)}
+        _write_hdf5(run, target, options, lambda model, path: model.save(path, include_optimizer=False), config)
+
+
+def _write_archive(run: Run, target: Path, options: ExportOptions) -> None:
     config, optimizer = run.model.config, run.optimizer
     arrays = _arrays(language_model_weights(run.model), optimizer, config)
-    small = _numbered(config, form, optimizer)
-    description = keras.saving.serialize_keras_object(abstract(lambda: build(config, form)))
+    template = _template(config, options, optimizer)
+    description = keras.saving.serialize_keras_object(abstract(lambda: build(config, options)))
     if optimizer:
-        description["compile_config"] = keras.saving.serialize_keras_object(small)["compile_config"]
+        description["compile_config"] = keras.saving.serialize_keras_object(template)["compile_config"]
     with TemporaryDirectory(dir=target.parent) as directory, zipfile.ZipFile(target, "w") as archive:
-        parts = Path(directory) / "parts"
-        small.save(parts, zipped=False)
-        for path in sorted(path for path in parts.iterdir() if path.is_file()):  # stored, as Keras does
+        members = Path(directory) / "members"
+        template.save(members, zipped=False)
+        for path in sorted(path for path in members.iterdir() if path.is_file()):  # uncompressed, as Keras does
             if path.name == "config.json":
                 archive.writestr(path.name, json.dumps(description))
             elif path.suffix == ".h5":
                 with archive.open(path.name, "w", force_zip64=True) as member:
-                    for block in _swapped(path, arrays, {}):
+                    for block in _filled_template(path, arrays, {}):
                         member.write(block)
             else:
                 archive.write(path, path.name)
 
 
-def write_h5(run: Run, target: Path, form: Form) -> None:
-    """Writes a whole model that Keras 3 and Keras 2 both load: its config is in words that both know."""
-    layers = [
-        {
-            "class_name": "InputLayer",
-            "config": {"name": "token_ids", "dtype": "int32", "batch_input_shape": [None, None]},
-        }
-    ]
-    for layer in abstract(lambda: build(run.model.config, form)).layers[1:]:
-        kind, config = type(layer).__name__, layer.get_config()
-        layers.append({"class_name": kind, "config": {key: config[key] for key in KERAS_2_KEYS[kind]}})
-    config = {"class_name": "Sequential", "config": {"name": "language_model", "layers": layers}}
-    _write_sequential(
-        run, target, form, lambda model, path: model.save(path, include_optimizer=False), {"model_config": config}
-    )
-
-
-def write_weights(run: Run, target: Path, form: Form) -> None:
-    """Writes a `.weights.h5` file for `load_weights` of a Sequential model."""
-    _write_sequential(run, target, form, lambda model, path: model.save_weights(path), {})
-
-
-def _write_sequential(
+def _write_hdf5(
     run: Run,
     target: Path,
-    form: Form,
+    options: ExportOptions,
     save: Callable[[keras.Model, Path], None],
     attributes: Mapping[str, Any],
 ) -> None:
     arrays = _arrays(language_model_weights(run.model), None, run.model.config)
-    small = _numbered(run.model.config, form, None)
+    template = _template(run.model.config, options, None)
     with TemporaryDirectory(dir=target.parent) as directory, target.open("wb") as file:
-        template = Path(directory) / target.name
-        save(keras.Sequential(small.layers, name="language_model"), template)
-        for block in _swapped(template, arrays, attributes):
+        path = Path(directory) / target.name
+        save(keras.Sequential(template.layers, name="language_model"), path)
+        for block in _filled_template(path, arrays, attributes):
             file.write(block)
+
+
+def _keras_2_config(config: ModelConfig, options: ExportOptions) -> dict[str, Any]:
+    """Returns the config of a Sequential model that Keras 2 and 3 both understand."""
+    inputs = {"name": "token_ids", "dtype": "int32", "batch_input_shape": [None, None]}
+    layers = [{"class_name": "InputLayer", "config": inputs}]
+    for layer in abstract(lambda: build(config, options)).layers[1:]:
+        kind, settings = type(layer).__name__, layer.get_config()
+        layers.append({"class_name": kind, "config": {key: settings[key] for key in KERAS_2_KEYS[kind]}})
+    return {"class_name": "Sequential", "config": {"name": "language_model", "layers": layers}}
 
 
 def _arrays(
     weights: Mapping[str, np.ndarray], optimizer: OptimizerState | None, config: ModelConfig
 ) -> list[np.ndarray]:
-    """All arrays as Keras has them, views: the weights, then each slot of the optimizer."""
+    """Returns all arrays in Keras' layout, as views: the weights, then each slot of the optimizer."""
     slots = [optimizer.slots[slot] for slot in SLOTS[optimizer.name]] if optimizer else []
-    return [array for arrays in (weights, *slots) for array in to_keras(arrays, config).values()]
+    return [array for arrays in (weights, *slots) for array in to_keras_weights(arrays, config).values()]
 
 
-def _numbered(config: ModelConfig, form: Form, optimizer: OptimizerState | None) -> keras.Model:
-    """The model, one unit wide, filled with the places of its weights in `_arrays`."""
+def _template(config: ModelConfig, options: ExportOptions, optimizer: OptimizerState | None) -> keras.Model:
+    """Builds the model one unit wide, each weight filled with its index in `_arrays`."""
     projection_size = min(config.projection_size, 1)
     sizes = dataclasses.replace(config, vocab_size=1, embedding_size=1, hidden_size=1, projection_size=projection_size)
-    model, table = build(sizes, form), list(weight_table(sizes))
-    fill(model, {weight.keras: np.full(weight.keras_shape, n) for n, weight in enumerate(table)})
+    model, table = build(sizes, options), list(weight_table(sizes))
+    assign_weights(model, {weight.keras: np.full(weight.keras_shape, i) for i, weight in enumerate(table)})
     if optimizer:
-        slots = {
-            slot: {
-                weight.jaxlm: np.full(weight.shape, k * len(table) + n, np.float32) for n, weight in enumerate(table)
-            }
-            for k, slot in enumerate(SLOTS[optimizer.name], start=1)
-        }
+        slots = {}
+        for n, slot in enumerate(SLOTS[optimizer.name], start=1):
+            first = n * len(table)
+            slots[slot] = {w.jaxlm: np.full(w.shape, first + i, np.float32) for i, w in enumerate(table)}
         compile_model(model, optimizer._replace(slots=slots), sizes)
     return model
 
 
-def _swapped(template: Path, arrays: Sequence[np.ndarray], attributes: Mapping[str, Any]) -> Iterator[memoryview]:
-    """Yields the bytes of the file, from its beginning to its end.
+def _filled_template(template: Path, arrays: Sequence[np.ndarray], attributes: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields the bytes of the file, from beginning to end.
 
-    HDF5 makes a sparse file that has room for the arrays and is told to leave it empty; what is written goes past it,
-    so that a full disk is an error like any other.
+    HDF5 makes a sparse file with room for the arrays. Their bytes are written without it, so that a full disk
+    is an ordinary error.
 
     Args:
-      template: file of the model that `_numbered` made; a file is made beside it.
+      template: file with the model from `_template`; another file is made beside it.
       arrays: as from `_arrays`.
-      attributes: JSON values that take the place of the file's own.
+      attributes: JSON values that replace the file's own.
     """
     skeleton = template.with_suffix(".skeleton")
+    slots = _make_skeleton(template, skeleton, arrays, attributes)
+    with skeleton.open("rb") as file:
+        for offset, array, dtype in sorted(slots, key=lambda slot: slot.offset):
+            yield file.read(offset - file.tell())
+            rows = max(1, BLOCK // (array[:1].size * dtype.itemsize))
+            for start in range(0, len(array), rows):
+                yield np.ascontiguousarray(array[start : start + rows], dtype).reshape(-1).view(np.uint8).data
+            file.seek(offset + array.size * dtype.itemsize)
+        yield file.read()
+
+
+def _make_skeleton(
+    template: Path, skeleton: Path, arrays: Sequence[np.ndarray], attributes: Mapping[str, Any]
+) -> list[Slot]:
+    """Copies the template, but with empty room of the right size for each array; returns where that is."""
     room = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     room.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     room.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    places: list[tuple[int, np.ndarray, np.dtype]] = []
+    slots: list[Slot] = []
     with h5py.File(template, "r") as small, h5py.File(skeleton, "w") as large:
 
         def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -144,17 +173,10 @@ def _swapped(template: Path, arrays: Sequence[np.ndarray], attributes: Mapping[s
                 dtype = np.dtype(ml_dtypes.bfloat16) if item.dtype.kind == "V" else item.dtype  # as Keras stores it
                 array = arrays[int(item[()].view(dtype).flat[0])]
                 twin = large.create_dataset(name, array.shape, item.dtype, dcpl=room)
-                places.append((twin.id.get_offset(), array, dtype))
+                slots.append(Slot(twin.id.get_offset(), array, dtype))
             twin.attrs.update(item.attrs)
 
         large.attrs.update(small.attrs)
         large.attrs.update({key: json.dumps(value) for key, value in attributes.items()})
         small.visititems(copy)
-    with skeleton.open("rb") as file:
-        for offset, array, dtype in sorted(places, key=lambda place: place[0]):
-            yield memoryview(file.read(offset - file.tell()))
-            rows = max(1, BLOCK // (array[:1].size * dtype.itemsize))
-            for start in range(0, len(array), rows):
-                yield np.ascontiguousarray(array[start : start + rows], dtype).reshape(-1).view(np.uint8).data
-            file.seek(offset + array.size * dtype.itemsize)
-        yield memoryview(file.read())
+    return slots

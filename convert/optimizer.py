@@ -1,4 +1,4 @@
-"""The optimizer's state between jaxlm and Keras: moments lie as the weights do, so the weight table serves them."""
+"""The optimizer state, jaxlm <-> Keras. Moments have the layout of the weights, so the weight table serves them too."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from convert.weights import from_keras, reorder_rows, to_keras, weight_table
+from convert.weights import from_keras_weights, to_keras_weights, weight_table
 from jaxlm.config import ModelConfig, Optimizer, TrainConfig
 from jaxlm.errors import InputError
 
@@ -16,23 +16,24 @@ SLOTS: dict[Optimizer, tuple[str, ...]] = {  # Optax's names, in Keras' order
     "adam": ("mu", "nu"),
     "adagrad": ("sum_of_squares",),
 }
-FIXED = {"beta_1": 0.9, "beta_2": 0.999, "amsgrad": False, "weight_decay": None}  # in jaxlm, as Keras' defaults
+KERAS_OPTIMIZERS: dict[str, Optimizer] = {"Adam": "adam", "Adagrad": "adagrad"}
+FIXED = {"beta_1": 0.9, "beta_2": 0.999, "amsgrad": False, "weight_decay": None}  # in jaxlm; Keras' defaults
 
 
 class OptimizerState(NamedTuple):
-    """What an optimizer remembers."""
+    """Everything an optimizer remembers between steps."""
 
     name: Optimizer
     steps: int  # done so far
     learning_rate: float
-    clip_norm: float  # of all gradients together; 0 does not clip
-    slots: dict[str, dict[str, np.ndarray]]  # by Optax's names: one array a weight, by its jaxlm name
+    clip_norm: float  # of all gradients together; 0 for no clipping
+    slots: dict[str, dict[str, np.ndarray]]  # by Optax's names: an array for each weight, by its jaxlm name
 
 
 def from_train_state(
     opt_state: Mapping[str, Any], config: TrainConfig, learning_rate: float, steps: int
 ) -> OptimizerState:
-    """Reads the state of `jaxlm.TrainState.opt_state`, for adam or adagrad, after so many steps."""
+    """Reads `jaxlm.TrainState.opt_state`, of adam or adagrad, after `steps` steps."""
     slots = {}
     for slot in SLOTS[config.optimizer]:
         names, leaves, _ = _slot(opt_state, slot)
@@ -41,7 +42,7 @@ def from_train_state(
 
 
 def to_train_state(state: OptimizerState, opt_state: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `from_train_state`: `opt_state`, of the same optimizer, with the arrays of `state`."""
+    """The inverse of `from_train_state`: an `opt_state` of the same optimizer, with the arrays of `state`."""
     filled = dict(opt_state)
     for slot, arrays in state.slots.items():
         names, _, structure = _slot(opt_state, slot)
@@ -53,36 +54,31 @@ def to_train_state(state: OptimizerState, opt_state: Mapping[str, Any]) -> dict[
 
 
 def _replace(state: tuple, field: str, value: Any) -> tuple:
-    """Replaces a field of the first state of an Optax chain."""
+    """Replaces a field of the first state in an Optax chain."""
     return (state[0]._replace(**{field: value}), *state[1:])
 
 
 def _slot(opt_state: Mapping[str, Any], slot: str) -> tuple[list[str], list[jax.Array], Any]:
-    """The jaxlm names and the leaves of a slot, and their structure."""
+    """Returns the jaxlm names and the leaves of a slot, and the structure of its tree."""
     trees = {table: getattr(state[0], slot) for table, state in opt_state.items()}
     leaves, structure = jax.tree_util.tree_flatten_with_path(trees)
     names = [jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("dense/") for path, _ in leaves]
     return names, [leaf for _, leaf in leaves], structure
 
 
-def reorder(state: OptimizerState, index: np.ndarray) -> OptimizerState:
-    """The state of the model that `weights.reorder_classes` returns."""
-    return state._replace(slots={slot: reorder_rows(arrays, index) for slot, arrays in state.slots.items()})
-
-
-def same(first: OptimizerState, second: OptimizerState) -> bool:
-    """Whether two states are the same, bit for bit."""
+def states_equal(first: OptimizerState, second: OptimizerState) -> bool:
+    """Whether two states are equal, bit for bit."""
     arrays = [jax.tree.leaves(state.slots) for state in (first, second)]
     return first[:-1] == second[:-1] and all(map(np.array_equal, *arrays))
 
 
 def compile_model(model: keras.Model, state: OptimizerState, config: ModelConfig) -> None:
-    """Compiles a Keras model of `keras_model.build` with the optimizer, where it stands.
+    """Compiles a Keras model with an optimizer in a given state, and sparse categorical cross-entropy.
 
     Args:
-      model: to compile, with sparse categorical cross-entropy.
+      model: as from `keras_builder.build`.
       state: of jaxlm's optimizer.
-      config: of the model; not tied, since its rows are two tables in Keras, and have two optimizers' states.
+      config: of the model; not tied, since Keras keeps two tables, each with a state of its own.
 
     Raises:
       InputError: a moment is not finite.
@@ -96,39 +92,41 @@ def compile_model(model: keras.Model, state: OptimizerState, config: ModelConfig
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits))
     optimizer.build(model.trainable_variables)
     optimizer.iterations.assign(state.steps)
-    arrays = [list(to_keras(state.slots[slot], config).values()) for slot in SLOTS[state.name]]
+    arrays = [list(to_keras_weights(state.slots[slot], config).values()) for slot in SLOTS[state.name]]
     interleaved = [array for arrays_of_weight in zip(*arrays, strict=True) for array in arrays_of_weight]
     for variable, array in zip(optimizer.variables[2:], interleaved, strict=True):  # after iterations, learning_rate
         variable.assign(array)
 
 
-def from_keras_list(optimizer: Mapping[str, Any], arrays: Sequence[np.ndarray], config: ModelConfig) -> OptimizerState:
-    """Makes the state of what a Keras file holds.
+def state_from_keras_arrays(
+    optimizer: Mapping[str, Any], arrays: Sequence[np.ndarray], config: ModelConfig
+) -> OptimizerState:
+    """Makes a state from the contents of a Keras file.
 
     Args:
       optimizer: its config, {"class_name": ..., "config": ...}.
-      arrays: its variables as Keras lists them: iterations, learning rate, and the slots of each weight.
+      arrays: its variables in Keras' order: iterations, learning rate, and the slots of each weight.
       config: of the model.
 
     Raises:
-      InputError: jaxlm has no such optimizer, or the arrays do not fit the model; says which.
+      InputError: jaxlm has no such optimizer, or the arrays do not fit the model.
     """
     kind, settings = str(optimizer.get("class_name")), dict(optimizer.get("config") or {})
-    known: dict[str, Optimizer] = {"Adam": "adam", "Adagrad": "adagrad"}
-    other = [key for key, value in FIXED.items() if (settings.get(key) or value) != value]
-    if kind not in known or other or config.tied:
-        reason = "tied rows" if config.tied else ", ".join(f"{key}={settings[key]}" for key in other)
+    unsupported = [f"{key}={settings[key]}" for key, value in FIXED.items() if (settings.get(key) or value) != value]
+    unsupported += ["tied rows"] if config.tied else []
+    if kind not in KERAS_OPTIMIZERS or unsupported:
+        description = f"{kind} with {', '.join(unsupported)}" if unsupported else kind
         raise InputError(
-            f"The state of the optimizer {kind}{f' with {reason}' if reason else ''} cannot be kept: expected Adam or"
-            " Adagrad as jaxlm has them; leave --keep-optimizer out to begin with a fresh one."
+            "Invalid `keep_optimizer`: expected Adam or Adagrad with jaxlm's settings, and rows that are not tied."
+            f" Received: {description}. Leave `keep_optimizer` out to start with a fresh optimizer."
         )
-    name = known[kind]
-    names = [weight.keras for weight in weight_table(config)]
-    slots = SLOTS[name]
-    if len(arrays) != 2 + len(slots) * len(names):
-        raise InputError(f"The optimizer has {len(arrays)} variables; expected {2 + len(slots) * len(names)}.")
+    name = KERAS_OPTIMIZERS[kind]
+    names, slots = [weight.keras for weight in weight_table(config)], SLOTS[name]
+    expected = 2 + len(slots) * len(names)
+    if len(arrays) != expected:
+        raise InputError(f"The optimizer must have {expected} variables for this model. Received: {len(arrays)}.")
     by_slot = {
-        slot: from_keras(dict(zip(names, arrays[2 + i :: len(slots)], strict=True)), config)
+        slot: from_keras_weights(dict(zip(names, arrays[2 + i :: len(slots)], strict=True)), config)
         for i, slot in enumerate(slots)
     }
     clip_norm = float(settings.get("global_clipnorm") or 0.0)

@@ -1,4 +1,4 @@
-"""`jaxlm prepare`'s tokens by TensorFlow's operators, so that a SavedModel takes strings."""
+"""The tokenization of `jaxlm prepare` in TensorFlow's own operations, so that a SavedModel accepts strings."""
 
 import numpy as np
 import tensorflow as tf
@@ -9,9 +9,9 @@ from jaxlm.vocabulary import EOS, UNK
 
 
 def character_class(pattern: str) -> str:
-    """Returns the characters of a `tokenizers` character class as a class of RE2, without the brackets.
+    """Returns the characters that a `tokenizers` class such as \\w matches, as RE2 ranges without the brackets.
 
-    RE2's own \\w is ASCII only; this is found by asking the tokenizer about every character there is.
+    RE2's own \\w is ASCII only, so the tokenizer is asked about every character.
     """
     splitter = pre_tokenizers.Split(Regex(f"{pattern}+"), "removed", invert=True)
     ranges = []
@@ -21,16 +21,28 @@ def character_class(pattern: str) -> str:
     return "".join(f"\\x{{{first:x}}}-\\x{{{last:x}}}" for first, last in ranges)
 
 
-class Words(tf.Module):
-    """A vocabulary as TensorFlow tables, and `jaxlm prepare`'s tokens by TensorFlow's regular expressions."""
+class TfTokenizer(tf.Module):
+    """Turns text into ids like `jaxlm.Vocabulary.encode`, with TensorFlow tables and regular expressions.
 
-    def __init__(self, words: tuple[str, ...], split: Tokenization):
+    Args:
+      words: in the order of the ids.
+      tokenization: how text is cut.
+
+    Attributes:
+      words: string variable `[V]`.
+      eos: id of `<eos>`.
+
+    References:
+      https://github.com/google/re2/wiki/Syntax
+    """
+
+    def __init__(self, words: tuple[str, ...], tokenization: Tokenization):
         super().__init__(name="words")
         ids = np.arange(len(words), dtype=np.int32)
         table = tf.lookup.KeyValueTensorInitializer(tf.constant(words), tf.constant(ids))
         self.table = tf.lookup.StaticHashTable(table, words.index(UNK))
         self.words = tf.Variable(list(words), trainable=False)
-        self.eos, self.split = words.index(EOS), split
+        self.eos, self.tokenization = words.index(EOS), tokenization
         self.space = character_class(r"\s")
         self.word = character_class(r"\w")
 
@@ -38,10 +50,10 @@ class Words(tf.Module):
         return self.words.shape[0]
 
     def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """`[batch]` strings to ragged ids `[batch, None]` int32; line ends become `<eos>`."""
+        """Returns the ids, ragged `[batch, None]` int32, of strings `[batch]`. Line ends become `<eos>`."""
         texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
         texts = tf.strings.regex_replace(texts, r"\r\n?|\n", f" {EOS} ")  # as Python reads text files
-        if self.split == "words":
+        if self.tokenization == "words":
             pattern = f"({UNK}|{EOS}|[{self.word}]+|[^{self.word}{self.space}])"
             texts = tf.strings.regex_replace(texts, pattern, r" \1 ")
         texts = tf.strings.regex_replace(texts, f"[{self.space}]+", " ")

@@ -1,59 +1,65 @@
-"""LiteRT (.tflite) files for phones: one word and the states in, built-in operators only."""
+"""LiteRT (.tflite) files for phones: one word and the states at a time, with built-in operators only."""
 
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from convert import comparison
-from convert.saved_model import Network, step_function
+from convert.options import DEFAULT_OPTIONS, ExportOptions
+from convert.predictor import Predictor, step_predictor
+from convert.runs import Run
+from convert.tf_network import Network
 from jaxlm.errors import InputError
-from jaxlm.model import LanguageModel
 
 
-def write(model: LanguageModel, target: Path, *, logits: bool = False, int8: bool = False) -> None:
-    """Writes a single step at batch 1, signature `step`: token_ids `[1]`, h_1, c_1, ... `[1, hidden_size]` each
-    to probabilities `[1, vocab_size]` and the new states.
+def write(run: Run, target: Path, options: ExportOptions = DEFAULT_OPTIONS) -> None:
+    """Writes a model that reads one word at a time.
+
+    Its signature `step` takes token_ids `[1]` and the states h_1, c_1, ... `[1, hidden_size]`, and returns
+    probabilities `[1, vocab_size]` and the new states.
 
     Args:
-      model: the language model.
+      run: its model is written.
       target: file to write.
-      logits: whether the softmax is left out.
-      int8: whether weights are int8 (dynamic range: activations stay float32).
+      options: `logits` leaves out the softmax; `dtype` int8 stores int8 weights (dynamic range quantization:
+        activations stay float32).
+
+    Raises:
+      InputError: a weight is NaN or infinite.
     """
-    network = Network(model, logits)
-    step = step_function(network, 1).get_concrete_function()
+    network = Network(run.model, options.logits)
+    step = network.step_function(1).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([step], network)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]  # no Flex delegate
-    if int8:
+    if options.dtype == "int8":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     target.write_bytes(converter.convert())
 
 
-def subject(path: Path) -> comparison.Subject:
-    """Returns a .tflite file of `write` as a `Subject`.
+def load_predictor(path: Path) -> Predictor:
+    """Returns the `Predictor` of a file from `write`.
 
     Raises:
-      InputError: the file is not such a model.
+      InputError: the file is another kind of model.
     """
     interpreter = tf.lite.Interpreter(model_content=path.read_bytes())
     signatures = interpreter.get_signature_list()
     if len(signatures) != 1:
-        raise InputError(f"{path} is not a model of one signature; expected what jaxlm-convert writes.")
+        raise InputError(f"{path}: expected one signature, as jaxlm-convert writes it. Received: {len(signatures)}.")
     runner = interpreter.get_signature_runner(next(iter(signatures)))
     inputs, outputs = runner.get_input_details(), runner.get_output_details()
     results = {"logits", "probabilities"} & set(outputs)
     if "token_ids" not in inputs or len(results) != 1 or set(inputs) - {"token_ids"} != set(outputs) - results:
-        raise InputError(f"{path}: expected token_ids and states in, probabilities or logits and states out.")
+        raise InputError(f"{path}: expected token_ids and states as inputs, probabilities or logits and states out.")
     (result,) = results
     zeros = {key: np.zeros(detail["shape"], np.float32) for key, detail in inputs.items() if key != "token_ids"}
     int8 = any(detail["dtype"] == np.int8 for detail in interpreter.get_tensor_details())
-    return comparison.step_subject(
+    return step_predictor(
         path.name,
         int(outputs[result]["shape"][-1]),
         lambda ids, carry: runner(token_ids=ids, **carry),
         zeros,
         result,
         "int8" if int8 else "float32",
-        batch_one=True,
+        batch_of_one=True,
     )
