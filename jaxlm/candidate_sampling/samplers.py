@@ -24,6 +24,8 @@ from jaxlm.candidate_sampling.distributions import (
 from jaxlm.candidate_sampling.unique import draw, num_draws_needed, num_zipf_draws
 from jaxlm.row_updates import take_rows
 
+Classes = jax.Array | ArrayLike  # [N, num_true] integer
+
 
 class SampledValues(NamedTuple):
     """The result of a candidate sampler, in TensorFlow's order."""
@@ -34,7 +36,7 @@ class SampledValues(NamedTuple):
 
 
 def log_uniform_candidate_sampler(
-    key: jax.Array, true_classes: jax.Array | ArrayLike, num_sampled: int, unique: bool, range_max: int
+    key: jax.Array, true_classes: Classes, num_sampled: int, unique: bool, range_max: int
 ) -> SampledValues:
     """Samples classes from the log-uniform (Zipfian) distribution, exactly.
 
@@ -83,7 +85,7 @@ def log_uniform_probability(ids: jax.Array, range_max: int) -> jax.Array:
 
 
 def uniform_candidate_sampler(
-    key: jax.Array, true_classes: jax.Array | ArrayLike, num_sampled: int, unique: bool, range_max: int
+    key: jax.Array, true_classes: Classes, num_sampled: int, unique: bool, range_max: int
 ) -> SampledValues:
     """Samples classes uniformly, P(k) = 1 / range_max. Else like `log_uniform_candidate_sampler`.
 
@@ -108,7 +110,7 @@ def _uniform(key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: 
 
 def fixed_unigram_candidate_sampler(
     key: jax.Array,
-    true_classes: jax.Array | ArrayLike,
+    true_classes: Classes,
     num_sampled: int,
     unique: bool,
     range_max: int,
@@ -154,7 +156,7 @@ def _fixed_unigram(
 
 def learned_unigram_candidate_sampler(
     key: jax.Array,
-    true_classes: jax.Array | ArrayLike,
+    true_classes: Classes,
     num_sampled: int,
     unique: bool,
     range_max: int,
@@ -193,7 +195,7 @@ def _learned_unigram(
 
 
 def all_candidate_sampler(
-    key: jax.Array | None, true_classes: jax.Array | ArrayLike, num_sampled: int, unique: bool, range_max: int
+    key: jax.Array | None, true_classes: Classes, num_sampled: int, unique: bool, range_max: int
 ) -> SampledValues:
     """Returns every class once, each with an expected count of 1. This makes a sampled loss exact, for tests.
 
@@ -226,7 +228,7 @@ def check_classes(name: str, ids: jax.Array, num_classes: int) -> None:
             raise ValueError(f"Invalid `{name}`: expected ids in [0, {num_classes}). Received: {low} to {high}.")
 
 
-def _checked(true_classes: jax.Array | ArrayLike, num_sampled: int, unique: bool, range_max: int) -> jax.Array:
+def _checked(true_classes: Classes, num_sampled: int, unique: bool, range_max: int) -> jax.Array:
     true_classes = jnp.asarray(true_classes)
     if true_classes.ndim != 2:
         raise ValueError(f"Invalid `true_classes`: expected shape [N, num_true]. Received: {true_classes.shape}.")

@@ -1,4 +1,4 @@
-"""The laws behind the samplers, number by number: random words, the alias table, the tree of counts."""
+"""The parts of the distributions, number by number: random words, the alias table, the tree of counts."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxlm.candidate_sampling.distributions import (
 
 
 @pytest.mark.parametrize("block", [0, 3])
-def test_random_bits_are_jaxs_threefry(block):
+def test_random_bits_are_those_of_jaxs_threefry(block):
     key = jax.random.key(5)
     keypair = jax.random.bits(key, (2,), jnp.uint32)
     counts = jnp.concatenate([jnp.arange(7, dtype=jnp.uint32), jnp.full(7, block, jnp.uint32)])
@@ -41,7 +41,7 @@ def test_multiply_high_is_the_product_of_big_integers(words, n):
     st.lists(st.sampled_from([0.0, 1e-9, 0.1, 1.0, 1.0, 3.0, 1e6]), min_size=1, max_size=40).filter(any),
     st.integers(0, 3),
 )
-def test_alias_table_holds_the_law(weights, num_reserved_ids):
+def test_the_alias_table_holds_the_distribution(weights, num_reserved_ids):
     table = unigram_table(weights, num_reserved_ids=num_reserved_ids)
     size = len(weights) + num_reserved_ids
     own = np.asarray(table.threshold, np.float64) / 2**32
@@ -54,7 +54,7 @@ def test_alias_table_holds_the_law(weights, num_reserved_ids):
 
 
 @pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -1.0], [np.nan], [np.inf, 1.0], [[1.0]]])
-def test_weights_that_are_no_law_raise(weights):
+def test_weights_that_are_not_a_distribution_raise(weights):
     with pytest.raises(ValueError, match="unigrams"):
         unigram_table(weights)
 
