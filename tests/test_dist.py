@@ -1,0 +1,78 @@
+"""The wheel and the source archive: built, installed into fresh environments, and used from outside the repository."""
+
+import email
+import shutil
+import site
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import jaxlm
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: object, cwd: Path) -> str:
+    result = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The wheel and the source archive, built from a copy, since a build writes into its tree."""
+    copy, out = tmp_path_factory.mktemp("source") / "jaxlm", tmp_path_factory.mktemp("dist")
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "runs", "data")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy, cwd=out)
+    return sorted(out.iterdir())
+
+
+@pytest.mark.slow
+def test_archives_install_and_run_without_the_repository(archives, tmp_path):
+    assert [path.name for path in archives] == [
+        f"jaxlm-{jaxlm.__version__}-py3-none-any.whl",
+        f"jaxlm-{jaxlm.__version__}.tar.gz",
+    ]
+    for archive in archives:
+        environment = tmp_path / archive.name
+        run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
+        (packages,) = environment.glob("lib/python*/site-packages")
+        # the dependencies come from the environment of the tests; its editable jaxlm does not, since .pth files of a
+        # directory on the path are not read
+        (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+        python = environment / "bin" / "python"
+        options = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet", "--ignore-installed"]
+        run(python, "-m", "pip", "install", *options, archive, cwd=tmp_path)
+        where = run(python, "-c", "import jaxlm, convert; print(jaxlm.__file__, convert.__file__)", cwd=tmp_path)
+        assert all(str(packages) in path for path in where.split())
+        run(python, "-c", "import jaxlm.candidate_sampling; from jaxlm import *; from convert import *", cwd=tmp_path)
+        assert "prepare" in run(environment / "bin" / "jaxlm", "--help", cwd=tmp_path)
+        assert "to-keras" in run(environment / "bin" / "jaxlm-convert", "--help", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_archives_are_complete(archives):
+    wheel, source = archives
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {str(path.relative_to(ROOT)) for name in ("jaxlm", "convert") for path in (ROOT / name).rglob("*.py*")}
+    assert {name for name in expected if "__pycache__" not in name} | {"jaxlm/py.typed"} <= names
+    members = {name.split("/", 1)[-1] for name in tarfile.open(source).getnames()}
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "docs/conf.py", "docs/images/quickstart.png", "Makefile"} <= members
+    (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+    fields = email.message_from_bytes(zipfile.ZipFile(wheel).read(metadata))
+    for field in (
+        "Summary",
+        "Author",
+        "License-Expression",
+        "License-File",
+        "Keywords",
+        "Classifier",
+        "Requires-Python",
+    ):
+        assert fields[field], field
+    assert fields["Version"] == jaxlm.__version__ and fields.get_payload().startswith("# jaxlm")

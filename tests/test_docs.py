@@ -1,0 +1,164 @@
+"""The README and the guide: Python blocks run, commands parse, links lead somewhere, and the README is short."""
+
+import functools
+import inspect
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+import convert.cli
+import jaxlm.cli
+from jaxlm.cli import run_command
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = {
+    "jaxlm": ("prepare", "train", "evaluate", "generate"),
+    "jaxlm-convert": ("to-keras", "from-keras", "verify"),
+}
+# what the pages say, and what runs in seconds
+SMALLER = {
+    "ModelConfig(vocab_size=len(corpus.vocabulary))": "ModelConfig(len(corpus.vocabulary), 8, 8)",
+    "minutes=10)": "steps=4)",
+    **{"200_000": "300", "10_000": "200", "5000": "200", "1024": "8", "1000": "20", "500": "4", "256": "8", "100": "2"},
+}
+
+
+def page_id(page: Path) -> str:
+    return page.stem
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Returns the code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def prose(page: Path) -> str:
+    """Returns a page without its code blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def spans(page: Path) -> list[str]:
+    """Returns what stands in backticks, and the lines of the shell blocks."""
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    return lines + [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
+
+
+def function_of(program: str, command: str) -> Callable | None:
+    """Returns the function behind `program command`, or None."""
+    module = {"jaxlm": jaxlm.cli, "jaxlm-convert": convert.cli}[program]
+    return getattr(module, command.replace("-", "_")) if command in COMMANDS[program] else None
+
+
+def options_of(function: Callable) -> set[str]:
+    """Returns the options of a command or of a benchmark's `main`, without dashes."""
+    names = set()
+    for parameter in inspect.signature(function).parameters.values():
+        default = parameter.default
+        names |= {field.name for field in fields(default)} if is_dataclass(default) else {parameter.name}
+    return {name.replace("_", "-") for name in names}
+
+
+def benchmark_options() -> set[str]:
+    """Returns the options of all benchmarks, read from their source."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "examples" / "benchmarks").glob("*.py")]
+    return {name.replace("_", "-") for source in sources for name in re.findall(r"\b(\w+): [^=\n]*=", source)}
+
+
+@pytest.fixture(scope="module")
+def exported(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the models that pages load: novels.keras, and novels, a SavedModel."""
+    directory = tmp_path_factory.mktemp("exported")
+    for name in ("novels.keras", "novels"):
+        arguments = ["to-keras", str(run_dir), str(directory / name)]
+        assert run_command(lambda arguments=arguments: convert.cli.app.cli(args=arguments)) == 0
+    return directory
+
+
+@pytest.fixture
+def workplace(request, tmp_path, monkeypatch, text_file, corpus_dir, run_dir) -> Callable[[str], None]:
+    """Makes what the code of a page reads, and does not make itself, in an empty working directory."""
+
+    def make(code: str) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "train.txt").symlink_to(text_file)
+        if "jaxlm.prepare(" not in code:
+            (tmp_path / "data").symlink_to(corpus_dir)
+        if "jaxlm.train(" not in code:
+            (tmp_path / "runs" / "novels").symlink_to(run_dir)
+        if '"novels.keras"' in code and ".save(" not in code:
+            shutil.copy(request.getfixturevalue("exported") / "novels.keras", tmp_path)
+        if '"novels"' in code:
+            (tmp_path / "novels").symlink_to(request.getfixturevalue("exported") / "novels")
+
+    return make
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=page_id)
+def test_python_blocks_run(page, workplace):
+    code = "\n".join(blocks(page, "python"))
+    workplace(code)
+    for size, smaller in SMALLER.items():
+        code = re.sub(rf"\b{re.escape(size)}(?!\w)", smaller, code)
+    ids = np.zeros((2, 5), np.int32)
+    given = {"V": 120, "inputs": ids, "labels": ids, "token_ids": ids}  # the reader's own, in the text
+    exec(compile(code, str(page), "exec"), given)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=page_id)
+def test_commands_parse(page, capsys):
+    for line in spans(page):
+        words = shlex.split(line, comments=True) if re.match(r"(jaxlm|jaxlm-convert|python|make) ", line) else []
+        if words and words[0] in COMMANDS and words[1] != "--help":
+            function = function_of(*words[:2])
+            assert function is not None, line
+            if len(words) > 2 and "--help" not in words:
+                stub = functools.wraps(function)(lambda *_, **__: None)
+                try:
+                    tyro.cli(stub, args=words[2:])
+                except SystemExit:
+                    pytest.fail(f"{line}\n{capsys.readouterr().err}")
+        elif words and words[0] == "python" and words[1].endswith(".py"):
+            source = (ROOT / words[1]).read_text(encoding="utf-8")
+            for option in re.findall(r"--([a-z-]+)", line):
+                assert re.search(rf"\b{option.replace('-', '_')}: ", source), line
+        elif words and words[0] == "make":
+            for target in words[1:]:
+                assert "=" in target or f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8"), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_options_exist(page):
+    known = benchmark_options() | {"help", "constraint", "editable"}  # the last two are pip's
+    for program, commands in COMMANDS.items():
+        for command in commands:
+            function = function_of(program, command)
+            assert function is not None
+            known |= options_of(function)
+    for span in spans(page):
+        for option in re.findall(r"(?<![\w-])--([a-z][a-z-]*)", span):
+            assert option.removeprefix("no-") in known, f"--{option} in {span}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("*.md"), *(ROOT / "docs" / "api").glob("*.md")], ids=page_id)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose(page)):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_readme_is_short_and_has_what_a_stranger_needs():
+    readme = ROOT / "README.md"
+    text = re.sub(r"\]\([^)]*\)", "]", prose(readme))
+    words = [word for word in text.split() if re.search(r"\w", word)]
+    assert len(words) <= 700
+    assert "docs/images/quickstart.png" in readme.read_text(encoding="utf-8")
+    assert any(line.startswith("make quickstart") for line in spans(readme)) and "make test" in spans(readme)
+    assert len(blocks(readme, "text")[0].splitlines()) == 10  # generated by the quickstart
