@@ -1,4 +1,4 @@
-"""Predicts next words with an exported model: Keras alone, no jaxlm.
+"""Predicts next words with an exported model. Needs only Keras, not jaxlm.
 
 python examples/keras_inference.py novels.keras runs/novels/vocabulary.json "It was the"
 """
@@ -16,7 +16,7 @@ with open(vocabulary_file, encoding="utf-8") as file:
 ids = {word: i for i, word in enumerate(words)}
 
 model = keras.models.load_model(model_file)
-tokens = ["<eos>", *re.findall(r"\w+|[^\w\s]", text)]  # "\w+|[^\w\s]": words, and each punctuation mark
+tokens = ["<eos>", *re.findall(r"\w+|[^\w\s]", text)]  # words, and each punctuation mark; a line ended before them
 token_ids = np.array([[ids.get(token, ids["<unk>"]) for token in tokens]])
 probabilities = model.predict(token_ids, verbose=0)  # [batch, time, vocab]
 print(f"{text} ...")

@@ -1,9 +1,9 @@
-"""Times conversions and reads their peak memory, beside copying the same bytes to disk twice.
+"""Times conversions and measures their peak memory, beside copying the same bytes to disk twice.
 
     python examples/benchmarks/conversion.py
 
-Each conversion is a process of its own, its start and the comparison at its end included; the first row is a process
-that imports what they import and does nothing. "from" rows make a run of the file that the row before them wrote.
+Each conversion is a process of its own; its start and the comparison at its end are included. The first row is a
+process that only imports what the others import. Each "from" row makes a run from the file of the row above it.
 """
 
 import os
@@ -12,16 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tyro
 from measure import machine, print_table
 
-FORMS = ("keras", "h5", "weights.h5", "savedmodel", "onnx", "tflite")
+FORMATS = ("keras", "h5", "weights.h5", "savedmodel", "onnx", "tflite")
 
 
 def write_run(directory: Path, vocab_size: int) -> None:
-    """Makes a run of a model as it begins."""
+    """Makes a run of an untrained model."""
     from flax import nnx
 
     import jaxlm
@@ -30,11 +31,11 @@ def write_run(directory: Path, vocab_size: int) -> None:
     words = ("<unk>", "<eos>", *(f"word{n}" for n in range(2, vocab_size)))
     vocabulary = jaxlm.Vocabulary(words, tuple(10**7 // (n + 1) for n in range(vocab_size)), "words")
     model = jaxlm.LanguageModel(jaxlm.ModelConfig(vocab_size), vocabulary.log_unigram, rngs=nnx.Rngs(0))
-    runs.write(directory, model, vocabulary, None)
+    runs.write(directory, model, vocabulary)
 
 
 def measured(*arguments: str) -> tuple[float, float]:
-    """Runs Python to its end; returns seconds and the peak of memory in bytes, at least that of this process."""
+    """Runs Python; returns seconds and the peak memory in bytes, which is at least that of this process."""
     start = time.perf_counter()
     with open(os.devnull, "wb") as quiet:
         process = subprocess.Popen([sys.executable, *arguments], stdout=quiet, stderr=quiet)
@@ -45,41 +46,55 @@ def measured(*arguments: str) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss * 1024
 
 
-def main(vocab_size: int = 200_000, forms: tuple[str, ...] = FORMS) -> None:
+def conversions(directory: Path, formats: Sequence[str]) -> Iterator[tuple[str, Path, float, float]]:
+    """Converts a run to each format, and some of them back; yields a label, the file, seconds and peak memory."""
+    run = f"{directory}/run"
+    for name in formats:
+        out = directory / f"model.{name}".removesuffix(".savedmodel")
+        yield f"to {name}", out, *measured("-m", "convert", "to-keras", run, str(out), "--format", name)
+        if name in ("keras", "h5"):
+            arguments = ("from-keras", str(out), f"{directory}/again", "--vocabulary", f"{run}/vocabulary.json")
+            yield f"from {name}", out, *measured("-m", "convert", *arguments)
+            shutil.rmtree(directory / "again")
+
+
+def copy_twice(path: Path) -> float:
+    """Returns the seconds of copying a file or directory to disk twice."""
+    start = time.perf_counter()
+    copies = [path.with_name(f"copy{n}") for n in range(2)]
+    for copy in copies:
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
+    os.sync()
+    seconds = time.perf_counter() - start
+    for copy in copies:
+        shutil.rmtree(copy) if copy.is_dir() else copy.unlink()
+    return seconds
+
+
+def main(vocab_size: int = 200_000, formats: tuple[str, ...] = FORMATS) -> None:
     """Prints a table.
 
     Args:
       vocab_size: Number of words of the model (E = 256, H = 1024).
-      forms: Of those that `jaxlm-convert to-keras` writes.
+      formats: Those that `jaxlm-convert to-keras` writes.
     """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        measured(__file__, "run", f"{directory}/run", str(vocab_size))  # not here, where memory is to stay small
-        alone, imports = measured("-c", "import convert.formats, convert.runs, tensorflow")
-        seconds, size, rows = 0.0, 0, [["imports alone", f"{alone:.1f}", f"{imports / 1e6:,.0f}", ""]]
-        for form in forms:
-            out = directory / f"model.{form}".removesuffix(".savedmodel")
-            jobs = {f"to {form}": ("to-keras", f"{directory}/run", str(out), "--format", form)}
-            if form in ("keras", "h5"):
-                words = f"{directory}/run/vocabulary.json"
-                jobs[f"from {form}"] = ("from-keras", str(out), f"{directory}/again", "--vocabulary", words)
-            for label, arguments in jobs.items():
-                took, peak = measured("-m", "convert", *arguments)
-                size = size or sum(path.stat().st_size for path in (out, *out.rglob("*")) if path.is_file())
-                ratio = (peak - imports) / size
-                rows.append([label, f"{took:.1f}", f"{peak / 1e6:,.0f}", f"{ratio:.2f}"])
-            shutil.rmtree(directory / "again", ignore_errors=True)
-            if form == forms[0]:
-                start = time.perf_counter()
-                for n in range(2):
-                    (shutil.copytree if out.is_dir() else shutil.copyfile)(out, directory / f"copy{n}")
-                os.sync()
-                seconds = time.perf_counter() - start
-            for path in (directory / "copy0", directory / "copy1", out):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        measured(__file__, "run", f"{directory}/run", str(vocab_size))  # a process, so that this one stays small
+        seconds, imports = measured("-c", "import convert.export, tensorflow")
+        rows = [["imports only", f"{seconds:.1f}", f"{imports / 1e6:,.0f}", ""]]
+        size, copying, before = 0, 0.0, None
+        for label, out, seconds, peak in conversions(directory, formats):
+            if not size:
+                size = sum(path.stat().st_size for path in (out, *out.rglob("*")) if path.is_file())
+                copying = copy_twice(out)
+            rows.append([label, f"{seconds:.1f}", f"{peak / 1e6:,.0f}", f"{(peak - imports) / size:.2f}"])
+            if before not in (None, out):  # so that the disk need not hold all of them
+                shutil.rmtree(before) if before.is_dir() else before.unlink()
+            before = out
     print(machine("tensorflow"))
-    print(f"a model of {size / 1e6:,.0f} MB; two copies of it to disk take {seconds:.1f} s")
-    print_table(["conversion", "s", "peak memory MB", "peak less imports, over the model"], rows)
+    print(f"a model of {size / 1e6:,.0f} MB; copying it to disk twice takes {copying:.1f} s")
+    print_table(["conversion", "s", "peak memory MB", "(peak - imports) / model"], rows)
 
 
 if __name__ == "__main__":

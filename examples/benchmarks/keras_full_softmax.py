@@ -1,9 +1,9 @@
-"""Trains the same model in Keras with its full softmax for a given time: what jaxlm is compared with.
+"""Trains the same model in Keras with its full softmax for a given time, to compare jaxlm with.
 
     python examples/benchmarks/keras_full_softmax.py data --minutes 5
 
-Embedding -> LSTM -> Dense softmax, Adam, Keras' defaults, the same batches as `jaxlm train`. The
-weights then go into jaxlm for the same exact evaluation on the same words.
+Embedding -> LSTM -> Dense softmax, with Adam, Keras' defaults and the same batches as `jaxlm train`. jaxlm then
+evaluates the weights exactly, on the same words as its own models.
 """
 
 import time
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import keras
 import tyro
+from measure import machine, print_table
 
 import jaxlm
-from convert.keras_model import build
-from convert.weights import from_keras
-from convert.weights import language_model as into_jaxlm
+from convert.keras_builder import build
+from convert.weights import from_keras_weights, model_from_weights
+from jaxlm.batches import train_batch
 
 
 def main(
@@ -31,9 +32,9 @@ def main(
     """Prints steps, words/s and exact validation perplexity.
 
     Args:
-      data: Directory that `jaxlm prepare` made.
-      minutes: Length of the training, evaluation not counted.
-      batch_size: Streams of text.
+      data: Directory made by `jaxlm prepare`.
+      minutes: Length of the training, not counting evaluation.
+      batch_size: Number of contiguous streams of text.
       sequence_length: Time steps of a batch.
       embedding_size: Width of an embedding row.
       hidden_size: Width of the LSTM.
@@ -43,21 +44,20 @@ def main(
     config = jaxlm.ModelConfig(len(corpus.vocabulary), embedding_size, hidden_size)
     model = build(config)
     model.compile(keras.optimizers.Adam(), keras.losses.SparseCategoricalCrossentropy())
-    start, step = time.perf_counter(), 0
+    start, step, loss = time.perf_counter(), 0, float("nan")
     while time.perf_counter() - start < 60 * minutes:
-        inputs, labels, _ = jaxlm.train_batch(corpus.train, step, batch_size, sequence_length)
-        loss = model.train_on_batch(inputs, labels)
+        batch = train_batch(corpus.train, step, batch_size, sequence_length)
+        loss = float(model.train_on_batch(batch.inputs, batch.labels))
         step += 1
     seconds = time.perf_counter() - start
-    weights = from_keras({variable.path: variable.numpy() for variable in model.weights}, config)
-    language_model = into_jaxlm(weights, config)
+    weights = from_keras_weights({variable.path: variable.numpy() for variable in model.weights}, config)
+    language_model = model_from_weights(weights, config)
     del model
     result = jaxlm.evaluate(language_model, corpus.valid, max_tokens=eval_tokens, progress=True)
-    print(
-        f"Keras {keras.__version__} full softmax: {step} steps in {seconds / 60:.1f} minutes,"
-        f" {step * batch_size * sequence_length / seconds:,.0f} words/s, last loss {float(loss):.3f},"
-        f" exact validation perplexity {result.perplexity:.1f} on {result.num_tokens:,} words"
-    )
+    print(f"{machine('keras')}\nKeras, full softmax; exact validation perplexity on {result.num_tokens:,} words")
+    speed = step * batch_size * sequence_length / seconds
+    row = [f"{seconds / 60:.1f}", step, f"{speed:,.0f}", f"{loss:.3f}", f"{result.perplexity:.1f}"]
+    print_table(["minutes", "steps", "words/s", "last loss", "exact perplexity"], [row])
 
 
 if __name__ == "__main__":
