@@ -28,6 +28,7 @@ autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
+napoleon_use_rtype = False
 python_maximum_signature_line_length = 88
 
 # types of other projects are not resolved, since that would need their inventories from the network
