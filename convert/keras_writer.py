@@ -76,7 +76,7 @@ def _write_archive(run: Run, target: Path, options: ExportOptions) -> None:
                 archive.writestr(path.name, json.dumps(description))
             elif path.suffix == ".h5":
                 with archive.open(path.name, "w", force_zip64=True) as member:
-                    for block in _filled_template(path, arrays, {}):
+                    for block in filled_template(path, arrays, {}):
                         member.write(block)
             else:
                 archive.write(path, path.name)
@@ -94,7 +94,7 @@ def _write_hdf5(
     with TemporaryDirectory(dir=target.parent) as directory, target.open("wb") as file:
         path = Path(directory) / target.name
         save(keras.Sequential(template.layers, name="language_model"), path)
-        for block in _filled_template(path, arrays, attributes):
+        for block in filled_template(path, arrays, attributes):
             file.write(block)
 
 
@@ -131,7 +131,7 @@ def _template(config: ModelConfig, options: ExportOptions, optimizer: OptimizerS
     return model
 
 
-def _filled_template(template: Path, arrays: Sequence[np.ndarray], attributes: Mapping[str, Any]) -> Iterator[Any]:
+def filled_template(template: Path, arrays: Sequence[np.ndarray], attributes: Mapping[str, Any]) -> Iterator[Any]:
     """Yields the bytes of the file, from beginning to end.
 
     HDF5 makes a sparse file with room for the arrays. Their bytes are written without it, so that a full disk

@@ -1,4 +1,4 @@
-"""Flax' own cells compute the truth: linen and nnx, LSTMCell and OptimizedLSTMCell."""
+"""Parameters of Flax models, checked against Flax: linen and nnx, LSTMCell and OptimizedLSTMCell."""
 
 import flax.linen as nn
 import jax
@@ -53,15 +53,15 @@ def nnx_model(cell):
 
 @pytest.mark.parametrize("make", [linen, nnx_model])
 @pytest.mark.parametrize("name", ["LSTMCell", "OptimizedLSTMCell"])
-def test_flax_models_come_in(make, name):
-    with jax.numpy_rank_promotion("allow"):  # Flax adds biases by promotion
+def test_an_imported_model_computes_what_flax_computes(make, name):
+    with jax.numpy_rank_promotion("allow"):  # Flax adds biases by rank promotion
         tree, expected = make(getattr(nn if make is linen else nnx, name))
     model = convert.from_flax(tree)
     assert model.config.num_layers == LAYERS
     np.testing.assert_allclose(model(IDS)[0], expected, atol=1e-5)
 
 
-def test_more_than_ten_layers_stay_in_order():
+def test_more_than_ten_layers_keep_their_order():
     def cell(n):
         return {"dense_i": {"kernel": np.zeros((H, 4 * H))}, "dense_h": {"kernel": np.zeros((H, 4 * H)), "bias": n}}
 
@@ -70,11 +70,14 @@ def test_more_than_ten_layers_stay_in_order():
     assert [int(lstm.bias[0]) for lstm in convert.from_flax(tree).lstms] == list(range(12))
 
 
-def test_other_trees_are_refused():
+def test_a_tree_of_another_model_is_refused():
     dense = {"kernel": np.zeros((H, V)), "bias": np.zeros(V)}
     for tree, message in (
         ({"a": dense}, "expected one embedding"),
-        ({"a": {"embedding": np.zeros((V, E))}, "b": {"scale": np.zeros(3)}, "d": dense}, "b/scale is of no layer"),
+        (
+            {"a": {"embedding": np.zeros((V, E))}, "b": {"scale": np.zeros(3)}, "d": dense},
+            "b/scale belongs to no layer",
+        ),
         ({"a": {"embedding": np.zeros((V, E))}, "d": dense}, "not those of Embedding"),
     ):
         with pytest.raises(InputError, match=message):

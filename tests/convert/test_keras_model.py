@@ -1,23 +1,25 @@
-"""Live Keras models in and out: the same function, and refusals that name the layer and the reason."""
+"""Live Keras models in and out: the same predictions, or a refusal that names the layer and the reason."""
 
 import jax
 import keras
 import numpy as np
 import pytest
+from convert_helpers import ROOT, run_python
 from keras import layers
 
 import convert
 import jaxlm
-from convert import comparison, keras_model
-from convert.comparison import of_language_model
-from convert.keras_model import Form
+from convert.comparison import compare
+from convert.keras_model import keras_predictor
+from convert.options import ExportOptions
+from convert.predictor import language_model_predictor
 from jaxlm.errors import InputError
 
 V = 23
 
 
 def chain(*middle, keras_module=keras, **embedding):
-    """A built Sequential of an embedding and other layers."""
+    """Builds a Sequential model of an embedding and other layers, with random weights."""
     embed = keras_module.layers.Embedding(V, 5, **embedding)
     model = keras_module.Sequential([embed, *middle])
     model.build((None, None))
@@ -50,9 +52,9 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_keras_models_of_all_shapes_come_in_and_go_back(name):
+def test_a_keras_model_of_any_supported_shape_goes_to_jaxlm_and_back(name):
     model = ACCEPTED[name]()
-    language_model = convert.from_keras(model)  # proves itself
+    language_model = convert.from_keras(model)  # which compares the two
     first = 1 if name == "masked" else 0
     ids = np.random.default_rng(1).integers(first, V, (2, 6))
     ours = np.asarray(jax.nn.log_softmax(language_model(ids)[0]))
@@ -67,10 +69,13 @@ def test_keras_models_of_all_shapes_come_in_and_go_back(name):
         np.testing.assert_array_equal(one, two)
 
 
-def test_functional_models_and_keras_2_models():
+def test_a_functional_model_is_converted():
     inputs = keras.Input((None,), dtype="int32")
     outputs = softmax()(lstm()(layers.Dropout(0.3)(layers.Embedding(V, 5)(inputs))))
     assert convert.from_keras(keras.Model(inputs, outputs)).config.dropout == 0.3
+
+
+def test_a_keras_2_model_is_converted():
     tf_keras = pytest.importorskip("tf_keras", reason="Keras 2 is not installed: pip install tf_keras")
     two = tf_keras.layers
     old = chain(two.LSTM(7, return_sequences=True), two.Dense(V, activation="softmax"), keras_module=tf_keras)
@@ -89,28 +94,29 @@ def subclass():
 
 
 REFUSED = {
-    "Bidirectional": (lambda: chain(layers.Bidirectional(lstm()), softmax()), "no Bidirectional"),
+    "bidirectional": (lambda: chain(layers.Bidirectional(lstm()), softmax()), "no Bidirectional"),
     "gru": (lambda: chain(layers.GRU(7, return_sequences=True), softmax()), "no GRU"),
     "lambda": (lambda: chain(lstm(), layers.Lambda(lambda x: x, name="mine"), softmax()), "'mine' .*no Lambda"),
-    "relu": (lambda: chain(lstm(activation="relu", name="r"), softmax()), "'r' .*activation='tanh', this one 'relu'"),
+    "relu": (lambda: chain(lstm(activation="relu", name="r"), softmax()), "'r' .*activation='tanh'; found 'relu'"),
     "hard": (lambda: chain(lstm(recurrent_activation="hard_sigmoid"), softmax()), "recurrent_activation"),
     "recurrent dropout": (lambda: chain(lstm(recurrent_dropout=0.1), softmax()), "recurrent_dropout"),
     "backwards": (lambda: chain(lstm(go_backwards=True), softmax()), "go_backwards"),
     "no bias": (lambda: chain(lstm(use_bias=False), softmax()), "use_bias"),
     "dense without bias": (lambda: chain(lstm(), layers.Dense(V, use_bias=False, name="d")), "'d' .*use_bias"),
-    "sizes": (lambda: chain(lstm(7), lstm(8), softmax()), "of one size"),
-    "vocabulary": (lambda: chain(lstm(), softmax(V + 1)), "24 units, and the embedding 23 words"),
+    "sizes": (lambda: chain(lstm(7), lstm(8), softmax()), r"the same number of units; found \[7, 8\]"),
+    "vocabulary": (lambda: chain(lstm(), softmax(V + 1)), "24 units, but the embedding has 23 words"),
     "rates": (lambda: chain(layers.Dropout(0.1), lstm(), layers.Dropout(0.2), softmax()), r"\[0.1, 0.2\]"),
     "sigmoid": (lambda: chain(lstm(), layers.Dense(V, activation="sigmoid")), "not in 'sigmoid'"),
-    "two softmaxes": (lambda: chain(lstm(), softmax(), layers.Softmax()), "softmax before"),
+    "two softmaxes": (lambda: chain(lstm(), softmax(), layers.Softmax()), "already a softmax"),
     "order": (lambda: chain(lstm(), layers.Dense(5), lstm(), softmax()), "Embedding -> LSTM -> Dense -> LSTM"),
     "states": (lambda: chain(layers.LSTM(7, return_sequences=True), layers.LSTM(7), layers.Dense(3)), "3 units"),
+    "bottleneck": (lambda: chain(lstm(), layers.Dense(5), softmax()), "must be linear and have no bias"),
     "subclass": (lambda: chain(subclass(), softmax()), "is a class of"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_jaxlm_cannot_represent_is_refused_by_layer_and_reason(name):
+def test_a_model_that_jaxlm_cannot_represent_is_refused_by_layer_and_reason(name):
     make, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
         convert.from_keras(make())
@@ -119,56 +125,57 @@ def test_what_jaxlm_cannot_represent_is_refused_by_layer_and_reason(name):
 def test_branches_and_unbuilt_models_are_refused():
     inputs = keras.Input((None,), dtype="int32")
     hidden = lstm(5)(layers.Embedding(V, 5)(inputs))
-    with pytest.raises(InputError, match="has no Add|no Add"):
+    with pytest.raises(InputError, match="no Add"):
         convert.from_keras(keras.Model(inputs, softmax()(layers.Add()([hidden, hidden]))))
     shared = lstm(5)
-    with pytest.raises(InputError, match="cannot be converted|cannot represent"):
+    with pytest.raises(InputError, match="cannot be converted|can represent"):
         convert.from_keras(keras.Model(inputs, softmax()(shared(shared(hidden)))))
     with pytest.raises(InputError, match="not built"):
         convert.from_keras(keras.Sequential([layers.Embedding(V, 5), lstm(), softmax()]))
 
 
-def test_models_of_other_sizes_are_refused(random_model):
-    with pytest.raises(InputError, match="other sizes"):
+def test_weights_of_other_sizes_are_not_loaded(random_model):
+    with pytest.raises(InputError, match="expected weights of shapes"):
         convert.load_into_keras(random_model(), chain(lstm(8), lstm(8), softmax()))
 
 
 @pytest.mark.parametrize(
-    "form",
+    "options",
     [
-        Form(),
-        Form(logits=True),
-        Form(last_only=True),
-        Form(single_step=True),
-        Form(dtype="float16"),
-        Form(dtype="bfloat16"),
-        Form(logits=True, single_step=True, dtype="bfloat16"),
+        ExportOptions(),
+        ExportOptions(last_only=True),
+        ExportOptions(single_step=True),
+        pytest.param(ExportOptions(logits=True), marks=pytest.mark.exhaustive),
+        pytest.param(ExportOptions(dtype="float16"), marks=pytest.mark.exhaustive),
+        ExportOptions(dtype="bfloat16"),
+        pytest.param(ExportOptions(logits=True, single_step=True, dtype="bfloat16"), marks=pytest.mark.exhaustive),
     ],
 )
-def test_every_form_gives_the_same(random_model, form):
+def test_every_option_gives_the_same_predictions(random_model, options):
     model = random_model(3)
-    exported = convert.to_keras(model, form)
+    exported = convert.to_keras(model, options)
     assert exported.count_params() == sum(leaf.size for leaf in jax.tree.leaves(model))
-    parity = comparison.compare(of_language_model(model), keras_model.subject(exported), batch_size=3, time=17)
-    assert parity.holds, str(parity)
-    assert {row.quantity for row in parity.differences} >= {"log-probabilities", "h_1", "h_2", "h_3"}
-    assert ("c_3" in {row.quantity for row in parity.differences}) == form.single_step
-    if form == Form():
+    comparison = compare(language_model_predictor(model), keras_predictor(exported), batch_size=3, sequence_length=17)
+    assert comparison.within_tolerance, str(comparison)
+    quantities = {row.quantity for row in comparison.differences}
+    assert quantities >= {"log-probabilities", "h_1", "h_2", "h_3"}
+    assert ("c_3" in quantities) == options.single_step
+    if options == ExportOptions():
         assert exported.output.dtype == "float32" and exported.output.shape == (None, None, V)
         np.testing.assert_allclose(exported.predict(np.zeros((3, 1)), verbose=0).sum(-1), 1, atol=1e-5)
 
 
-def test_parity_sees_one_wrong_weight(random_model):
+def test_a_comparison_detects_one_wrong_weight(random_model):
     model = random_model()
     exported = convert.to_keras(model)
-    assert comparison.compare(of_language_model(model), keras_model.subject(exported)).holds
+    assert compare(language_model_predictor(model), keras_predictor(exported)).within_tolerance
     bias = exported.get_layer("lstm_2").cell.bias
     bias.assign(bias + 1e-3 * np.eye(28, dtype=np.float32)[3])
-    parity = comparison.compare(of_language_model(model), keras_model.subject(exported))
-    assert not parity.holds and parity.difference < 0.1
+    comparison = compare(language_model_predictor(model), keras_predictor(exported))
+    assert not comparison.within_tolerance and comparison.max_difference < 0.1
 
 
-def test_training_in_keras_goes_on_at_the_loss_that_jaxlm_reports(random_model):
+def test_training_in_keras_continues_at_the_loss_that_jaxlm_reports(random_model):
     model = random_model()
     ids = np.random.default_rng(0).integers(0, V, 36)
     exported = convert.to_keras(model)
@@ -179,13 +186,22 @@ def test_training_in_keras_goes_on_at_the_loss_that_jaxlm_reports(random_model):
     assert history.history["loss"][0] == pytest.approx(loss, abs=1e-5) and history.history["loss"][1] < loss
 
 
-def test_weights_go_through_training_and_back():
+def test_weights_are_trained_in_jaxlm_and_return_to_keras():
     model = chain(lstm(), softmax())
     before = model.get_weights()
-    state = jaxlm.TrainState.create(
-        convert.from_keras(model), jaxlm.TrainConfig(num_sampled=9, batch_size=2, sequence_length=5)
-    )
+    config = jaxlm.TrainConfig(num_sampled=9, batch_size=2, sequence_length=5)
+    state = jaxlm.TrainState.create(convert.from_keras(model), config)
     ids = np.random.default_rng(0).integers(0, V, (2, 6))
-    state, _ = jaxlm.train_step(state, ids[:, :-1], ids[:, 1:], 0.01)
+    state, _ = jaxlm.train_step(state, (ids[:, :-1], ids[:, 1:]), 0.01)
     convert.load_into_keras(state.model, model)
     assert all((one != two).any() for one, two in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.slow
+def test_the_example_trains_a_keras_model(corpus_dir, tmp_path):
+    text = (ROOT / "examples" / "train_keras_model.py").read_text(encoding="utf-8")
+    script = tmp_path / "example.py"
+    script.write_text(text.replace("256)", "6)").replace("LSTM(1024", "LSTM(9"), encoding="utf-8")
+    result = run_python(script, corpus_dir, 30)
+    assert result.returncode == 0, result.stderr
+    assert "exact loss" in result.stdout and result.stdout.count("expected") == 19

@@ -2,35 +2,41 @@
 
 import numpy as np
 import pytest
+from convert_helpers import assert_models_equal
 
-from convert import keras_model
-from convert.weights import from_keras, language_model, language_model_weights, reorder_classes, to_keras, weight_table
+from convert.keras_builder import build
+from convert.keras_ids import KerasIds
+from convert.weights import (
+    from_keras_weights,
+    language_model_weights,
+    model_from_weights,
+    to_keras_weights,
+    weight_table,
+)
 from jaxlm.errors import InputError
 
-CHANGES = [{}, {"projection_size": 4}, {"projection_size": 5, "tied": True}]
+CASES = [(1, {}), (2, {"projection_size": 4}), (3, {"projection_size": 5, "tied": True})]
 
 
-@pytest.mark.parametrize(("num_layers", "change"), zip([1, 2, 3], CHANGES, strict=True))
-def test_table_serves_both_directions_bit_for_bit(random_model, num_layers, change):
+@pytest.mark.parametrize(("num_layers", "change"), CASES)
+def test_the_table_serves_both_directions_bit_for_bit(random_model, num_layers, change):
     model = random_model(num_layers, **change)
     weights = language_model_weights(model)
-    there = to_keras(weights, model.config)
-    assert [(variable.path, variable.shape) for variable in keras_model.build(model.config).weights] == [
+    there = to_keras_weights(weights, model.config)
+    assert [(variable.path, variable.shape) for variable in build(model.config).weights] == [
         (path, array.shape) for path, array in there.items()
     ]
-    back = from_keras(there, model.config)
+    back = from_keras_weights(there, model.config)
     assert back.keys() == weights.keys()
-    again = language_model_weights(language_model(back, model.config))
-    for name, array in weights.items():
-        np.testing.assert_array_equal(again[name], array)
+    assert_models_equal(model_from_weights(back, model.config), model)
 
 
 def test_tied_tables_that_differ_are_refused(random_model):
     model = random_model(1, embedding_size=7, tied=True)
-    there = to_keras(language_model_weights(model), model.config)
+    there = to_keras_weights(language_model_weights(model), model.config)
     there["softmax/kernel"] = there["softmax/kernel"] + 1.0
     with pytest.raises(InputError, match="tied"):
-        from_keras(there, model.config)
+        from_keras_weights(there, model.config)
 
 
 def test_unknown_missing_misshapen_and_nan_weights_are_named(random_model):
@@ -44,17 +50,20 @@ def test_unknown_missing_misshapen_and_nan_weights_are_named(random_model):
     }
     for name, array in cases.items():
         with pytest.raises(InputError, match=f"weight {name}:"):
-            to_keras(weights | {name: array}, model.config)
+            to_keras_weights(weights | {name: array}, model.config)
     with pytest.raises(InputError, match=r"unknown \['extra'\]"):
-        to_keras(weights | {"extra": weights["biases"]}, model.config)
+        to_keras_weights(weights | {"extra": weights["biases"]}, model.config)
     with pytest.raises(InputError, match=r"missing \['softmax/bias'\]"):
-        there = to_keras(weights, model.config)
-        from_keras({path: array for path, array in there.items() if path != "softmax/bias"}, model.config)
+        there = to_keras_weights(weights, model.config)
+        from_keras_weights({path: array for path, array in there.items() if path != "softmax/bias"}, model.config)
     assert len(list(weight_table(model.config))) == len(weights)
 
 
-def test_reordered_classes_give_reordered_probabilities(random_model):
+def test_reordered_ids_give_reordered_probabilities(random_model):
     model = random_model()
-    index = np.random.default_rng(0).permutation(23)
-    ids = np.random.default_rng(1).integers(0, 23, (2, 4))
-    np.testing.assert_array_equal(reorder_classes(model, index)(ids)[0], model(index[ids])[0][..., index])
+    keras_ids = KerasIds(np.random.default_rng(0).permutation(23))
+    tokens = np.random.default_rng(1).integers(0, 23, (2, 4))
+    exported, _ = keras_ids.model_for_keras(model, None)
+    logits = exported(keras_ids.tokens_for_keras(tokens))[0]
+    np.testing.assert_array_equal(logits[..., keras_ids.ids], model(tokens)[0])
+    assert_models_equal(keras_ids.model_for_run(exported, None)[0], model)

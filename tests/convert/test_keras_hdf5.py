@@ -1,0 +1,49 @@
+"""HDF5 weights: anything but arrays of numbers inside the file is refused."""
+
+import h5py
+import pytest
+from convert_helpers import assert_refused, make_keras_model
+
+BIAS = "layers/dense/vars/1"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("strings", "is not an array of numbers"),
+        ("external", "is not an array of numbers"),
+        ("link", "not those of Embedding"),
+        ("missing", "not those of Embedding"),
+        ("huge", "is larger than the file"),
+    ],
+)
+def test_a_dataset_that_is_missing_or_elsewhere_is_refused(tmp_path, change, message):
+    path = tmp_path / "a.weights.h5"
+    make_keras_model().save_weights(path)
+    with h5py.File(path, "r+") as file:
+        del file[BIAS]
+        if change == "strings":
+            file.create_dataset(BIAS, data=["x"] * 23, dtype=h5py.string_dtype())
+        elif change == "external":
+            file.create_dataset(BIAS, (23,), "f4", external=[(str(tmp_path / "secret"), 0, 4 * 23)])
+        elif change == "link":
+            file[BIAS] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/x")
+        elif change == "huge":
+            file.create_dataset(BIAS, (1 << 40,), "f4", chunks=(1 << 10,))  # no chunk is ever written
+    assert_refused(path, message)
+
+
+def test_a_weight_of_an_unknown_layer_is_refused(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    make_keras_model().save_weights(path)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("layers/norm/vars/gamma", (7,), "f4")
+    assert_refused(path, "belongs to none of Embedding, LSTM and Dense")
+
+
+def test_an_ambiguous_order_of_layers_is_refused(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    make_keras_model().save_weights(path)
+    with h5py.File(path, "r+") as file:
+        file.move("layers/lstm_1", "layers/reader")
+    assert_refused(path, "is ambiguous; convert the whole model instead")
