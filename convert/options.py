@@ -7,12 +7,19 @@ Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 
 
 class ExportOptions(NamedTuple):
-    """What an exported model computes. Not every format has every option."""
+    """What an exported model computes. Not every format has every option.
 
-    logits: bool = False  # leaves out the softmax
-    last_only: bool = False  # predicts only the word after the last one, [batch, vocab_size]
-    single_step: bool = False  # takes one word and the LSTM states, returns the new states too
-    dtype: Dtype = "float32"  # of the weights; a softmax is always computed in float32
+    Attributes:
+      logits: whether the softmax is left out.
+      last_only: whether to predict only the word after the last one, `[batch, vocab_size]`.
+      single_step: whether the model takes one word and the LSTM states, and returns the new states too.
+      dtype: data type of the weights. The softmax is always in float32.
+    """
+
+    logits: bool = False
+    last_only: bool = False
+    single_step: bool = False
+    dtype: Dtype = "float32"
 
 
 DEFAULT_OPTIONS = ExportOptions()
