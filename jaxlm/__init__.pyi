@@ -22,6 +22,7 @@ from .run import load_model as load_model
 from .schedule import learning_rate_schedule as learning_rate_schedule
 from .step import train_step as train_step
 from .train_state import TrainState as TrainState
+from .training_loop import resume as resume
 from .training_loop import train as train
 from .vocabulary import Vocabulary as Vocabulary
 

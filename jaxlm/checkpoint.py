@@ -1,101 +1,172 @@
-"""Checkpoints of a run, written and read by Orbax: the latest one and the best one."""
+"""Checkpoints of a run: arrays written and read by Orbax, with checksums, each there whole or not at all."""
 
 import logging
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
+from jaxlm.files import read_json, staged, verify_checksums, write_checksums, write_json
 from jaxlm.model import LanguageModel, RowParam
 from jaxlm.train_state import initial_opt_state
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
+PROGRESS_FILE, PROGRESS_FORMAT = "progress.json", 1
+STATE_DIRECTORY = "state"
+KEPT = 2  # latest checkpoints that are kept, besides the best
+
+logger = logging.getLogger(__name__)
 
 
 class Progress(NamedTuple):
     """What is saved beside the arrays."""
 
     seconds: float  # spent on training steps
-    valid_loss: float | None  # exact; None where the run was stopped between evaluations
+    valid_loss: float | None = None  # exact; None between evaluations
+    losses: tuple[float, ...] = ()  # of steps since the last line of metrics.jsonl
+    logged: tuple[int, float] = (0, 0.0)  # steps and seconds at that line
 
 
 class Checkpoints:
-    """The checkpoints of a run: the latest, to resume from, and the one with the lowest validation loss.
+    """The checkpoints of a run: the latest two, to resume from, and the one with the lowest validation loss.
+
+    On a CPU a save takes as long as the disk. On an accelerator the arrays are copied to the host, and written
+    while training continues.
 
     Args:
       directory: of the run.
-      read_only: whether nothing may be written.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False):
-        self.directory = directory
-        policy = preservation_policy.AnyPreservationPolicy(
-            [
-                preservation_policy.LatestN(1),
-                preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: -metrics["valid_loss"], n=1, keep_checkpoints_without_metrics=False
-                ),
-            ]
-        )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            enable_async_checkpointing=False,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-        )
+    def __init__(self, directory: Path):
+        self.directory = (directory / CHECKPOINTS_DIRECTORY).absolute()
         # one plain file per array: floats do not compress, and trying to takes longer than the disk
-        arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
-        handlers = {"state": arrays, "progress": ocp.JsonCheckpointHandler()}
-        self.manager = ocp.CheckpointManager(
-            (directory / CHECKPOINTS_DIRECTORY).absolute(), item_handlers=handlers, options=options
-        )
+        self.arrays = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False))
+        self.intact: dict[int, bool] = {}  # checkpoints that were verified
+        self.pool = ThreadPoolExecutor(1)
+        self.pending: Future[None] | None = None  # the save that is under way
 
     def save(self, step: int, state: Any, progress: Progress) -> None:
-        """Writes a checkpoint, then deletes those that are neither the latest nor the best.
+        """Writes a checkpoint, then deletes those that are neither among the latest nor the best.
 
         Args:
           step: steps done.
           state: a `TrainState`, or a tree with some of its parts.
           progress: what is saved beside it.
-        """
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(_named(state)), progress=ocp.args.JsonSave(progress._asdict())
-        )
-        known = progress.valid_loss is not None
-        metrics = {"valid_loss": progress.valid_loss} if known else None
-        with _quiet():
-            self.manager.save(step, args=items, metrics=metrics, force=True)
-
-    def latest_step(self) -> int | None:
-        """Returns the step of the latest checkpoint, or None."""
-        return self.manager.latest_step()
-
-    def best_step(self) -> int:
-        """Returns the step with the lowest validation loss, or the latest step if none was measured.
 
         Raises:
-          InputError: there is no checkpoint.
+          OSError: this checkpoint, or the one before on an accelerator, could not be written.
         """
-        losses = {}
-        for step in self.manager.all_steps():
-            loss = self.progress(step).valid_loss
-            losses[step] = float("inf") if loss is None else loss
-        if not losses:
-            raise InputError(f"{self.directory} has no checkpoint yet; train longer with `jaxlm train`.")
-        return min(losses, key=lambda step: (losses[step], -step))
+        self.wait()
+        arrays = _named(state)
+        if jax.default_backend() == "cpu":
+            self._write(step, arrays, progress)
+        else:  # the next step donates the arrays
+            self.pending = self.pool.submit(self._write, step, jax.tree.map(_to_host, arrays), progress)
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is written.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, step: int, arrays: dict[str, Any], progress: Progress) -> None:
+        path = self.directory / str(step)
+        try:
+            self.directory.mkdir(exist_ok=True)
+            if path.exists():  # a damaged one that was passed over
+                _delete(path)
+            with staged(path) as target:
+                target.mkdir()
+                with _quiet():
+                    self.arrays.save(target / STATE_DIRECTORY, args=ocp.args.PyTreeSave(arrays))
+                write_json(target / PROGRESS_FILE, progress._asdict(), PROGRESS_FORMAT)
+                write_checksums(target)
+            self._prune()
+        except Exception as error:  # Orbax and TensorStore raise anything on a full disk
+            raise OSError(f"checkpoint {step} could not be written: {reason(error)}") from error
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        kept = {str(step) for step in (*steps[:KEPT], *self._by_loss()[:1])}
+        for path in self.directory.iterdir():
+            if path.name not in kept:
+                _delete(path)
+
+    def _by_loss(self) -> list[int]:
+        """Returns the steps that were evaluated, the lowest validation loss first."""
+        losses: dict[int, float] = {}
+        for step in self.steps():
+            try:
+                loss = self.progress(step).valid_loss
+            except (InputError, OSError):  # damaged
+                continue
+            if loss is not None:
+                losses[step] = loss
+        return sorted(losses, key=losses.__getitem__)
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all checkpoints, damaged ones included, the latest first."""
+        if not self.directory.is_dir():
+            return []
+        return sorted((int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()), reverse=True)
+
+    def is_intact(self, step: int) -> bool:
+        """Checks a checkpoint against its checksums, and logs what is wrong with it."""
+        if step not in self.intact:
+            try:
+                verify_checksums(self.directory / str(step))
+                self.intact[step] = True
+            except (InputError, OSError) as error:
+                self.intact[step] = False
+                logger.warning("%s Checkpoint %d is passed over.", error, step)
+        return self.intact[step]
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the latest intact checkpoint, or None if there are no checkpoints.
+
+        Raises:
+          InputError: all of them are damaged.
+        """
+        steps = self.steps()
+        for step in steps:
+            if self.is_intact(step):
+                return step
+        if steps:
+            raise InputError(f"All checkpoints in {self.directory} are damaged; restore a copy, or start a new run.")
+        return None
+
+    def best_step(self) -> int:
+        """Returns the intact step with the lowest validation loss, or the latest if none was evaluated.
+
+        Raises:
+          InputError: there is no intact checkpoint.
+        """
+        for step in self._by_loss():
+            if self.is_intact(step):
+                return step
+        latest = self.latest_step()
+        if latest is None:
+            raise InputError(f"{self.directory.parent} has no checkpoint yet; train longer with `jaxlm train`.")
+        return latest
 
     def progress(self, step: int) -> Progress:
         """Reads what was saved beside the arrays."""
-        items = self.manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
-        return Progress(**items["progress"])
+        value = read_json(self.directory / str(step) / PROGRESS_FILE, PROGRESS_FORMAT)
+        return Progress(value["seconds"], value["valid_loss"], tuple(value["losses"]), tuple(value["logged"]))
 
     def restore_model(self, step: int, config: ModelConfig) -> LanguageModel:
         """Reads the parameters, without the optimizer state."""
@@ -108,7 +179,7 @@ class Checkpoints:
         _, tables, dense = _abstract_model(model)
         abstract = {"opt_state": jax.eval_shape(partial(initial_opt_state, config=train), tables, dense)}
         names = set(_named(abstract))
-        if not names or not names <= set(self.manager.item_metadata(step)["state"]):
+        if not names or not names <= set(self._stored(step)):
             return None
         return self.restore(step, abstract)["opt_state"]
 
@@ -116,43 +187,58 @@ class Checkpoints:
         """Reads a `TrainState`, or a tree with some of its parts, of given shapes (as from `jax.eval_shape`).
 
         Raises:
-          InputError: the checkpoint is damaged, or its arrays have other shapes.
+          InputError: the arrays are damaged, or have other shapes.
         """
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         named = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
             for name, leaf in _named(abstract).items()
         }
-        restore = ocp.args.PyTreeRestore(
-            named, restore_args=ocp.checkpoint_utils.construct_restore_args(named), partial_restore=True
-        )
+        restore_args = ocp.checkpoint_utils.construct_restore_args(named)
+        args = ocp.args.PyTreeRestore(named, restore_args=restore_args, partial_restore=True)
         try:
-            stored = self.manager.item_metadata(step)["state"]
+            stored = self._stored(step)
             for name, leaf in named.items():
                 found = stored[name].shape if name in stored else "nothing"
                 if found != leaf.shape and name != "key":  # a key is stored as its words
                     raise InputError(
-                        f"{self.directory}: checkpoint {step} does not fit the model's config: expected {name} of"
-                        f" shape {leaf.shape}. Received: {found}."
+                        f"{self.directory / str(step)} does not fit the model's config: expected {name} of shape"
+                        f" {leaf.shape}. Received: {found}."
                     )
-            arrays = self.manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
+            arrays = self.arrays.restore(self.directory / str(step) / STATE_DIRECTORY, args=args)
         except InputError:
             raise
         except Exception as error:  # Orbax and TensorStore raise anything on a damaged file
-            raise InputError(f"{self.directory}: checkpoint {step} is damaged: {reason(error)}") from error
+            raise InputError(f"{self.directory / str(step)} is damaged: {reason(error)}") from error
         return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in named])
+
+    def _stored(self, step: int) -> dict[str, Any]:
+        """Returns the metadata of the arrays by name."""
+        return self.arrays.metadata(self.directory / str(step) / STATE_DIRECTORY).item_metadata.tree
+
+
+def _delete(path: Path) -> None:
+    """Deletes a directory; a process that is killed meanwhile leaves nothing that looks like a checkpoint."""
+    doomed = path if path.suffix == ".partial" else path.rename(path.with_name(path.name + ".partial"))
+    shutil.rmtree(doomed)
+
+
+def _to_host(leaf: jax.Array) -> Any:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jax.random.key_data(leaf).copy())
+    return jax.device_get(leaf)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the warnings that Orbax logs at every save, which say nothing about it."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        absl.setLevel(level)
 
 
 def _abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:

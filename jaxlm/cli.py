@@ -20,6 +20,7 @@ from jaxlm.errors import InputError
 if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does not
     import numpy as np
 
+    from jaxlm.corpus import Corpus
     from jaxlm.evaluation import Evaluation
     from jaxlm.vocabulary import Vocabulary
 
@@ -99,15 +100,38 @@ def train(
       schedule: Learning rate, length and evaluations.
     """
     from jaxlm.corpus import load_corpus
-    from jaxlm.plot import plot_metrics
     from jaxlm.training_loop import train as train_model
 
     corpus = load_corpus(data)
     shape = ModelConfig(**dataclasses.asdict(model) | {"vocab_size": len(corpus.vocabulary)})
     evaluation = train_model(corpus, out, shape, config, schedule, data=data.resolve())
-    print(f"curve: {plot_metrics(out, corpus)}")
-    if evaluation is not None:
-        _print_evaluation("valid", evaluation, corpus.valid, corpus.vocabulary)
+    _print_result(out, corpus, evaluation)
+
+
+@app.command
+def resume(
+    run: tyro.conf.Positional[Path],
+    /,
+    steps: int | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    learning_rate: float | None = None,
+) -> None:
+    """Resume a run that was stopped or killed, without repeating its settings.
+
+    Args:
+      run: Run directory.
+      steps: New length of the run in steps.
+      epochs: New length in passes over the training text.
+      minutes: New length in minutes, not counting evaluation.
+      learning_rate: New highest learning rate.
+    """
+    from jaxlm.corpus import load_corpus
+    from jaxlm.run import load_config
+    from jaxlm.training_loop import resume as resume_training
+
+    evaluation = resume_training(run, steps=steps, epochs=epochs, minutes=minutes, learning_rate=learning_rate)
+    _print_result(run, load_corpus(load_config(run).data), evaluation)
 
 
 @app.command
@@ -179,14 +203,48 @@ def generate(
     print(vocabulary.decode([*ids[1:].tolist(), *words]))
 
 
+@app.command
+def doctor(path: tyro.conf.Positional[Path | None] = None, /) -> int:
+    """Check this machine, and the files of a run or a corpus; exit code 1 if something is wrong.
+
+    Args:
+      path: Run directory, or directory made by `jaxlm prepare`.
+    """
+    from jaxlm.doctor import examine
+
+    findings = list(examine(path))
+    width = max(len(finding.subject) for finding in findings)
+    for subject, result, is_good in findings:
+        print(f"{'ok' if is_good else 'WRONG':5}  {subject:{width}}  {result}")
+    return 0 if all(finding.is_good for finding in findings) else 1
+
+
+def _print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None") -> None:
+    from jaxlm.plot import plot_metrics
+
+    print(f"curve: {plot_metrics(run, corpus)}")
+    if evaluation is not None:
+        _print_evaluation("valid", evaluation, corpus.valid, corpus.vocabulary)
+
+
 def _print_evaluation(split: str, evaluation: "Evaluation", tokens: "np.ndarray", vocabulary: "Vocabulary") -> None:
     from jaxlm.corpus import unigram_loss
+    from jaxlm.evaluation import DIVERGED
 
-    unigram = math.exp(unigram_loss(tokens, vocabulary))
+    unigram = unigram_loss(tokens, vocabulary)
+    if evaluation.loss > unigram + DIVERGED:
+        print(
+            f"{split}: exact loss {evaluation.loss:.2f} nats per word on {evaluation.num_tokens:,} words, far above the"
+            f" {unigram:.2f} of the unigram model: the model has diverged"
+        )
+        return
     print(
         f"{split}: exact perplexity {evaluation.perplexity:.2f} on {evaluation.num_tokens:,} words"
-        f" (unigram model, which knows only the word frequencies: {unigram:.2f})"
+        f" (unigram model, which knows only the word frequencies: {math.exp(unigram):.2f})"
     )
+
+
+COMMANDS = (prepare, train, resume, evaluate, generate, doctor)
 
 
 def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
@@ -230,7 +288,7 @@ def show_messages() -> None:
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            tqdm.write(self.format(record))
+            tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
 
     logging.getLogger("jaxlm").addHandler(Handler())
     logging.getLogger("jaxlm").setLevel(logging.INFO)
@@ -247,5 +305,4 @@ def main() -> None:
     """Entry point of the `jaxlm` command."""
     enable_compilation_cache()  # read when JAX is imported
     show_messages()
-    commands = (prepare, train, evaluate, generate)
-    sys.exit(run_command(lambda: app.cli(prog="jaxlm", description=__doc__), *commands))
+    sys.exit(run_command(lambda: app.cli(prog="jaxlm", description=__doc__), *COMMANDS))

@@ -1,8 +1,8 @@
 """Settings: the shape of the model, what a training step does, and the schedule of a run. Checked when made."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxlm.errors import require
 
@@ -46,8 +46,9 @@ class ModelConfig:
         return self.projection_size or self.hidden_size
 
     def __post_init__(self) -> None:
-        _require_integers(self, 1, "vocab_size", "embedding_size", "hidden_size", "num_layers")
-        _require_integers(self, 0, "projection_size")
+        _require_types(self)
+        _require_at_least(self, 1, "vocab_size", "embedding_size", "hidden_size", "num_layers")
+        _require_at_least(self, 0, "projection_size")
         fits = not self.tied or self.embedding_size == self.softmax_size
         expected = f"an `embedding_size` of {self.softmax_size}, the width of the softmax rows"
         require(fits, "tied", expected, self.embedding_size)
@@ -92,13 +93,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require_integers(self, 1, "batch_size", "sequence_length", "num_sampled")
-        _require_integers(self, 0, "seed")
-        _require_at_least_0(self, "initial_accumulator_value", "clip_norm")
-        choices_of = {"optimizer": Optimizer, "sampler": Sampler, "loss": Loss, "compute_dtype": ComputeDtype}
-        for name, choices in choices_of.items():
-            value = getattr(self, name)
-            require(value in get_args(choices), name, f"one of {get_args(choices)}", value)
+        _require_types(self)
+        _require_at_least(self, 1, "batch_size", "sequence_length", "num_sampled")
+        _require_at_least(self, 0, "initial_accumulator_value", "clip_norm", "seed")
 
 
 @dataclass(frozen=True)
@@ -114,6 +111,8 @@ class ScheduleConfig:
       minutes: length in minutes, not counting evaluation.
       eval_every: steps between evaluations. Each one also writes a checkpoint.
       eval_tokens: words of the validation text per evaluation, spread evenly over it; 0 for all of it.
+      save_minutes: minutes between checkpoints besides those of evaluations; 0 for none.
+      save_steps: steps between checkpoints besides those of evaluations; 0 for none.
 
     Raises:
       InputError: a value is out of range.
@@ -127,27 +126,40 @@ class ScheduleConfig:
     minutes: float = 0.0
     eval_every: int = 1000
     eval_tokens: int = 20_000
+    save_minutes: float = 5.0
+    save_steps: int = 0
 
     def __post_init__(self) -> None:
-        _require_integers(self, 1, "eval_every")
-        _require_integers(self, 0, "warmup_steps", "steps", "eval_tokens")
-        _require_at_least_0(self, "epochs", "minutes")
-        rate = self.learning_rate
-        require(0 < rate < math.inf, "learning_rate", "a number above 0", rate)
+        _require_types(self)
+        _require_at_least(self, 1, "eval_every")
+        _require_at_least(
+            self, 0, "warmup_steps", "steps", "eval_tokens", "epochs", "minutes", "save_minutes", "save_steps"
+        )
+        require(self.learning_rate > 0, "learning_rate", "a number above 0", self.learning_rate)
         require(0 <= self.decay_fraction <= 1, "decay_fraction", "a fraction in [0, 1]", self.decay_fraction)
         lengths = {name: getattr(self, name) for name in ("steps", "epochs", "minutes")}
         if sum(value > 0 for value in lengths.values()) > 1:
             require(False, "steps", "only one of `steps`, `epochs` and `minutes`", lengths)
 
 
-def _require_integers(config: object, lowest: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        require(whole and value >= lowest, name, f"an integer of at least {lowest}", value)
+EXPECTED = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string"}
 
 
-def _require_at_least_0(config: object, *names: str) -> None:
+def _require_types(config: Any) -> None:
+    """Checks each field against its type; a float may be given as an integer."""
+    types = get_type_hints(type(config))
+    for field in fields(config):
+        kind, value = types[field.name], getattr(config, field.name)
+        if get_origin(kind) is Literal:
+            require(value in get_args(kind), field.name, f"one of {get_args(kind)}", value)
+            continue
+        right = isinstance(value, int | float if kind is float else kind) and (
+            kind is bool or not isinstance(value, bool)
+        )
+        right = right and (kind is not float or math.isfinite(value))
+        require(right, field.name, EXPECTED[kind], value)
+
+
+def _require_at_least(config: Any, lowest: int, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
-        require(0 <= value < math.inf, name, "a finite number of at least 0", value)
+        require(getattr(config, name) >= lowest, name, f"at least {lowest}", getattr(config, name))

@@ -1,6 +1,7 @@
 """Texts to a prepared corpus: a vocabulary, and the ids of the training, validation and test text."""
 
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxlm.errors import InputError, require
-from jaxlm.files import staged
+from jaxlm.files import staged, verify_checksums, write_checksums
 from jaxlm.text import PieceEncoder, Tokenization, auto_ids, read_chunks
 from jaxlm.token_ids import blocks, id_range
 from jaxlm.vocabulary import EOS, UNK, Vocabulary, select_words
@@ -86,6 +87,7 @@ def prepare(
         vocabulary.save(partial / VOCABULARY_FILE)
         for path in partial.glob("*.raw"):
             path.unlink()
+        write_checksums(partial)
     return load_corpus(out)
 
 
@@ -136,6 +138,7 @@ def load_corpus(directory: PathLike) -> Corpus:
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory; expected one made by `jaxlm prepare`.")
+    verify_checksums(directory)
     vocabulary = Vocabulary.load(directory / VOCABULARY_FILE)
     return Corpus(vocabulary, *(load_tokens(directory / f"{name}.npy", vocabulary) for name in Corpus._fields[1:]))
 
@@ -158,6 +161,15 @@ def load_tokens(path: Path, vocabulary: Vocabulary) -> np.ndarray:
     if low < 0 or high >= len(vocabulary):
         raise InputError(f"{path}: expected ids in [0, {len(vocabulary)}), the vocabulary. Received: {low} to {high}.")
     return tokens
+
+
+def fingerprint(tokens: np.ndarray, samples: int = 64, length: int = 4096) -> str:
+    """Returns the size of a text, and a checksum of samples spread over it, to tell whether it was changed."""
+    starts = np.linspace(0, max(0, tokens.size - length), samples).astype(int)
+    checksum = 0
+    for start in np.unique(starts):
+        checksum = zlib.crc32(tokens[start : start + length].astype(np.int32).tobytes(), checksum)
+    return f"{tokens.size:,} words, {checksum:08x}"
 
 
 def oov_rate(tokens: np.ndarray, vocabulary: Vocabulary) -> float:

@@ -17,6 +17,8 @@ from jaxlm.lstm import Carry
 from jaxlm.model import LanguageModel
 from jaxlm.token_ids import check_ids
 
+DIVERGED = 2.0  # nats above the unigram model
+
 
 class Evaluation(NamedTuple):
     """The exact mean loss on a text."""

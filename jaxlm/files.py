@@ -1,13 +1,18 @@
-"""Files and directories that are written whole or not at all."""
+"""Files and directories that are written whole or not at all, with checksums."""
 
 import json
 import shutil
+import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import InputError
+
+CHECKSUMS_FILE = "checksums.json"
+CHECKSUMS_FORMAT = 1
 
 
 @contextmanager
@@ -42,8 +47,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any], version: int) -> None:
-    """Writes a JSON object with the number of its format, whole or not at all."""
-    write_text(path, json.dumps({"format": version} | value, ensure_ascii=False, indent=1) + "\n")
+    """Writes a JSON object with the number of its format and a checksum, whole or not at all."""
+    value = {"format": version, "checksum": _json_checksum(value)} | value
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def read_json(path: Path, version: int | None = None) -> dict[str, Any]:
@@ -54,21 +60,67 @@ def read_json(path: Path, version: int | None = None) -> dict[str, Any]:
       version: the format number that `write_json` was given; None accepts a file of any origin.
 
     Raises:
-      InputError: the file does not exist, does not hold a JSON object, or has another format number.
+      InputError: the file does not exist, does not hold a JSON object, has another format number, or was
+        changed since `write_json` wrote it.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a directory; expected a file.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object. Received: {type(value).__name__}.")
     if version is not None:
-        found = value.pop("format", None)
+        found, checksum = value.pop("format", None), value.pop("checksum", None)
         if found != version:
             raise InputError(
                 f"{path} was written by another version of jaxlm: expected format {version}. Received: {found!r}."
                 " Read it with that version, or make it again with this one."
             )
+        if checksum != _json_checksum(value):
+            raise InputError(f"{path} is damaged: its checksum is wrong. Restore it from a copy, or make it again.")
     return value
+
+
+def _json_checksum(value: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
+
+
+def write_checksums(directory: Path) -> None:
+    """Writes the size and the CRC-32 of every file below a directory to checksums.json in it."""
+    paths = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != CHECKSUMS_FILE]
+    with ThreadPoolExecutor() as pool:
+        sums = dict(zip([str(path.relative_to(directory)) for path in paths], pool.map(_checksum, paths), strict=True))
+    write_json(directory / CHECKSUMS_FILE, {"files": sums}, CHECKSUMS_FORMAT)
+
+
+def verify_checksums(directory: Path) -> None:
+    """Checks every file below a directory against its checksums.json, at the speed of reading.
+
+    Raises:
+      InputError: a file is missing, or was changed; names it.
+    """
+    files = read_json(directory / CHECKSUMS_FILE, CHECKSUMS_FORMAT)["files"]
+    for name, (size, _) in files.items():  # first what costs nothing
+        path = directory / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing.")
+        if path.stat().st_size != size:
+            raise InputError(f"{path} is damaged: it has {path.stat().st_size:,} bytes, expected {size:,}.")
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(_checksum, [directory / name for name in files])
+        for (name, expected), checksum in zip(files.items(), found, strict=True):
+            if list(checksum) != list(expected):
+                raise InputError(f"{directory / name} is damaged: its checksum is wrong.")
+
+
+def _checksum(path: Path) -> tuple[int, str]:
+    """Returns the size and the CRC-32 of a file."""
+    size, checksum = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            size, checksum = size + len(block), zlib.crc32(block, checksum)
+    return size, f"{checksum:08x}"

@@ -1,7 +1,11 @@
 """The run directory: config.json, vocabulary.json, metrics.jsonl and checkpoints."""
 
 import dataclasses
+import fcntl
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +20,9 @@ from jaxlm.vocabulary import Vocabulary
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 FORMAT = 1  # of config.json
-MAY_CHANGE = ("steps", "epochs", "minutes", "eval_every", "eval_tokens")  # when a run is resumed
+LOCK_FILE = "lock"
+
+logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", ModelConfig, TrainConfig, ScheduleConfig)
 
@@ -29,22 +35,25 @@ class RunConfig(NamedTuple):
     schedule: ScheduleConfig | None = None  # likewise
     data: str = ""  # directory made by `jaxlm prepare`
     total_steps: int = 0  # 0 until it is known
+    fingerprints: dict[str, str] = {}  # of vocabulary and texts, to tell whether they were changed
 
 
 def create_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> None:
     """Writes the files of a new run into an empty directory."""
     vocabulary.save(directory / VOCABULARY_FILE)
-    save_config(directory, config)
+    save_config(directory, config._replace(fingerprints=config.fingerprints | {VOCABULARY_FILE: vocabulary.checksum}))
 
 
 def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunConfig:
     """Makes a run directory, or checks that an existing one holds the same run.
 
+    The schedule may change; the settings of the model and of a training step, the vocabulary and the texts may not.
+
     Returns:
       `config`, with the total steps of the existing run if its length is the same.
 
     Raises:
-      InputError: the directory holds something else, or a run with other settings or another vocabulary.
+      InputError: the directory holds something else, or another run.
     """
     if not directory.exists() or not any(directory.iterdir()):
         with staged(directory) as partial:
@@ -54,29 +63,56 @@ def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunC
     if not (directory / CONFIG_FILE).exists():
         raise InputError(f"{directory} is not empty and not a run (it has no {CONFIG_FILE}); choose another `out`.")
     old = load_config(directory)
-    untrained = (directory / CHECKPOINTS_DIRECTORY / "0").exists()  # an imported model: any settings will do
-    _check_same_settings(directory, config, RunConfig(old.model) if untrained else old)
-    if load_vocabulary(directory, old.model) != vocabulary:
+    if load_vocabulary(directory, old) != vocabulary:
         raise InputError(f"{directory} is a run with another vocabulary; choose another `out`.")
-    same_length = old.schedule is not None and all(
-        getattr(config.schedule, name) == getattr(old.schedule, name) for name in ("steps", "epochs", "minutes")
-    )
-    config = config._replace(total_steps=old.total_steps if same_length else config.total_steps)
+    untrained = Checkpoints(directory).steps() == [0]  # an imported model: any settings will do
+    _check_same_run(directory, config, RunConfig(old.model) if untrained else old)
+    lengths = ("steps", "epochs", "minutes")
+    if old.schedule is not None and config.schedule is not None and not untrained:
+        for name, value in dataclasses.asdict(config.schedule).items():
+            if value != getattr(old.schedule, name):
+                logger.info("%s changes from %r to %r", name, getattr(old.schedule, name), value)
+        if all(getattr(config.schedule, name) == getattr(old.schedule, name) for name in lengths):
+            config = config._replace(total_steps=old.total_steps)
+    config = config._replace(fingerprints=old.fingerprints | config.fingerprints)
     save_config(directory, config)
     return config
 
 
-def _check_same_settings(directory: Path, config: RunConfig, old: RunConfig) -> None:
-    for ours, theirs in ((config.model, old.model), (config.train, old.train), (config.schedule, old.schedule)):
+def _check_same_run(directory: Path, config: RunConfig, old: RunConfig) -> None:
+    for ours, theirs in ((config.model, old.model), (config.train, old.train)):
         if ours is None or theirs is None:
             continue
         for name, value in dataclasses.asdict(ours).items():
             before = getattr(theirs, name)
-            if value != before and name not in MAY_CHANGE:
+            if value != before:
                 raise InputError(
                     f"{directory} is a run with `{name}`={before!r}, not {value!r}; give the same settings to resume"
                     " it, or choose another `out`."
                 )
+    for name, text in config.fingerprints.items():
+        if old.fingerprints.get(name, text) != text:
+            raise InputError(
+                f"The {name} text has changed since {directory} was begun: expected {old.fingerprints[name]}."
+                f" Received: {text}. Restore it to resume the run, or choose another `out`."
+            )
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Holds the lock of a run directory, which a process that died does not hold.
+
+    Raises:
+      InputError: another process holds it.
+    """
+    with (directory / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"Another process is training in {directory}; wait until it ends, or choose another `out`."
+            ) from error
+        yield
 
 
 def save_config(directory: Path, config: RunConfig) -> None:
@@ -105,6 +141,7 @@ def load_config(directory: Path) -> RunConfig:
             None if value["schedule"] is None else from_dict(ScheduleConfig, value["schedule"], f"{path}: schedule"),
             str(value["data"]),
             int(value["total_steps"]),
+            dict(value["fingerprints"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error!r}") from error
@@ -133,17 +170,19 @@ def from_dict(cls: type[Config], values: dict[str, Any], source: str) -> Config:
         raise InputError(f"{source}: {error}") from error
 
 
-def load_vocabulary(directory: Path, config: ModelConfig) -> Vocabulary:
-    """Reads a run's vocabulary, and checks that it fits the model.
+def load_vocabulary(directory: Path, config: RunConfig) -> Vocabulary:
+    """Reads a run's vocabulary, and checks that it is the one that the model was made for.
 
     Raises:
-      InputError: it is missing, damaged, or of another size than the model's.
+      InputError: it is missing, damaged, or another one.
     """
     vocabulary = Vocabulary.load(directory / VOCABULARY_FILE)
-    if len(vocabulary) != config.vocab_size:
+    if config.fingerprints.get(VOCABULARY_FILE, vocabulary.checksum) != vocabulary.checksum:
+        raise InputError(f"{directory / VOCABULARY_FILE} is not the vocabulary of this run; restore it from a copy.")
+    if len(vocabulary) != config.model.vocab_size:
         raise InputError(
             f"{directory / VOCABULARY_FILE} does not fit the model: it has {len(vocabulary)} words,"
-            f" the model {config.vocab_size}."
+            f" the model {config.model.vocab_size}."
         )
     return vocabulary
 
@@ -162,28 +201,31 @@ def load_model(directory: PathLike) -> tuple[LanguageModel, Vocabulary, RunConfi
     """
     directory = Path(directory)
     config = load_config(directory)
-    vocabulary = load_vocabulary(directory, config.model)
+    vocabulary = load_vocabulary(directory, config)
     if not (directory / CHECKPOINTS_DIRECTORY).is_dir():
         raise InputError(f"{directory} has no checkpoint yet; train longer with `jaxlm train`.")
-    checkpoints = Checkpoints(directory, read_only=True)
+    checkpoints = Checkpoints(directory)
     return checkpoints.restore_model(checkpoints.best_step(), config.model), vocabulary, config
 
 
-def append_metrics(directory: Path, row: dict[str, float]) -> None:
-    """Adds a line to metrics.jsonl."""
+def append_metrics(directory: Path, rows: list[dict[str, float]]) -> None:
+    """Adds lines to metrics.jsonl."""
     with (directory / METRICS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl, without a last line that was cut off."""
+    """Reads metrics.jsonl, without damaged lines and a last line that was cut off."""
     path = directory / METRICS_FILE
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+            row["step"] + 0
+            rows.append(row)
+        except (ValueError, TypeError, KeyError):
+            logger.warning("%s: line %d is damaged and left out", path, number)
     return rows
 
 

@@ -2,23 +2,28 @@
 
 import logging
 import math
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jaxlm.batches import Batch
 from jaxlm.checkpoint import Checkpoints, Progress
+from jaxlm.corpus import Corpus, unigram_loss
 from jaxlm.errors import InputError
-from jaxlm.evaluation import Evaluation, evaluate
+from jaxlm.evaluation import DIVERGED, Evaluation, evaluate
 from jaxlm.run import RunConfig, append_metrics, drop_metrics_after, save_config
 from jaxlm.schedule import StepEstimate, learning_rate_schedule
 from jaxlm.step import exact_and_training_loss
 from jaxlm.train_state import TrainState
 
 LOG_EVERY = 20  # steps averaged in a line of metrics.jsonl
+MAX_SKIPPED = 10  # steps in a row
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +35,9 @@ class RunLogger:
       directory: of the run.
       config: of the run; its `total_steps` may be estimated later.
       checkpoints: of the run.
-      valid: `[N]` ids of the validation text.
+      corpus: that it is trained on.
       first_step: steps done before this process.
-      seconds: time they took.
+      resumed: what was saved beside them.
       progress: whether to show progress bars.
     """
 
@@ -41,18 +46,20 @@ class RunLogger:
         directory: Path,
         config: RunConfig,
         checkpoints: Checkpoints,
-        valid: np.ndarray,
+        corpus: Corpus,
         first_step: int,
-        seconds: float,
+        resumed: Progress,
         progress: bool,
     ):
         assert config.train is not None and config.schedule is not None
-        self.directory, self.config, self.checkpoints, self.valid = directory, config, checkpoints, valid
-        self.first_step, self.progress, self.schedule = first_step, progress, config.schedule
-        self.words_per_step = config.train.batch_size * config.train.sequence_length
+        self.directory, self.config, self.checkpoints, self.valid = directory, config, checkpoints, corpus.valid
+        self.train, self.schedule, self.first_step, self.progress = config.train, config.schedule, first_step, progress
+        self.unigram_loss = unigram_loss(corpus.valid, corpus.vocabulary)
         self.learning_rate = jax.jit(learning_rate_schedule(self.schedule, config.total_steps))
         self.length = StepEstimate(self.schedule, first_step)
-        self.logged = (first_step, seconds)  # at the last line of metrics.jsonl
+        self.logged = resumed.logged  # steps and seconds at the last line of metrics.jsonl
+        self.unwritten: list[dict[str, float]] = []
+        self.saved_step, self.saved_at = first_step, time.perf_counter()
         drop_metrics_after(directory, first_step)
         self.events = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
 
@@ -72,8 +79,14 @@ class RunLogger:
             save_config(self.directory, self.config)
 
     def log(self, step: int, **values: float) -> None:
-        """Writes values to metrics.jsonl and TensorBoard."""
-        append_metrics(self.directory, {"step": step, **values})
+        """Writes values to metrics.jsonl and TensorBoard; what cannot be written now is written next time."""
+        self.unwritten.append({"step": step, **values})
+        try:
+            append_metrics(self.directory, self.unwritten)
+            self.unwritten = []
+        except OSError as error:
+            logger.warning("metrics cannot be written (%s); training continues, and tries again", error)
+            return
         for name, value in values.items():
             self.events.add_scalar(name, value, step)
 
@@ -81,24 +94,71 @@ class RunLogger:
         """Writes and shows the mean of some losses, and the speed since the last time."""
         loss = float(np.mean(losses))
         last_step, last_seconds = self.logged
-        speed = self.words_per_step * (step - last_step) / (seconds - last_seconds)
+        words = self.train.batch_size * self.train.sequence_length
+        speed = words * (step - last_step) / max(seconds - last_seconds, 1e-9)
         self.logged = (step, seconds)
         self.log(step, train_loss=loss, learning_rate=learning_rate, seconds=seconds, words_per_second=speed)
         bar.total = self.config.total_steps or int(step * self.schedule.minutes * 60 / seconds)
         bar.set_postfix_str(f"training loss {loss:.3f}, {speed:,.0f} words/s")
 
+    def must_save(self, step: int) -> bool:
+        """Returns whether `save_steps` or `save_minutes` asks for a checkpoint now."""
+        minutes, steps = self.schedule.save_minutes, self.schedule.save_steps
+        by_time = minutes > 0 and time.perf_counter() - self.saved_at >= 60 * minutes
+        return step != self.saved_step and (by_time or (steps > 0 and step % steps == 0))
+
+    def save(self, step: int, state: TrainState, progress: Progress) -> None:
+        """Writes a checkpoint; if the disk is full, training continues with the ones there are.
+
+        Raises:
+          InputError: a weight or a moment is not finite.
+        """
+        broken = [name for name, finite in _finite_parts(_parts(state)).items() if not finite]
+        if broken:
+            raise InputError(self._advice(f"The values of {', '.join(broken)} are no longer finite at step {step}."))
+        self.saved_at = time.perf_counter()
+        try:
+            self.checkpoints.save(step, state, progress._replace(logged=self.logged))
+            self.saved_step = step
+        except OSError as error:
+            logger.warning("%s; training continues, and tries again with the next checkpoint", error)
+
+    def finish(self, step: int) -> None:
+        """Waits for the last checkpoint.
+
+        Raises:
+          InputError: it could not be written.
+        """
+        try:
+            self.checkpoints.wait()
+        except OSError as error:
+            logger.warning("%s", error)
+            self.saved_step = -1
+        if self.saved_step != step:
+            raise InputError(
+                f"The last checkpoint of {self.directory}, at step {step}, could not be written. Make room on the"
+                f" disk, and resume with: jaxlm resume {self.directory}"
+            )
+
     def evaluate(self, state: TrainState) -> Evaluation:
         """Computes the exact loss on the validation text."""
         return evaluate(state.model, self.valid, max_tokens=self.schedule.eval_tokens, progress=self.progress)
 
-    def evaluate_and_save(self, state: TrainState, step: int, seconds: float, next_batch: Batch) -> Evaluation:
+    def evaluate_and_save(self, step: int, state: TrainState, progress: Progress, next_batch: Batch) -> Evaluation:
         """Evaluates, writes a checkpoint, and reports, also what sampling hides on the next batch."""
         evaluation = self.evaluate(state)
+        if not math.isfinite(evaluation.loss):
+            raise InputError(self._advice(f"The exact loss is {evaluation.loss} at step {step}."))
         exact, training = map(float, exact_and_training_loss(state, next_batch))
-        require_finite(evaluation.loss, step, self.directory)
-        self.checkpoints.save(step, state, Progress(seconds, evaluation.loss))
         values = {"valid_loss": evaluation.loss, "valid_perplexity": evaluation.perplexity}
         self.log(step, **values, exact_train_loss=exact, loss_gap=exact - training)
+        self.save(step, state, progress._replace(valid_loss=evaluation.loss))
+        if evaluation.loss > self.unigram_loss + DIVERGED:
+            logger.warning(
+                f"step {step}: the exact loss is {evaluation.loss:.2f} nats per word, far above the"
+                f" {self.unigram_loss:.2f} of the unigram model: the model has diverged. Lower the learning rate."
+            )
+            return evaluation
         logger.info(
             f"step {step}: validation perplexity {evaluation.perplexity:.2f}"
             f" (exact, {evaluation.num_tokens:,} words, loss {evaluation.loss:.4f};"
@@ -106,12 +166,38 @@ class RunLogger:
         )
         return evaluation
 
+    def report_skipped(self, step: int, in_a_row: int) -> None:
+        """Tells that a step was skipped.
 
-def require_finite(loss: float, step: int, directory: Path) -> float:
-    """Returns a loss, or ends the run with `InputError` before a loss that is not finite can harm a checkpoint."""
-    if not math.isfinite(loss):
-        raise InputError(
-            f"The loss is {loss} at step {step}: lower the `learning_rate` or the `clip_norm`."
-            f" Earlier checkpoints in {directory} are intact."
+        Raises:
+          InputError: too many were, one after the other.
+        """
+        logger.warning("step %d: the loss or its gradient is not finite; the step was skipped", step)
+        if in_a_row >= MAX_SKIPPED:
+            raise InputError(self._advice(f"The loss or its gradient was not finite in {in_a_row} steps up to {step}."))
+
+    def _advice(self, what: str) -> str:
+        """Says what to try when numbers are no longer finite."""
+        clip = "lower the `clip_norm`" if self.train.clip_norm else "set a `clip_norm`, such as 10,"
+        latest = next((step for step in self.checkpoints.steps() if step and self.checkpoints.is_intact(step)), None)
+        if latest is None:
+            return f"{what} There is no checkpoint yet: start again with a lower `learning_rate`, or {clip}."
+        return (
+            f"{what} Checkpoint {latest} in {self.directory} is intact: resume with a lower `learning_rate`"
+            " (run the same command with it)."
         )
-    return loss
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """Returns the weights and the moments of a state by names for people."""
+    parts: dict[str, Any] = {name: table for name, table in state.tables.items()} | {"the LSTM": state.dense}
+    return parts | {f"the optimizer state of {name}": part for name, part in state.opt_state.items()}
+
+
+@jax.jit
+def _finite_parts(parts: dict[str, Any]) -> dict[str, jax.Array]:
+    # the sum of zeros and NaNs, since an array of flags would be another table in memory
+    def is_finite(part: Any) -> jax.Array:
+        return jnp.isfinite(sum(jnp.sum(leaf * 0) for leaf in jax.tree.leaves(part)))
+
+    return {name: is_finite(part) if jax.tree.leaves(part) else jnp.bool_(True) for name, part in parts.items()}

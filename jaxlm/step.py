@@ -33,6 +33,7 @@ def train_step(
 ) -> tuple[TrainState, jax.Array]:
     """Runs one training step: loss and gradients on the touched rows, clipping, update in place.
 
+    A step whose loss or gradient is not finite changes nothing but the counters of `state`: `step` and `skipped`.
     With loss "full" the gradient of the softmax rows is dense. Another learning rate does not compile anew.
 
     Args:
@@ -43,8 +44,9 @@ def train_step(
       learning_rate: scalar.
 
     Returns:
-      The new state, and the mean training loss in nats. A sampled loss is not comparable with an exact one.
-      Ids on the host are checked; an id out of range in a JAX array makes the loss NaN.
+      The new state, and the mean training loss in nats, NaN if the step was skipped. A sampled loss is not
+      comparable with an exact one.
+      Ids on the host are checked; an id out of range in a JAX array makes the loss NaN and skips the step.
 
     Raises:
       InputError: the shapes do not fit the state, or an id is out of range.
@@ -81,7 +83,8 @@ def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) ->
         (loss, carry), (d_dense, d_embedded, d_rows) = value_and_grad(state.dense, embedded, loss_function.rows)
     embedding_gradient = RowGradient(inputs.reshape(-1), d_embedded.reshape(-1, d_embedded.shape[-1]))
     gradients = _combine(state.tables, embedding_gradient, loss_function.table_gradients(d_rows))
-    return _update(state, gradients | {"dense": d_dense}, learning_rate, carry), loss
+    new_state = _update(state, gradients | {"dense": d_dense}, loss, learning_rate, carry)
+    return new_state, jnp.where(new_state.skipped[1] > 0, jnp.nan, loss)
 
 
 @jax.jit
@@ -190,24 +193,46 @@ def _add_rows(gradient: Gradient, rows: RowGradient) -> Gradient:
 
 
 def _update(
-    state: TrainState, gradients: dict[str, Any], learning_rate: jax.Array, carry: tuple[Carry, ...]
+    state: TrainState, gradients: dict[str, Any], loss: jax.Array, learning_rate: jax.Array, carry: tuple[Carry, ...]
 ) -> TrainState:
-    """Clips all gradients by their global norm, and updates every table and all dense parameters."""
-    tx = optimizer(state.config, learning_rate)
+    """Clips all gradients by their global norm, and updates every table and all dense parameters.
+
+    If the loss or the norm is not finite, nothing is updated. No table is copied for that: the row updates are
+    sent out of range instead.
+    """
+    norm = global_norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     if state.config.clip_norm:
-        scale = jnp.minimum(1.0, state.config.clip_norm / global_norm(gradients))
+        scale = jnp.minimum(1.0, state.config.clip_norm / norm)
         gradients = {name: _scale(gradient, scale) for name, gradient in gradients.items()}
+    tx = optimizer(state.config, learning_rate)
     params: dict[str, Any] = state.tables | {"dense": state.dense}
     opt_state = {}
     for name, param in params.items():
-        gradient = gradients[name]
+        gradient, before = gradients[name], (param, state.opt_state[name])
         if isinstance(gradient, RowGradient):
-            params[name], opt_state[name] = update_rows(tx, param, state.opt_state[name], gradient)
+            indices = jnp.where(finite, gradient.indices, param.shape[0] + jnp.arange(gradient.indices.size))
+            after = update_rows(tx, *before, gradient._replace(indices=indices.astype(jnp.int32)))
+            # what is left to undo are scalars, such as Adam's count
+            params[name], opt_state[name] = jax.tree.map(partial(_select_scalar, finite), after, before)
         else:
-            updates, opt_state[name] = tx.update(gradient, state.opt_state[name], param)
-            params[name] = optax.apply_updates(param, updates)
-    dense = params.pop("dense")
-    return dataclasses.replace(state, step=state.step + 1, tables=params, dense=dense, opt_state=opt_state, carry=carry)
+            updates, new_state = tx.update(gradient, state.opt_state[name], param)
+            after = (optax.apply_updates(param, updates), new_state)
+            params[name], opt_state[name] = jax.tree.map(partial(jnp.where, finite), after, before)
+    skipped = jnp.where(finite, state.skipped.at[1].set(0), state.skipped + 1)
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        tables={name: params[name] for name in state.tables},
+        dense=params["dense"],
+        opt_state=opt_state,
+        carry=jax.tree.map(partial(jnp.where, finite), carry, state.carry),
+        skipped=skipped,
+    )
+
+
+def _select_scalar(condition: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return new if new.ndim else jnp.where(condition, new, old)
 
 
 def _scale(gradient: Any, scale: jax.Array) -> Any:

@@ -31,6 +31,7 @@ class TrainState:
       opt_state: the Optax state of each table by its name, and of the dense parameters, "dense".
       carry: LSTM state at the end of the last batch.
       key: `jax.random.key`; step n draws from `fold_in(key, n)`.
+      skipped: int32 `[2]`, steps skipped because of a loss or gradient that was not finite: in all, and in a row.
       unigrams: the table of the unigram sampler, or None.
       graphdef: structure of the `LanguageModel`.
       config: the `TrainConfig`.
@@ -42,6 +43,7 @@ class TrainState:
     opt_state: dict[str, Any]
     carry: tuple[Carry, ...]
     key: jax.Array
+    skipped: jax.Array
     unigrams: UnigramTable | None
     graphdef: nnx.GraphDef = field(metadata={"static": True})
     config: TrainConfig = field(metadata={"static": True})
@@ -98,8 +100,8 @@ class TrainState:
         tables, dense = map(nnx.to_pure_dict, params)
         opt_state = initial_opt_state(tables, dense, config)
         carry = model.initial_carry(config.batch_size)
-        key = jax.random.key(config.seed)
-        return cls(jnp.int32(0), tables, dense, opt_state, carry, key, table, graphdef, config)
+        key, skipped = jax.random.key(config.seed), jnp.zeros(2, jnp.int32)
+        return cls(jnp.int32(0), tables, dense, opt_state, carry, key, skipped, table, graphdef, config)
 
     @property
     def model(self) -> LanguageModel:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -14,15 +16,19 @@ from flax import nnx
 from jaxlm.batches import train_batch
 from jaxlm.checkpoint import Checkpoints, Progress
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
-from jaxlm.corpus import Corpus, PathLike
+from jaxlm.corpus import Corpus, PathLike, fingerprint, load_corpus
+from jaxlm.errors import InputError
 from jaxlm.evaluation import Evaluation
+from jaxlm.memory import require_memory
 from jaxlm.model import LanguageModel
-from jaxlm.run import RunConfig, open_run
-from jaxlm.run_logger import LOG_EVERY, RunLogger, require_finite
+from jaxlm.run import RunConfig, load_config, lock, open_run
+from jaxlm.run_logger import LOG_EVERY, RunLogger
 from jaxlm.schedule import known_total_steps
 from jaxlm.step import train_step
 from jaxlm.token_ids import check_ids
 from jaxlm.train_state import TrainState
+
+LENGTHS = {"steps", "epochs", "minutes"}
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +46,8 @@ def train(
     """Trains a model on a corpus, or resumes a run.
 
     A run that was killed and resumed ends with the same bits as one that was not. SIGINT and SIGTERM finish the
-    step, write a checkpoint and return. Messages go to the logger "jaxlm".
+    step, write a checkpoint and return; a second one stops at once. Damaged checkpoints are passed over. Messages go
+    to the logger "jaxlm".
 
     Args:
       corpus: as from `load_corpus`.
@@ -55,31 +62,59 @@ def train(
       The exact evaluation at the end, on `eval_tokens` words; None if the run was stopped.
 
     Raises:
-      InputError: the settings do not fit the run or the corpus, or the loss is no longer finite.
+      InputError: the settings do not fit the run or the corpus, there is too little memory, or training diverges.
     """
     for name in ("train", "valid"):
         check_ids(f"corpus.{name}", getattr(corpus, name), len(corpus.vocabulary))
     total_steps = known_total_steps(schedule, train_config, corpus.train.size)
-    config = RunConfig(model_config, train_config, schedule, str(data), total_steps)
+    fingerprints = {name: fingerprint(getattr(corpus, name)) for name in ("train", "valid")}
+    config = RunConfig(model_config, train_config, schedule, str(data), total_steps, fingerprints)
 
     def create() -> TrainState:
         model = LanguageModel(model_config, corpus.vocabulary.log_unigram, rngs=nnx.Rngs(train_config.seed))
         return TrainState.create(model, train_config, corpus.vocabulary.counts)
 
     abstract = jax.eval_shape(create)  # raises what creating it would, before anything is written
+    require_memory(model_config, train_config)
     directory = Path(directory)
     config = open_run(directory, config, corpus.vocabulary)
-    checkpoints = Checkpoints(directory)
-    step, seconds = checkpoints.latest_step() or 0, 0.0
-    if checkpoints.latest_step() is None:
-        state = TrainState.from_corpus(corpus, model_config, train_config)
-    elif step == 0:
-        state = _imported_state(checkpoints, corpus, model_config, train_config)
-    else:
-        state, seconds = checkpoints.restore(step, abstract), checkpoints.progress(step).seconds
-        logger.info("%s: resuming from step %d", directory, step)
-    run = RunLogger(directory, config, checkpoints, corpus.valid, step, seconds, progress)
-    return _run_steps(run, state, corpus, seconds)
+    with lock(directory):
+        checkpoints = Checkpoints(directory)
+        step, resumed = checkpoints.latest_step(), Progress(0.0)
+        if step is None:
+            state = TrainState.from_corpus(corpus, model_config, train_config)
+        elif step == 0:
+            state = _imported_state(checkpoints, corpus, model_config, train_config)
+        else:
+            state, resumed = checkpoints.restore(step, abstract), checkpoints.progress(step)
+            logger.info("%s: resuming from step %d", directory, step)
+        run = RunLogger(directory, config, checkpoints, corpus, step or 0, resumed, progress)
+        return _run_steps(run, state, corpus, resumed)
+
+
+def resume(directory: PathLike, *, progress: bool = True, **changes: Any) -> Evaluation | None:
+    """Resumes a run without repeating its settings.
+
+    Args:
+      directory: of the run.
+      progress: whether to show progress bars.
+      changes: fields of `ScheduleConfig` to change, such as `minutes` or `learning_rate`; None keeps a field.
+
+    Returns:
+      As `train`.
+
+    Raises:
+      InputError: as `train`, or the run has not been trained yet.
+    """
+    config = load_config(Path(directory))
+    if config.train is None or config.schedule is None or not config.data:
+        raise InputError(f"{directory} has not been trained yet; begin with `jaxlm train`.")
+    changed = {name: value for name, value in changes.items() if value is not None}
+    if changed.keys() & LENGTHS:  # one length replaces another
+        changed = dict.fromkeys(LENGTHS, 0) | changed
+    schedule = dataclasses.replace(config.schedule, **changed)
+    corpus = load_corpus(config.data)
+    return train(corpus, directory, config.model, config.train, schedule, data=config.data, progress=progress)
 
 
 def _imported_state(
@@ -91,44 +126,44 @@ def _imported_state(
     return state if opt_state is None else dataclasses.replace(state, opt_state=opt_state)
 
 
-def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, seconds: float) -> Evaluation | None:
+def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progress) -> Evaluation | None:
     """Runs the steps from the first one of this process to the last one of the run."""
-    config, step = run.config.train, run.first_step
-    assert config is not None and run.config.schedule is not None
+    step, schedule, sizes = run.first_step, run.schedule, (run.train.batch_size, run.train.sequence_length)
     if step >= run.config.total_steps > 0:
         logger.info("the run already has its %d steps; raise `steps`, `epochs` or `minutes` to continue it", step)
         return run.evaluate(state)
-    evaluation, watch, losses = None, Stopwatch(seconds), LateLosses(run.directory)
+    evaluation, watch, losses = None, Stopwatch(resumed.seconds), LateLosses(run, state, resumed.losses)
     with StopSignals() as stop, run.progress_bar() as bar:
         while not stop.requested and not (run.config.total_steps and step >= run.config.total_steps):
             # one step; its loss is fetched while the next one runs
-            batch = train_batch(corpus.train, step, config.batch_size, config.sequence_length)
             learning_rate = run.learning_rate(step)
-            state, loss = train_step(state, batch, learning_rate)
+            state, loss = train_step(state, train_batch(corpus.train, step, *sizes), learning_rate)
             step += 1
             losses.add(loss, step)
-
-            # if the clock decides on the length of the run, it may do so now
-            seconds = watch.seconds()
-            run.estimate_length(step, seconds)
+            run.estimate_length(step, watch.seconds())
 
             # a line of metrics
             if step % LOG_EVERY == 0 and losses.fetched:
-                run.log_training(step, losses.take(), float(learning_rate), seconds, bar)
+                run.log_training(step, losses.take(), float(learning_rate), watch.seconds(), bar)
             bar.update()
 
-            # an exact evaluation and a checkpoint, which do not count as training time
-            if step % run.config.schedule.eval_every == 0 or step == run.config.total_steps:
+            # an exact evaluation, or just a checkpoint; neither counts as training time
+            evaluates = step % schedule.eval_every == 0 or step == run.config.total_steps
+            if evaluates or run.must_save(step):
                 losses.fetch()
                 with watch.paused():
-                    next_batch = train_batch(corpus.train, step, config.batch_size, config.sequence_length)
-                    evaluation = run.evaluate_and_save(state, step, watch.seconds(), next_batch)
+                    so_far = Progress(watch.seconds(), losses=tuple(losses.fetched))
+                    if evaluates:
+                        evaluation = run.evaluate_and_save(step, state, so_far, train_batch(corpus.train, step, *sizes))
+                    else:
+                        run.save(step, state, so_far)
+        if step != run.config.total_steps and step != run.saved_step:
+            losses.fetch()
+            run.save(step, state, Progress(watch.seconds(), losses=tuple(losses.fetched)))
+        run.finish(step)
     if step == run.config.total_steps:
         return evaluation
-    losses.fetch()
-    if step != run.checkpoints.latest_step():
-        run.checkpoints.save(step, state, Progress(watch.seconds(), None))
-    logger.info("stopped at step %d; run the same command again to resume", step)
+    logger.info("stopped at step %d; resume with: jaxlm resume %s", step, run.directory)
     return None
 
 
@@ -153,12 +188,18 @@ class Stopwatch:
 
 
 class LateLosses:
-    """Losses of steps. Each is fetched when the next one is added, so that no step waits for it."""
+    """Losses of steps. Each is fetched when the next one is added, so that no step waits for it.
 
-    def __init__(self, directory: Path):
-        self.directory = directory  # to name in errors
+    Args:
+      run: is told of steps that were skipped.
+      state: at the beginning.
+      fetched: losses from before this process that were not logged yet.
+    """
+
+    def __init__(self, run: RunLogger, state: TrainState, fetched: tuple[float, ...]):
+        self.run, self.skipped_in_a_row = run, int(state.skipped[1])
         self.pending: tuple[jax.Array, int] | None = None
-        self.fetched: list[float] = []
+        self.fetched = list(fetched)
 
     def add(self, loss: jax.Array, step: int) -> None:
         """Adds the loss of a step, and fetches the one before."""
@@ -169,12 +210,18 @@ class LateLosses:
         """Waits for the pending loss, if there is one.
 
         Raises:
-          InputError: it is not finite, so the run ends before that can harm a checkpoint.
+          InputError: too many steps were skipped.
         """
-        if self.pending:
-            loss, step = self.pending
-            self.pending = None
-            self.fetched.append(require_finite(float(loss), step, self.directory))
+        if not self.pending:
+            return
+        loss, step = float(self.pending[0]), self.pending[1]
+        self.pending = None
+        if math.isfinite(loss):
+            self.skipped_in_a_row = 0
+            self.fetched.append(loss)
+        else:
+            self.skipped_in_a_row += 1
+            self.run.report_skipped(step, self.skipped_in_a_row)
 
     def take(self) -> list[float]:
         """Returns the losses fetched since the last call."""
@@ -183,7 +230,7 @@ class LateLosses:
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into a request that is looked at between steps, so that no step is cut in half."""
+    """Turns SIGINT and SIGTERM into a request that is looked at between steps; a second one stops at once."""
 
     def __enter__(self) -> "StopSignals":
         self.requested = False
@@ -191,6 +238,8 @@ class StopSignals:
         return self
 
     def _request(self, *_: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
         self.requested = True
 
     def __exit__(self, *_: object) -> None:

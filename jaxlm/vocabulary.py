@@ -1,6 +1,7 @@
 """`Vocabulary`: words sorted by decreasing frequency, counted in the training text only."""
 
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -86,6 +87,11 @@ class Vocabulary:
             for mark in "’'-—_":
                 text = text.replace(" " + mark, mark)
         return text
+
+    @cached_property
+    def checksum(self) -> str:
+        """CRC-32 of the words and their counts."""
+        return f"{zlib.crc32(repr((self.words, self.counts)).encode()):08x}"
 
     @property
     def log_unigram(self) -> np.ndarray:

@@ -1,18 +1,21 @@
 """The commands as a user calls them: the whole path, and one clear line for each kind of bad input."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from flax import nnx
+from helpers import rewrite_json
 
-from jaxlm.cli import app, evaluate, generate, prepare, run_command, train
+from jaxlm.checkpoint import Checkpoints, Progress
+from jaxlm.cli import COMMANDS, app, run_command
+from jaxlm.run import load_config, read_metrics, save_config
 
 
 def jaxlm(*arguments: object) -> int:
-    return run_command(
-        lambda: app.cli(args=[str(argument) for argument in arguments]), prepare, train, evaluate, generate
-    )
+    return run_command(lambda: app.cli(args=[str(argument) for argument in arguments]), *COMMANDS)
 
 
 def error_line(capsys: pytest.CaptureFixture) -> str:
@@ -109,49 +112,56 @@ def test_bad_settings(corpus_dir, tmp_path, capsys, flags, message):
     assert not (tmp_path / "run").exists()
 
 
-def copy_run(run_dir: Path, target: Path) -> Path:
-    import shutil
-
-    shutil.copytree(run_dir, target)
-    return target
-
-
-def test_bad_runs(run_dir, corpus_dir, tmp_path, capsys):
+def test_bad_runs(run_dir, tmp_path, capsys):
     assert jaxlm("train", tmp_path / "nowhere", "--out", tmp_path / "run") == 2
     assert "nowhere" in error_line(capsys)
-    for command in (["evaluate"], ["generate", "--num-words", 1]):
+    for command in (["evaluate"], ["generate", "--num-words", 1], ["resume"]):
         assert jaxlm(command[0], tmp_path, *command[1:]) == 2
         assert "is not a run directory" in error_line(capsys)
-    run = copy_run(run_dir, tmp_path / "a")
-    for path in (run / "checkpoints").glob("*"):
-        subprocess.run(["rm", "-r", str(path)], check=True)
-    assert jaxlm("evaluate", run) == 2
-    assert "has no checkpoint" in error_line(capsys)
-    run = copy_run(run_dir, tmp_path / "b")
-    text = (run / "vocabulary.json").read_text()
-    (run / "vocabulary.json").write_text(
-        text.replace('"whale",', "").replace('"counts": [', '"counts": [ 99999999,', 1)
-    )
-    assert jaxlm("evaluate", run) == 2
-    assert "vocabulary" in error_line(capsys)
-    run = copy_run(run_dir, tmp_path / "c")
-    (run / "config.json").write_text(
-        (run / "config.json").read_text().replace('"hidden_size": 11', '"hidden_size": 12')
-    )
-    assert jaxlm("generate", run) == 2
-    assert "does not fit" in error_line(capsys)
-    run = copy_run(run_dir, tmp_path / "d")
-    for path in (run / "checkpoints").rglob("*"):
-        if path.is_file() and "weights" in str(path):
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert jaxlm("generate", run) == 2
-    assert "checkpoint" in error_line(capsys)
+    for name, file, old, new, message in [
+        ("a", "vocabulary.json", '"whale",', '"whales",', "is not the vocabulary of this run"),
+        ("b", "config.json", '"hidden_size": 11', '"hidden_size": 12', "does not fit the model's config"),
+        ("c", "config.json", '"data": "/', '"data": "/nowhere/', "is not a directory"),
+    ]:
+        shutil.copytree(run_dir, tmp_path / name)
+        rewrite_json(tmp_path / name / file, old, new)
+        assert jaxlm("evaluate", tmp_path / name) == 2
+        assert message in error_line(capsys)
+    shutil.rmtree(tmp_path / "c" / "checkpoints")
+    assert jaxlm("generate", tmp_path / "c") == 2
+    assert "has no checkpoint yet" in error_line(capsys)
+
+
+def test_a_run_is_resumed_without_its_settings(run_dir, tmp_path, capsys):
+    shutil.copytree(run_dir, tmp_path / "run")
+    assert jaxlm("resume", tmp_path / "run", "--steps", 80, "--learning-rate", 0.02) == 0
+    assert "valid: exact perplexity" in capsys.readouterr().out
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "train_loss" in row] == [20, 40, 60, 80]
+    assert rows[-2]["learning_rate"] < rows[0]["learning_rate"]
+    schedule = load_config(tmp_path / "run").schedule
+    assert schedule.steps == 80 and schedule.learning_rate == 0.02 and schedule.eval_every == 20
+    assert jaxlm("resume", tmp_path / "run", "--minutes", -1) == 2
+    assert "Invalid --minutes" in error_line(capsys)
+
+
+def test_a_diverged_model_has_no_perplexity(run_dir, tmp_path, capsys):
+    shutil.copytree(run_dir, tmp_path / "run")
+    checkpoints, config = Checkpoints(tmp_path / "run"), load_config(tmp_path / "run")
+    model = checkpoints.restore_model(checkpoints.best_step(), config.model)
+    tables = {"embedding": model.embedding[...], "weights": model.weights[...], "biases": 1000.0 * model.biases[...]}
+    lstms = {n: nnx.to_pure_dict(nnx.state(lstm, nnx.Param)) for n, lstm in enumerate(model.lstms)}
+    checkpoints.save(61, {"tables": tables, "dense": {"lstms": lstms}}, Progress(1.0, valid_loss=-1.0))
+    assert jaxlm("evaluate", tmp_path / "run") == 0
+    output = capsys.readouterr().out
+    assert "the model has diverged" in output and "perplexity" not in output
 
 
 def test_an_untrained_import_asks_for_a_corpus(run_dir, tmp_path, capsys):
-    run = copy_run(run_dir, tmp_path / "run")
-    text = (run / "config.json").read_text()
-    data = text[text.index('"data": "') :].splitlines()[0]
-    (run / "config.json").write_text(text.replace(data, '"data": "",'))
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    save_config(run, load_config(run)._replace(data=""))
     assert jaxlm("evaluate", run) == 2
     assert "name one with --data" in error_line(capsys)
+    assert jaxlm("resume", run) == 2
+    assert "begin with `jaxlm train`" in error_line(capsys)

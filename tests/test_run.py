@@ -1,13 +1,14 @@
 """Files of a run: settings come back, damaged and foreign files are refused."""
 
-import dataclasses
-import json
+import subprocess
+import sys
 
 import pytest
+from helpers import rewrite_json
 
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
-from jaxlm.run import RunConfig, from_dict, load_config, load_vocabulary, read_metrics, save_config
+from jaxlm.run import RunConfig, from_dict, load_config, load_vocabulary, lock, read_metrics, save_config
 
 CONFIG = RunConfig(
     ModelConfig(9, dropout=0.5), TrainConfig(optimizer="adagrad"), ScheduleConfig(minutes=2.5), "data", 70
@@ -29,30 +30,61 @@ def test_unknown_and_missing_keys_are_named():
     ("old", "new", "message"),
     [
         ('"format": 1', '"format": 2', "written by another version of jaxlm: expected format 1. Received: 2"),
-        ('"format": 1,', "", "Received: None"),
         ('"total_steps": 70', '"total_steps": "x"', "is damaged"),
         ('"total_steps"', '"steps"', "is damaged"),
-        ('"hidden_size": 1024', '"hidden_size": -1', "hidden_size"),
-        ('"schedule": {', '"schedule": {"x": 1, ', "unknown keys"),
-        ("{", "", "not valid JSON"),
+        ('"fingerprints": {}', '"fingerprints": 3', "is damaged"),
+        ('"hidden_size": 1024', '"hidden_size": -1', "config.json: model: Invalid `hidden_size`: expected at least 1"),
+        ('"hidden_size": 1024', '"hidden_size": "1024"', "expected an integer. Received: '1024'"),
+        (
+            '"clip_norm": 10.0',
+            '"clip_norm": null',
+            "train: Invalid `clip_norm`: expected a finite number. Received: None",
+        ),
+        ('"minutes": 2.5', '"minutes": NaN', "schedule: Invalid `minutes`: expected a finite number"),
+        ('"schedule": {', '"schedule": {"x": 1, ', "schedule: unknown keys \\['x'\\]"),
+        ('"vocab_size": 9,', "", "model: unknown keys \\[\\], missing keys \\['vocab_size'\\]"),
     ],
 )
-def test_a_damaged_config_is_refused(tmp_path, old, new, message):
+def test_wrong_settings_are_named(tmp_path, old, new, message):
     save_config(tmp_path, CONFIG)
-    text = (tmp_path / "config.json").read_text()
-    assert old in text
-    (tmp_path / "config.json").write_text(text.replace(old, new, 1))
+    rewrite_json(tmp_path / "config.json", old, new)
     with pytest.raises(InputError, match=message):
         load_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [('"format": 1,', ""), ("1024", "1025"), ("{", ""), ('"checksum": "', '"checksum": "0')]
+)
+def test_a_damaged_config_is_refused(tmp_path, old, new):
+    save_config(tmp_path, CONFIG)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError, match="config.json"):
+        load_config(tmp_path)
+
+
+def test_a_lock_is_held_once_and_not_by_a_dead_process(tmp_path):
+    code = "import sys, time; from pathlib import Path; from jaxlm.run import lock\n"
+    code += "with lock(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    with pytest.raises(InputError, match="Another process is training"), lock(tmp_path):
+        pass
+    process.kill()
+    process.wait()
+    with lock(tmp_path):
+        pass
+
+
 def test_a_vocabulary_of_another_size_is_refused(corpus_dir, corpus):
-    assert load_vocabulary(corpus_dir, ModelConfig(len(corpus.vocabulary))) == corpus.vocabulary
+    assert load_vocabulary(corpus_dir, RunConfig(ModelConfig(len(corpus.vocabulary)))) == corpus.vocabulary
     with pytest.raises(InputError, match="does not fit the model"):
-        load_vocabulary(corpus_dir, dataclasses.replace(CONFIG.model))
+        load_vocabulary(corpus_dir, CONFIG)
 
 
-def test_metrics_that_were_cut_off_are_read_up_to_the_cut(tmp_path):
+def test_damaged_lines_of_the_metrics_are_left_out_and_told(tmp_path, caplog):
     assert read_metrics(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
-    assert read_metrics(tmp_path) == [{"step": 1}]
+    lines = [b'{"step": 1}', b'{"step": \xff}', b'{"step": "x"}', b"[3]", b'{"step": 4}', b'{"step": 5, "lo']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 4}]
+    assert [record.args[1] for record in caplog.records] == [2, 3, 4]  # the last line was cut off: nothing is lost

@@ -263,6 +263,33 @@ def test_an_invalid_id_on_the_device_makes_the_loss_nan(change, argument, word):
     assert np.isnan(loss)
 
 
+@pytest.mark.parametrize(
+    "change", [{}, {"clip_norm": 0.0}, {"loss": "full"}, {"optimizer": "adagrad"}, {"loss": "nce"}]
+)
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_counters(change, broken):
+    config = dataclasses.replace(TRAIN, clip_norm=1.0, **change) if "clip_norm" not in change else TRAIN
+    first, second, third = batches(3)
+    good, _ = train_step(TrainState.create(make_model(), config), first, 0.1)
+    before = jax.tree.map(np.array, dataclasses.replace(good, key=jax.random.key_data(good.key)))
+    if broken == "loss":
+        skipped, loss = train_step(good, Batch(jnp.array(second.inputs).at[0, 0].set(-1), second.labels), 0.1)
+    else:  # a finite loss whose gradient overflows
+        huge = good.tables["weights"].at[second.labels[0, 0]].set(1e38)
+        tables = good.tables | {"weights": huge, "biases": good.tables["biases"].at[second.labels[0, 0]].set(-1e38)}
+        before = dataclasses.replace(before, tables=jax.tree.map(np.array, tables))
+        skipped, loss = train_step(dataclasses.replace(good, tables=tables), second, 0.1)
+    after = jax.tree.map(np.array, dataclasses.replace(skipped, key=jax.random.key_data(skipped.key)))
+    assert after.step == 2 and after.skipped.tolist() == [1, 1]
+    same = dataclasses.replace(after, step=before.step, skipped=before.skipped)
+    jax.tree.map(np.testing.assert_array_equal, same, before)
+    if broken == "loss":
+        assert np.isnan(loss)
+        healthy, loss = train_step(skipped, third, 0.1)
+        assert np.isfinite(loss) and healthy.skipped.tolist() == [1, 0]
+        assert not np.array_equal(healthy.tables["weights"], before.tables["weights"])
+
+
 @pytest.mark.parametrize("starts_epoch", [False, True])
 def test_exact_and_training_loss_are_those_of_full_logits_and_of_the_step(starts_epoch):
     first, batch = batches(2)

@@ -33,7 +33,7 @@ def model_config(corpus: Corpus) -> ModelConfig:
 def final_arrays(directory) -> list[np.ndarray]:
     """Returns every array of the latest checkpoint, moments and LSTM state included."""
     config = load_config(directory)
-    checkpoints = Checkpoints(directory, read_only=True)
+    checkpoints = Checkpoints(directory)
     abstract = jax.eval_shape(lambda: TrainState.create(LanguageModel(config.model, rngs=nnx.Rngs(0)), config.train))
     state = checkpoints.restore(checkpoints.latest_step(), abstract)
     state = dataclasses.replace(state, key=jax.random.key_data(state.key))
@@ -58,7 +58,7 @@ def test_killed_and_stopped_runs_end_with_the_same_bits(corpus, corpus_dir, tmp_
         output = process.communicate(timeout=60)[0]
         if signal_number == signal.SIGTERM:
             assert process.returncode == 0
-            assert b"resuming from step" in output and b"run the same command again" in output
+            assert b"resuming from step" in output and b"resume with: jaxlm resume" in output
     assert train(corpus, directory, model_config(corpus), TRAIN, SCHEDULE, progress=False) is not None
     for ours, whole in zip(final_arrays(directory), expected, strict=True):
         np.testing.assert_array_equal(ours, whole)
@@ -87,7 +87,6 @@ def test_a_run_learns_and_keeps_its_best_checkpoint(run_dir, corpus):
     [
         ({"hidden_size": 9}, "`hidden_size`=11, not 9"),
         ({"optimizer": "sgd"}, "`optimizer`='adam', not 'sgd'"),
-        ({"learning_rate": 0.1}, "`learning_rate`=0.03, not 0.1"),
     ],
 )
 def test_a_run_with_other_settings_is_refused(run_dir, corpus, change, message):
@@ -126,9 +125,9 @@ def test_bad_settings_leave_no_directory(corpus, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(corpus, tmp_path):
     schedule = dataclasses.replace(SCHEDULE, steps=10, eval_every=5, warmup_steps=0, learning_rate=1e38)
     config = dataclasses.replace(TRAIN, clip_norm=0.0, optimizer="sgd")
-    with pytest.raises(InputError, match="lower the `learning_rate`"):
+    with pytest.raises(InputError, match="start again with a lower `learning_rate`, or set a `clip_norm`"):
         train(corpus, tmp_path, model_config(corpus), config, schedule, progress=False)
-    assert not Checkpoints(tmp_path, read_only=True).manager.all_steps()  # it went wrong before the first
+    assert not Checkpoints(tmp_path).steps()  # it went wrong before the first
 
 
 def test_a_finished_run_continues_only_if_made_longer(corpus, tmp_path):
@@ -138,7 +137,7 @@ def test_a_finished_run_continues_only_if_made_longer(corpus, tmp_path):
     assert load_config(tmp_path).total_steps == 10
     longer = dataclasses.replace(schedule, steps=15)
     train(corpus, tmp_path, model_config(corpus), TRAIN, longer, progress=False)
-    assert Checkpoints(tmp_path, read_only=True).latest_step() == 15
+    assert Checkpoints(tmp_path).latest_step() == 15
 
 
 @pytest.mark.slow
@@ -146,7 +145,7 @@ def test_minutes_are_turned_into_steps_and_written_down(corpus, tmp_path):
     schedule = dataclasses.replace(SCHEDULE, steps=0, minutes=0.05, decay_fraction=0.5, eval_every=10**6)
     assert train(corpus, tmp_path, model_config(corpus), TRAIN, schedule, progress=False) is not None
     total_steps = load_config(tmp_path).total_steps
-    assert Checkpoints(tmp_path, read_only=True).latest_step() == total_steps > 0
+    assert Checkpoints(tmp_path).latest_step() == total_steps > 0
     rates = [row["learning_rate"] for row in read_metrics(tmp_path) if "learning_rate" in row]
     assert rates[0] == pytest.approx(SCHEDULE.learning_rate) and rates[-1] < 0.2 * SCHEDULE.learning_rate
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import rewrite_json
 
 from jaxlm.errors import InputError
 from jaxlm.text import PieceEncoder, auto_ids, read_chunks
@@ -56,17 +57,21 @@ def test_saves_and_loads_and_refuses_anything_else(tmp_path):
     path = tmp_path / "vocabulary.json"
     vocabulary.save(path)
     assert Vocabulary.load(path) == vocabulary
-    good = path.read_text()
+    good = path.read_bytes()
     changes = [
         ('"sea"', '"the"'),
         (UNK, "unk"),
         ('"counts"', '"count"'),
         ('"format": 1', '"format": 2'),
         ("9", "1"),
-        ("{", ""),
+        ("9", '"9"'),
         ('"tokenization": "words"', '"tokenization": "x"'),
     ]
     for old, new in changes:
-        path.write_text(good.replace(old, new, 1))
-        with pytest.raises(InputError):
+        path.write_bytes(good)
+        rewrite_json(path, old, new)
+        with pytest.raises(InputError, match="vocabulary.json"):
             Vocabulary.load(path)
+    path.write_bytes(good.replace(b"9", b"8"))
+    with pytest.raises(InputError, match="checksum is wrong"):
+        Vocabulary.load(path)
