@@ -47,7 +47,7 @@ def load(directory: Path, *, keep_optimizer: bool = False) -> Run:
 
 def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
     if config.train is not None and config.schedule is not None:
-        checkpoints = Checkpoints(directory, read_only=True)
+        checkpoints = Checkpoints(directory)
         step = checkpoints.best_step()
         opt_state = checkpoints.restore_optimizer(step, config.model, config.train)
         if opt_state is not None:
@@ -93,7 +93,9 @@ def write(
             saved["opt_state"] = to_train_state(optimizer, initial_opt_state(tables, dense, train_config))
             config = RunConfig(model.config, train_config, ScheduleConfig(learning_rate=optimizer.learning_rate))
         create_run(partial, config, vocabulary)
-        Checkpoints(partial).save(0, saved, Progress(0.0, None))
+        checkpoints = Checkpoints(partial)
+        checkpoints.save(0, saved, Progress(0.0))
+        checkpoints.wait()  # before the directory is renamed
 
 
 def check_new(directory: Path) -> None:
