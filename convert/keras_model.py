@@ -10,7 +10,14 @@ from convert.comparison import check
 from convert.keras_builder import assign_weights, build
 from convert.keras_layers import Layer, Structure, read_structure
 from convert.options import DEFAULT_OPTIONS, ExportOptions
-from convert.predictor import Predictions, Predictor, language_model_predictor, log_probabilities, step_predictor
+from convert.predictor import (
+    Predictions,
+    Predictor,
+    language_model_predictor,
+    log_probabilities,
+    result_and_states,
+    step_predictor,
+)
 from convert.weights import language_model_weights, model_from_keras_arrays, to_keras_weights
 from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
@@ -181,17 +188,15 @@ def abstract_predictor(model: keras.Model, weights: Sequence[Any], name: str) ->
 
 
 def _step_predictor(model: Any, name: str) -> Predictor:
-    results = {"logits", "probabilities"} & set(model.output if isinstance(model.output, dict) else ())
-    if len(results) != 1:
+    if not isinstance(model.input, dict) or not isinstance(model.output, dict):
         raise InputError(f"{name} has several inputs; expected one chain of layers, or a single-step model of jaxlm's.")
-    (result,) = results
-    states = {key: (tensor.shape[-1], tensor.dtype) for key, tensor in model.input.items() if key != "token_ids"}
+    result, states = result_and_states(name, model.input, model.output)
+    zeros = {key: np.zeros((1, model.input[key].shape[-1]), model.input[key].dtype) for key in states}
 
     def step(ids: np.ndarray, carry: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         outputs = model({"token_ids": ids[:, None]} | carry)
         return {key: _numpy(tensor) for key, tensor in outputs.items()}
 
-    zeros = {key: np.zeros((1, width), dtype) for key, (width, dtype) in states.items()}
     vocab_size = int(model.output[result].shape[-1])
     return step_predictor(name, vocab_size, step, zeros, result, str(model.weights[0].dtype))
 

@@ -8,11 +8,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from convert.options import DEFAULT_OPTIONS, ExportOptions
-from convert.predictor import Predictions, Predictor, log_probabilities
+from convert.predictor import Predictions, Predictor, log_probabilities, result_and_states
 from convert.runs import Run
 from convert.weights import language_model_weights, to_keras_weights
 from jaxlm.config import ModelConfig
-from jaxlm.errors import InputError
 
 OPSET, IR_VERSION = 17, 8  # of 2022; every ONNX runtime in use reads them
 EXTERNAL_BYTES = 1 << 31  # a protobuf message cannot be larger
@@ -130,11 +129,7 @@ def load_predictor(path: Path) -> Predictor:
     session = onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
     shapes = {value.name: value.shape for value in session.get_inputs()}
     names = [value.name for value in session.get_outputs()]
-    results = {"logits", "probabilities"} & set(names)
-    states = [name for name in shapes if name != "token_ids"]
-    if "token_ids" not in shapes or len(results) != 1 or {f"{name}_out" for name in states} != set(names) - results:
-        raise InputError(f"{path}: expected token_ids and states as inputs, probabilities or logits and states out.")
-    (result,) = results
+    result, states = result_and_states(path.name, shapes, names, "_out")
     vocab_size = session.get_outputs()[names.index(result)].shape[-1]
 
     def predict(ids: np.ndarray) -> Predictions:

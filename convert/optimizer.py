@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from convert.weights import from_keras_weights, to_keras_weights, weight_table
+from convert.weights import from_keras_weights, leaf_name, to_keras_weights, weight_table
 from jaxlm.config import ModelConfig, Optimizer, TrainConfig
 from jaxlm.errors import InputError
 
@@ -62,7 +62,7 @@ def _slot(opt_state: Mapping[str, Any], slot: str) -> tuple[list[str], list[jax.
     """Returns the jaxlm names and the leaves of a slot, and the structure of its tree."""
     trees = {table: getattr(state[0], slot) for table, state in opt_state.items()}
     leaves, structure = jax.tree_util.tree_flatten_with_path(trees)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("dense/") for path, _ in leaves]
+    names = [leaf_name(path).removeprefix("dense/") for path, _ in leaves]
     return names, [leaf for _, leaf in leaves], structure
 
 

@@ -1,6 +1,6 @@
 """`Predictor`: a model of any format, reduced to what a comparison needs of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxlm.errors import InputError
 from jaxlm.lstm import Carry
 from jaxlm.model import LanguageModel
 
@@ -61,6 +62,31 @@ def language_model_predictor(model: LanguageModel, name: str = "jaxlm") -> Predi
 def _run(graphdef: nnx.GraphDef, params: nnx.State, ids: jax.Array) -> tuple[jax.Array, tuple[Carry, ...]]:
     logits, carry = nnx.merge(graphdef, params)(ids)
     return jax.nn.log_softmax(logits), carry
+
+
+def result_and_states(
+    name: str, inputs: Collection[str], outputs: Collection[str], suffix: str = ""
+) -> tuple[str, list[str]]:
+    """Returns the names of the result, "probabilities" or "logits", and of the states of a model that shows its states.
+
+    Args:
+      name: of the model, for the error.
+      inputs: names of its inputs: token_ids and the states.
+      outputs: names of its outputs: the result and the new states.
+      suffix: of the names of the new states.
+
+    Raises:
+      InputError: it is another kind of model.
+    """
+    results = {"logits", "probabilities"} & set(outputs)
+    states = [key for key in inputs if key != "token_ids"]
+    new_states = {f"{key}{suffix}" for key in states}
+    if "token_ids" not in inputs or len(results) != 1 or new_states != set(outputs) - results:
+        raise InputError(
+            f"{name}: expected token_ids and states as inputs, probabilities or logits and states as outputs."
+            f" Received: {sorted(inputs)} and {sorted(outputs)}."
+        )
+    return results.pop(), states
 
 
 def step_predictor(

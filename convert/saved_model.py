@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from convert.errors import library_errors
 from convert.options import DEFAULT_OPTIONS, ExportOptions
-from convert.predictor import Predictions, Predictor, log_probabilities, step_predictor
+from convert.predictor import Predictions, Predictor, log_probabilities, result_and_states, step_predictor
 from convert.runs import Run
 from convert.tf_network import Network
 from convert.tf_tokenizer import TfTokenizer
@@ -105,8 +105,8 @@ def load_predictor(path: Path) -> Predictor:
 
 def _step_predictor(step: Any, name: str) -> Predictor:
     specs = {spec.name: spec for spec in step.structured_input_signature[1].values()}
-    (result,) = {"logits", "probabilities"} & set(step.structured_outputs)
-    zeros = {key: np.zeros((1, spec.shape[1]), np.float32) for key, spec in specs.items() if key != "token_ids"}
+    result, states = result_and_states(name, specs, step.structured_outputs)
+    zeros = {key: np.zeros((1, specs[key].shape[1]), np.float32) for key in states}
 
     def run(ids: np.ndarray, carry: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         arguments = {key: tf.constant(value) for key, value in ({"token_ids": ids} | carry).items()}

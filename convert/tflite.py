@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from convert.options import DEFAULT_OPTIONS, ExportOptions
-from convert.predictor import Predictor, step_predictor
+from convert.predictor import Predictor, result_and_states, step_predictor
 from convert.runs import Run
 from convert.tf_network import Network
 from jaxlm.errors import InputError
@@ -48,11 +48,8 @@ def load_predictor(path: Path) -> Predictor:
         raise InputError(f"{path}: expected one signature, as jaxlm-convert writes it. Received: {len(signatures)}.")
     runner = interpreter.get_signature_runner(next(iter(signatures)))
     inputs, outputs = runner.get_input_details(), runner.get_output_details()
-    results = {"logits", "probabilities"} & set(outputs)
-    if "token_ids" not in inputs or len(results) != 1 or set(inputs) - {"token_ids"} != set(outputs) - results:
-        raise InputError(f"{path}: expected token_ids and states as inputs, probabilities or logits and states out.")
-    (result,) = results
-    zeros = {key: np.zeros(detail["shape"], np.float32) for key, detail in inputs.items() if key != "token_ids"}
+    result, states = result_and_states(path.name, inputs, outputs)
+    zeros = {key: np.zeros(inputs[key]["shape"], np.float32) for key in states}
     int8 = any(detail["dtype"] == np.int8 for detail in interpreter.get_tensor_details())
     return step_predictor(
         path.name,

@@ -120,14 +120,14 @@ def config_from_shapes(shapes: Sequence[tuple[int, ...]]) -> ModelConfig:
 def language_model_weights(model: LanguageModel) -> dict[str, np.ndarray]:
     """Returns a model's weights by their jaxlm names, such as "lstms/0/kernel"."""
     leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))[0]
-    return {_name(path): np.asarray(leaf) for path, leaf in leaves}
+    return {leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def model_from_weights(weights: Mapping[str, np.ndarray], config: ModelConfig) -> LanguageModel:
     """The inverse of `language_model_weights`. Copies each array once."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))), ...)
     arrays = jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.device_put(aligned_copy(weights[_name(path)])), nnx.to_pure_dict(params)
+        lambda path, _: jax.device_put(aligned_copy(weights[leaf_name(path)])), nnx.to_pure_dict(params)
     )
     return nnx.merge(graphdef, arrays)
 
@@ -147,7 +147,8 @@ def aligned_copy(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _name(path: tuple) -> str:
+def leaf_name(path: tuple) -> str:
+    """Returns a name such as "lstms/0/kernel" for the path of a leaf."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

@@ -70,7 +70,7 @@ def evaluate(directory: Path, capsys: pytest.CaptureFixture) -> tuple[int, str, 
     arguments = ["evaluate", directory / "run", "--data", directory / "data", "--max-tokens", 200]
     code = run_command(lambda: app.cli(args=list(map(str, arguments))), *COMMANDS)
     captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if "evaluating" not in line]
+    lines = [line for line in captured.err.splitlines() if line.strip() and "evaluating" not in line]  # progress bars
     return code, captured.out, "\n".join(lines)
 
 

@@ -25,9 +25,7 @@ def train(
     config = jaxlm.TrainConfig(num_sampled=num_sampled) if num_sampled else jaxlm.TrainConfig(loss="full")
     schedule = jaxlm.ScheduleConfig(eval_every=10**9, eval_tokens=eval_tokens, **length)
     with tempfile.TemporaryDirectory() as directory:
-        evaluation = jaxlm.train(
-            corpus, Path(directory) / "run", model, config, schedule, progress=False
-        )
+        evaluation = jaxlm.train(corpus, Path(directory) / "run", model, config, schedule, progress=False)
         rows = read_metrics(Path(directory) / "run")
     assert evaluation is not None
     speeds = [row["words_per_second"] for row in rows if "words_per_second" in row]

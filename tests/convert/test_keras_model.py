@@ -205,3 +205,11 @@ def test_the_example_trains_a_keras_model(corpus_dir, tmp_path):
     result = run_python(script, corpus_dir, 30)
     assert result.returncode == 0, result.stderr
     assert "exact loss" in result.stdout and result.stdout.count("expected") == 19
+
+
+def test_a_model_of_several_inputs_that_is_not_a_single_step_is_refused():
+    ids, h = keras.Input((None,), dtype="int32", name="token_ids"), keras.Input((5,), name="h")
+    outputs = layers.LSTM(5)(layers.Embedding(V, 5)(ids), initial_state=[h, h])
+    for model in (keras.Model([ids, h], outputs), keras.Model({"token_ids": ids, "h": h}, {"logits": outputs})):
+        with pytest.raises(InputError, match="several inputs|expected token_ids and states as inputs"):
+            keras_predictor(model)
