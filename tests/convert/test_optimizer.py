@@ -41,6 +41,7 @@ def test_a_state_comes_back_from_a_train_state(random_model, name):
     assert_states_equal(from_train_state(opt_state, config, 0.125, 7), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "adagrad"])
 def test_a_step_in_keras_is_the_dense_step_of_optax(random_run, tmp_path, name):
     run = random_run(2)
