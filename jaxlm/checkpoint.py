@@ -1,7 +1,10 @@
 """Checkpoints of a run: arrays written and read by Orbax, with checksums, each there whole or not at all."""
 
+import gc
 import logging
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -84,20 +87,28 @@ class Checkpoints:
             pending.result()
 
     def _write(self, step: int, arrays: dict[str, Any], progress: Progress) -> None:
-        path = self.directory / str(step)
+        path, failure = self.directory / str(step), ""
         try:
             self.directory.mkdir(exist_ok=True)
+            needed, free = sum(array.nbytes for array in arrays.values()), shutil.disk_usage(self.directory).free
+            if needed > free:  # told before Orbax tries
+                raise OSError(f"it needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
             if path.exists():  # a damaged one that was passed over
                 _delete(path)
-            with staged(path) as target:
+            with staged(path) as target, _quiet():
                 target.mkdir()
-                with _quiet():
-                    self.arrays.save(target / STATE_DIRECTORY, args=ocp.args.PyTreeSave(arrays))
+                self.arrays.save(target / STATE_DIRECTORY, args=ocp.args.PyTreeSave(arrays))
                 write_json(target / PROGRESS_FILE, progress._asdict(), PROGRESS_FORMAT)
                 write_checksums(target)
+            self.intact[step] = True
             self._prune()
         except Exception as error:  # Orbax and TensorStore raise anything on a full disk
-            raise OSError(f"checkpoint {step} could not be written: {reason(error)}") from error
+            failure = reason(error)
+        if failure:
+            with _quiet():
+                time.sleep(0.2)  # writes that were under way fail now
+                gc.collect()  # and their futures, free of the exception, complain
+            raise OSError(f"checkpoint {step} could not be written: {failure}")
 
     def _prune(self) -> None:
         steps = self.steps()
@@ -112,7 +123,8 @@ class Checkpoints:
         for step in self.steps():
             try:
                 loss = self.progress(step).valid_loss
-            except (InputError, OSError):  # damaged
+            except (InputError, OSError):
+                self.is_intact(step)  # tells what is wrong
                 continue
             if loss is not None:
                 losses[step] = loss
@@ -231,14 +243,18 @@ def _to_host(leaf: jax.Array) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the warnings that Orbax logs at every save, which say nothing about it."""
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.ERROR)
+    """Silences Orbax: warnings at every save that mean nothing, and tracebacks of errors that it also raises."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hook = [each.level for each in loggers], sys.unraisablehook
+    for each in loggers:
+        each.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
     try:
         yield
     finally:
-        absl.setLevel(level)
+        sys.unraisablehook = hook
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 def _abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:

@@ -292,6 +292,7 @@ def show_messages() -> None:
 
     logging.getLogger("jaxlm").addHandler(Handler())
     logging.getLogger("jaxlm").setLevel(logging.INFO)
+    logging.getLogger("jaxlm").propagate = False  # absl adds a handler to the root logger
 
 
 def enable_compilation_cache() -> None:

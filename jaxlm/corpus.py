@@ -2,7 +2,8 @@
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,8 +76,8 @@ def prepare(
         partial.mkdir(parents=True)
         raw = {}
         for name, paths in texts.items():
-            chunks = _read([Path(path) for path in paths], f"reading {name}", progress)
-            raw[name] = _write_raw(map(encoder.encode, chunks), partial / f"{name}.raw")
+            with closing(_read([Path(path) for path in paths], f"reading {name}", progress)) as chunks:
+                raw[name] = _write_raw(map(encoder.encode, chunks), partial / f"{name}.raw")
         for name in ("test", "valid"):
             if name not in raw:
                 raw["train"], raw[name] = _hold_out(raw["train"], ids.get("\n"))
@@ -91,7 +92,7 @@ def prepare(
     return load_corpus(out)
 
 
-def _read(paths: Sequence[Path], description: str, progress: bool) -> Iterator[str]:
+def _read(paths: Sequence[Path], description: str, progress: bool) -> Generator[str]:
     """Reads texts under a progress bar."""
     with tqdm(desc=description, unit=" characters", unit_scale=True, disable=not progress) as bar:
         for chunk in read_chunks(paths):
@@ -112,10 +113,11 @@ def _write_raw(chunks: Iterable[np.ndarray], path: Path) -> np.ndarray:
 def _write_tokens(directory: Path, raw: dict[str, np.ndarray], new_ids: np.ndarray) -> None:
     """Writes the token files, each raw id replaced by its new one."""
     for name, ids in raw.items():
-        tokens = np.lib.format.open_memmap(directory / f"{name}.npy", "w+", np.int32, ids.shape)
-        for target, block in zip(blocks(tokens), blocks(ids), strict=True):
-            target[:] = new_ids[block]
-        tokens.flush()
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": ids.shape}
+        with (directory / f"{name}.npy").open("wb") as file:  # not mapped: a full disk would kill the process
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in blocks(ids):
+                file.write(new_ids[block].tobytes())
 
 
 def _hold_out(tokens: np.ndarray, line_end: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxlm.errors import InputError
+from jaxlm.errors import InputError, reason
 
 CHECKSUMS_FILE = "checksums.json"
 CHECKSUMS_FORMAT = 1
@@ -21,6 +21,9 @@ def staged(path: Path) -> Iterator[Path]:
 
     After an error nothing is left behind, and what was at `path` is untouched. A directory may only
     replace an empty one.
+
+    Raises:
+      InputError: the disk is full, or `path` cannot be written for another reason.
     """
     path = path.resolve()
     partial = path.with_name(path.name + ".partial")
@@ -28,8 +31,10 @@ def staged(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         _remove(partial)
+        if isinstance(error, OSError):
+            raise InputError(f"{path} cannot be written: {reason(error)}") from error
         raise
 
 

@@ -59,6 +59,7 @@ class RunLogger:
         self.length = StepEstimate(self.schedule, first_step)
         self.logged = resumed.logged  # steps and seconds at the last line of metrics.jsonl
         self.unwritten: list[dict[str, float]] = []
+        self.config_is_saved = True
         self.saved_step, self.saved_at = first_step, time.perf_counter()
         drop_metrics_after(directory, first_step)
         self.events = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
@@ -76,7 +77,16 @@ class RunLogger:
         if total_steps:
             self.config = self.config._replace(total_steps=total_steps)
             self.learning_rate = jax.jit(learning_rate_schedule(self.schedule, total_steps))
+            self._save_config()
+
+    def _save_config(self) -> None:
+        """Writes config.json, or tries again with the next checkpoint."""
+        try:
             save_config(self.directory, self.config)
+            self.config_is_saved = True
+        except InputError as error:
+            self.config_is_saved = False
+            logger.warning("%s; training continues, and tries again", error)
 
     def log(self, step: int, **values: float) -> None:
         """Writes values to metrics.jsonl and TensorBoard; what cannot be written now is written next time."""
@@ -117,6 +127,8 @@ class RunLogger:
         if broken:
             raise InputError(self._advice(f"The values of {', '.join(broken)} are no longer finite at step {step}."))
         self.saved_at = time.perf_counter()
+        if not self.config_is_saved:
+            self._save_config()
         try:
             self.checkpoints.save(step, state, progress._replace(logged=self.logged))
             self.saved_step = step
