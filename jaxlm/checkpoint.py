@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -176,7 +177,8 @@ class Checkpoints:
         return latest
 
     def progress(self, step: int) -> Progress:
-        """Reads what was saved beside the arrays."""
+        """Reads what was saved beside the arrays, after checking that it was not changed."""
+        verify_checksums(self.directory / str(step), PROGRESS_FILE)
         value = read_json(self.directory / str(step) / PROGRESS_FILE, PROGRESS_FORMAT)
         return Progress(value["seconds"], value["valid_loss"], tuple(value["losses"]), tuple(value["logged"]))
 
@@ -250,7 +252,9 @@ def _quiet() -> Iterator[None]:
         each.setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
     finally:
         sys.unraisablehook = hook
         for each, level in zip(loggers, levels, strict=True):
