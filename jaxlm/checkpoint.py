@@ -39,6 +39,7 @@ class Progress(NamedTuple):
     valid_loss: float | None = None  # exact; None between evaluations
     losses: tuple[float, ...] = ()  # of steps since the last line of metrics.jsonl
     logged: tuple[int, float] = (0, 0.0)  # steps and seconds at that line
+    jax_version: str = jax.__version__
 
 
 class Checkpoints:
@@ -180,7 +181,8 @@ class Checkpoints:
         """Reads what was saved beside the arrays, after checking that it was not changed."""
         verify_checksums(self.directory / str(step), PROGRESS_FILE)
         value = read_json(self.directory / str(step) / PROGRESS_FILE, PROGRESS_FORMAT)
-        return Progress(value["seconds"], value["valid_loss"], tuple(value["losses"]), tuple(value["logged"]))
+        value |= {"losses": tuple(value["losses"]), "logged": tuple(value["logged"])}
+        return Progress(**value)
 
     def restore_model(self, step: int, config: ModelConfig) -> LanguageModel:
         """Reads the parameters, without the optimizer state."""

@@ -88,6 +88,12 @@ def train(
         else:
             state, resumed = checkpoints.restore(step, abstract), checkpoints.progress(step)
             logger.info("%s: resuming from step %d", directory, step)
+            if resumed.jax_version != jax.__version__:
+                logger.warning(
+                    "the run was saved with jax %s and resumes with %s: its bits may differ from an undisturbed run's",
+                    resumed.jax_version,
+                    jax.__version__,
+                )
         run = RunLogger(directory, config, checkpoints, corpus, step or 0, resumed, progress)
         return _run_steps(run, state, corpus, resumed)
 

@@ -8,10 +8,12 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from jaxlm import training_loop
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.corpus import Corpus, unigram_loss
@@ -148,6 +150,95 @@ def test_minutes_are_turned_into_steps_and_written_down(corpus, tmp_path):
     assert Checkpoints(tmp_path).latest_step() == total_steps > 0
     rates = [row["learning_rate"] for row in read_metrics(tmp_path) if "learning_rate" in row]
     assert rates[0] == pytest.approx(SCHEDULE.learning_rate) and rates[-1] < 0.2 * SCHEDULE.learning_rate
+
+
+def test_checkpoints_by_steps_and_by_time_come_besides_those_of_evaluations(corpus, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, step, state, progress: saved.append((step, progress.valid_loss))
+    )
+    schedule = dataclasses.replace(SCHEDULE, steps=12, eval_every=10, save_steps=4, save_minutes=0.0)
+    train(corpus, tmp_path / "steps", model_config(corpus), TRAIN, schedule, progress=False)
+    assert [step for step, _ in saved] == [4, 8, 10, 12] and [loss is None for _, loss in saved] == [1, 1, 0, 0]
+    saved.clear()
+    schedule = dataclasses.replace(schedule, save_steps=0, save_minutes=1e-9)
+    train(corpus, tmp_path / "time", model_config(corpus), TRAIN, schedule, progress=False)
+    assert [step for step, _ in saved] == list(range(1, 13))
+
+
+def run_command_until_it_trains(corpus_dir, directory, *flags: str) -> subprocess.Popen:
+    sizes = ["--embedding-size=6", "--hidden-size=8", "--batch-size=4", "--sequence-length=5", "--num-sampled=20"]
+    command = [sys.executable, "-m", "jaxlm", "train", str(corpus_dir), f"--out={directory}", *sizes, *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not read_metrics(directory) and process.poll() is None:
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_leaves_at_once(corpus_dir, tmp_path):
+    # the first one waits for the evaluation, which takes some seconds
+    flags = ("--eval-every=20", "--eval-tokens=0", "--steps=100000", "--hidden-size=300")
+    process = run_command_until_it_trains(corpus_dir, tmp_path / "run", *flags)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 130) and "Traceback" not in errors, errors  # 0 if the first one was faster
+
+
+def broken_steps(monkeypatch, *steps: int) -> None:
+    """Makes the loss of some steps NaN, as an invalid id in the batch would."""
+    step = training_loop.train_step
+
+    def broken(state, batch, learning_rate):
+        labels = jnp.asarray(batch.labels)
+        labels = labels.at[0, 0].set(jnp.where(jnp.isin(state.step, jnp.array(steps)), -1, labels[0, 0]))
+        return step(state, batch._replace(labels=labels), learning_rate)
+
+    monkeypatch.setattr(training_loop, "train_step", broken)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_told(corpus, tmp_path, monkeypatch, caplog):
+    broken_steps(monkeypatch, 3, 4, 12)
+    schedule = dataclasses.replace(SCHEDULE, steps=20, eval_every=20)
+    assert train(corpus, tmp_path, model_config(corpus), TRAIN, schedule, progress=False) is not None
+    skipped = [record.args[0] for record in caplog.records if "was skipped" in record.msg]
+    assert skipped == [4, 5, 13]
+    rows = [row for row in read_metrics(tmp_path) if "train_loss" in row]
+    assert np.isfinite([row["train_loss"] for row in rows]).all()
+    assert all(np.isfinite(array).all() for array in final_arrays(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("clip_norm", "save_steps", "advice"),
+    [
+        (10.0, 0, "There is no checkpoint yet: start again with a lower `learning_rate`, or lower the `clip_norm`"),
+        (0.0, 0, "There is no checkpoint yet: start again with a lower `learning_rate`, or set a `clip_norm`"),
+        (10.0, 4, "Checkpoint 12 in .* is intact: resume with a lower `learning_rate`"),
+    ],
+)
+def test_too_many_in_a_row_end_the_run_with_the_right_advice(
+    corpus, tmp_path, monkeypatch, clip_norm, save_steps, advice
+):
+    broken_steps(monkeypatch, *range(5, 99))
+    schedule = dataclasses.replace(SCHEDULE, steps=99, eval_every=99, save_steps=save_steps)
+    config = dataclasses.replace(TRAIN, clip_norm=clip_norm)
+    with pytest.raises(InputError, match=f"not finite in 10 steps up to 15. {advice}"):
+        train(corpus, tmp_path, model_config(corpus), config, schedule, progress=False)
+    if not save_steps:
+        return
+    monkeypatch.undo()
+    schedule = dataclasses.replace(schedule, steps=20, learning_rate=1e-3)
+    assert train(corpus, tmp_path, model_config(corpus), config, schedule, progress=False) is not None
+
+
+def test_another_jax_is_told_when_a_run_is_resumed(corpus, tmp_path, monkeypatch, caplog):
+    schedule = dataclasses.replace(SCHEDULE, steps=10, eval_every=5)
+    train(corpus, tmp_path, model_config(corpus), TRAIN, schedule, progress=False)
+    monkeypatch.setattr(training_loop.jax, "__version__", "0.99")
+    longer = dataclasses.replace(schedule, steps=15)
+    train(corpus, tmp_path, model_config(corpus), TRAIN, longer, progress=False)
+    assert "its bits may differ" in caplog.text
 
 
 def test_messages_go_through_logging_and_nothing_is_printed(corpus, tmp_path, capsys, caplog):

@@ -1,0 +1,93 @@
+"""Readers of config, vocabulary and token files, given anything: the value, or one `InputError`."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.corpus import load_tokens
+from jaxlm.errors import InputError
+from jaxlm.files import write_json
+from jaxlm.run import RunConfig, load_config, save_config
+from jaxlm.vocabulary import Vocabulary
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=8,
+)
+VOCABULARY = Vocabulary(("the", "<eos>", "sea", "<unk>"), (9, 4, 4, 0), "words")
+
+
+def examples(count: int):
+    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def read(function, *arguments) -> None:
+    try:
+        function(*arguments)
+    except InputError as error:
+        assert str(error)
+
+
+def mutate(data: st.DataObject, value: dict) -> dict:
+    """Replaces something in a JSON object, at any depth."""
+    value = json.loads(json.dumps(value))
+    target = value
+    while True:
+        key = data.draw(st.sampled_from(sorted(target)) | st.text(max_size=5))
+        if isinstance(target.get(key), dict) and target[key] and data.draw(st.booleans()):
+            target = target[key]
+            continue
+        target[key] = data.draw(JSON)
+        return value
+
+
+def fuzz_config(data, directory):
+    save_config(directory, RunConfig(ModelConfig(4), TrainConfig(), ScheduleConfig(), "data", 3, {"train": "x"}))
+    value = json.loads((directory / "config.json").read_text())
+    version = value.pop("format")
+    write_json(directory / "config.json", mutate(data, {k: v for k, v in value.items() if k != "checksum"}), version)
+    read(load_config, directory)
+
+
+def fuzz_vocabulary(data, directory):
+    value = {"tokenization": "words", "words": list(VOCABULARY.words), "counts": list(VOCABULARY.counts)}
+    write_json(directory / "vocabulary.json", mutate(data, value), 1)
+    read(Vocabulary.load, directory / "vocabulary.json")
+
+
+def fuzz_bytes(data, directory):
+    buffer = io.BytesIO()
+    np.save(buffer, np.arange(40, dtype=np.int32) % 4)
+    good = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    content = data.draw(st.binary(max_size=200) | st.just(bytes(good[: data.draw(st.integers(0, len(good)))])))
+    for name in ("tokens.npy", "vocabulary.json", "config.json"):
+        (directory / name).write_bytes(content)
+    read(load_tokens, directory / "tokens.npy", VOCABULARY)
+    read(Vocabulary.load, directory / "vocabulary.json")
+    read(load_config, directory)
+
+
+FUZZERS = [fuzz_config, fuzz_vocabulary, fuzz_bytes]
+
+
+@pytest.mark.parametrize("fuzz", FUZZERS)
+@examples(100)
+@given(data=st.data())
+def test_anything_is_read_or_refused(fuzz, data, tmp_path):
+    fuzz(data, tmp_path)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("fuzz", FUZZERS)
+@examples(2000)
+@given(data=st.data())
+def test_thousands_are_read_or_refused(fuzz, data, tmp_path):
+    fuzz(data, tmp_path)
