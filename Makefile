@@ -39,7 +39,7 @@ quickstart: install
 	$(BIN)/jaxlm prepare $(OUT)/documentation.txt --vocab-size 20000 --out $(OUT)/data
 	$(BIN)/jaxlm train $(OUT)/data --out $(OUT)/run --embedding-size 128 --hidden-size 256 --num-sampled 256 \
 		--minutes 2 --eval-every 250 --eval-tokens 10000
-	$(BIN)/jaxlm generate $(OUT)/run --prompt "Returns the" --num-words 60
+	$(BIN)/jaxlm generate $(OUT)/run --prompt "Returns the" --num-words 120
 	$(BIN)/jaxlm-convert to-keras $(OUT)/run $(OUT)/documentation.keras
 	$(BIN)/python examples/keras_inference.py $(OUT)/documentation.keras $(OUT)/run/vocabulary.json "Returns the shape of the"
 	@echo "curve of the run: $(OUT)/run/curve.png"

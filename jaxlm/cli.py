@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -244,7 +244,10 @@ def _print_evaluation(split: str, evaluation: "Evaluation", tokens: "np.ndarray"
     )
 
 
-COMMANDS = (prepare, train, resume, evaluate, generate, doctor)
+def run(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, by default that of the process; returns the exit code."""
+    commands = (prepare, train, resume, evaluate, generate, doctor)
+    return run_command(lambda: app.cli(prog="jaxlm", description=__doc__, args=args), *commands)
 
 
 def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
@@ -306,4 +309,4 @@ def main() -> None:
     """Entry point of the `jaxlm` command."""
     enable_compilation_cache()  # read when JAX is imported
     show_messages()
-    sys.exit(run_command(lambda: app.cli(prog="jaxlm", description=__doc__), *COMMANDS))
+    sys.exit(run())

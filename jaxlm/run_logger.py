@@ -123,7 +123,7 @@ class RunLogger:
         Raises:
           InputError: a weight or a moment is not finite.
         """
-        broken = [name for name, finite in _finite_parts(_parts(state)).items() if not finite]
+        broken = [name for name, finite in finite_parts(parts_of(state)).items() if not finite]
         if broken:
             raise InputError(self._advice(f"The values of {', '.join(broken)} are no longer finite at step {step}."))
         self.saved_at = time.perf_counter()
@@ -200,14 +200,16 @@ class RunLogger:
         )
 
 
-def _parts(state: TrainState) -> dict[str, Any]:
+def parts_of(state: TrainState) -> dict[str, Any]:
     """Returns the weights and the moments of a state by names for people."""
     parts: dict[str, Any] = {name: table for name, table in state.tables.items()} | {"the LSTM": state.dense}
     return parts | {f"the optimizer state of {name}": part for name, part in state.opt_state.items()}
 
 
 @jax.jit
-def _finite_parts(parts: dict[str, Any]) -> dict[str, jax.Array]:
+def finite_parts(parts: dict[str, Any]) -> dict[str, jax.Array]:
+    """Returns whether all numbers of each part are finite."""
+
     # the sum of zeros and NaNs, since an array of flags would be another table in memory
     def is_finite(part: Any) -> jax.Array:
         return jnp.isfinite(sum(jnp.sum(leaf * 0) for leaf in jax.tree.leaves(part)))

@@ -15,7 +15,7 @@ from convert import cli
 from convert.formats import load_predictor
 from convert.optimizer import OptimizerState
 from convert.weights import language_model_weights
-from jaxlm.cli import app, run_command
+from jaxlm import cli as jaxlm_cli
 from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
 
@@ -29,7 +29,7 @@ def run_convert(*arguments: object) -> int:
 
 def run_jaxlm(*arguments: object) -> int:
     """Runs `jaxlm`, returns its exit code."""
-    return run_command(lambda: app.cli(args=[str(argument) for argument in arguments]))
+    return jaxlm_cli.run([str(argument) for argument in arguments])
 
 
 def run_python(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:

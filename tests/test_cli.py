@@ -10,12 +10,12 @@ from flax import nnx
 from helpers import rewrite_json
 
 from jaxlm.checkpoint import Checkpoints, Progress
-from jaxlm.cli import COMMANDS, app, run_command
+from jaxlm.cli import run
 from jaxlm.run import load_config, read_metrics, save_config
 
 
 def jaxlm(*arguments: object) -> int:
-    return run_command(lambda: app.cli(args=[str(argument) for argument in arguments]), *COMMANDS)
+    return run([str(argument) for argument in arguments])
 
 
 def error_line(capsys: pytest.CaptureFixture) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxlm.cli import COMMANDS, app, run_command
+from jaxlm.cli import run
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.corpus import prepare
 from jaxlm.training_loop import train
@@ -68,7 +68,7 @@ def originals(text_file, tmp_path_factory) -> tuple[Path, Path]:
 def evaluate(directory: Path, capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
     """Returns the exit code, the numbers and the errors of `jaxlm evaluate`."""
     arguments = ["evaluate", directory / "run", "--data", directory / "data", "--max-tokens", 200]
-    code = run_command(lambda: app.cli(args=list(map(str, arguments))), *COMMANDS)
+    code = run(list(map(str, arguments)))
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.strip() and "evaluating" not in line]  # progress bars
     return code, captured.out, "\n".join(lines)
@@ -125,7 +125,7 @@ def test_training_resumes_from_the_checkpoint_before_a_damaged_one(originals, tm
     arguments += "--embedding-size 5 --hidden-size 6 --batch-size 4 --sequence-length 5 --num-sampled 20".split()
     arguments += ["--eval-tokens", 200]
     with caplog.at_level("INFO", "jaxlm"):
-        assert run_command(lambda: app.cli(args=list(map(str, arguments))), *COMMANDS) == 0
+        assert run(list(map(str, arguments))) == 0
     assert "Checkpoint 60 is passed over" in caplog.text and "resuming from step 40" in caplog.text
     capsys.readouterr()
     assert evaluate(directory, capsys) == evaluate(originals[0], capsys)
@@ -153,5 +153,5 @@ def test_a_changed_text_is_refused(originals, tmp_path, capsys):
     (run / "config.json").write_text((originals[0] / "run" / "config.json").read_text())
     arguments = ["train", directory / "data", "--out", run, "--steps", 80, "--eval-every", 20, "--eval-tokens", 200]
     arguments += "--embedding-size 5 --hidden-size 6 --batch-size 4 --sequence-length 5 --num-sampled 20".split()
-    assert run_command(lambda: app.cli(args=list(map(str, arguments))), *COMMANDS) == 2
+    assert run(list(map(str, arguments))) == 2
     assert "The train text has changed since" in capsys.readouterr().err

@@ -15,12 +15,10 @@ import tyro
 
 import convert.cli
 import jaxlm.cli
-from jaxlm.cli import run_command
-
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {
-    "jaxlm": ("prepare", "train", "evaluate", "generate"),
+    "jaxlm": ("prepare", "train", "resume", "evaluate", "generate", "doctor"),
     "jaxlm-convert": ("to-keras", "from-keras", "verify"),
 }
 # what the pages say, and what runs in seconds
@@ -78,7 +76,7 @@ def exported(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("exported")
     for name in ("novels.keras", "novels"):
         arguments = ["to-keras", str(run_dir), str(directory / name)]
-        assert run_command(lambda arguments=arguments: convert.cli.app.cli(args=arguments)) == 0
+        assert convert.cli.run(arguments) == 0
     return directory
 
 

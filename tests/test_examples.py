@@ -43,8 +43,9 @@ SMALL = {
     "keras_full_softmax.py": "DATA --minutes 0.02 --embedding-size 8 --hidden-size 8 --eval-tokens 100".split(),
     "conversion.py": ["--vocab-size", 1000],
     "kills.py": ["--kills", 3],
+    "checkpoint.py": ["--vocab-size", 1000, "--repeats", 1],
 }
-EXHAUSTIVE = {"startup.py", "num_sampled.py", "keras_full_softmax.py", "conversion.py", "sampler.py"}
+EXHAUSTIVE = {"checkpoint.py", "startup.py", "num_sampled.py", "keras_full_softmax.py", "conversion.py", "sampler.py"}
 
 
 def test_every_benchmark_has_a_small_size():
