@@ -15,6 +15,7 @@ import tyro
 
 import convert.cli
 import jaxlm.cli
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {
