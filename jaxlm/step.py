@@ -216,9 +216,10 @@ def _update(
             # what is left to undo are scalars, such as Adam's count
             params[name], opt_state[name] = jax.tree.map(partial(_select_scalar, finite), after, before)
         else:
-            updates, new_state = tx.update(gradient, state.opt_state[name], param)
-            after = (optax.apply_updates(param, updates), new_state)
-            params[name], opt_state[name] = jax.tree.map(partial(jnp.where, finite), after, before)
+            # a conditional, since selecting each number would read all of them once more
+            params[name], opt_state[name] = jax.lax.cond(
+                finite, partial(_apply, tx, gradient), lambda *old: old, *before
+            )
     skipped = jnp.where(finite, state.skipped.at[1].set(0), state.skipped + 1)
     return dataclasses.replace(
         state,
@@ -229,6 +230,13 @@ def _update(
         carry=jax.tree.map(partial(jnp.where, finite), carry, state.carry),
         skipped=skipped,
     )
+
+
+def _apply(
+    tx: optax.GradientTransformation, gradient: Any, param: Any, opt_state: optax.OptState
+) -> tuple[Any, optax.OptState]:
+    updates, opt_state = tx.update(gradient, opt_state, param)
+    return optax.apply_updates(param, updates), opt_state
 
 
 def _select_scalar(condition: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
