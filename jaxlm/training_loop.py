@@ -55,7 +55,8 @@ def train(
       model_config: its `vocab_size` is the size of the corpus' vocabulary.
       train_config: what a step does.
       schedule: learning rate, length and evaluations.
-      data: directory of the corpus, noted in config.json for `jaxlm evaluate`.
+      data: directory of the corpus, noted in config.json for `jaxlm evaluate` and `resume`; by default the one
+        that `load_corpus` opened.
       progress: whether to show progress bars.
 
     Returns:
@@ -68,6 +69,7 @@ def train(
         check_ids(f"corpus.{name}", getattr(corpus, name), len(corpus.vocabulary))
     total_steps = known_total_steps(schedule, train_config, corpus.train.size)
     fingerprints = {name: fingerprint(getattr(corpus, name)) for name in ("train", "valid")}
+    data = data or _directory_of(corpus)
     config = RunConfig(model_config, train_config, schedule, str(data), total_steps, fingerprints)
 
     def create() -> TrainState:
@@ -114,13 +116,19 @@ def resume(directory: PathLike, *, progress: bool = True, **changes: Any) -> Eva
     """
     config = load_config(Path(directory))
     if config.train is None or config.schedule is None or not config.data:
-        raise InputError(f"{directory} has not been trained yet; begin with `jaxlm train`.")
+        raise InputError(f"{directory} was not trained on a prepared corpus yet; begin with `jaxlm train`.")
     changed = {name: value for name, value in changes.items() if value is not None}
     if changed.keys() & LENGTHS:  # one length replaces another
         changed = dict.fromkeys(LENGTHS, 0) | changed
     schedule = dataclasses.replace(config.schedule, **changed)
     corpus = load_corpus(config.data)
     return train(corpus, directory, config.model, config.train, schedule, data=config.data, progress=progress)
+
+
+def _directory_of(corpus: Corpus) -> PathLike:
+    """Returns where a corpus was opened; "" if it was made by hand."""
+    filename = getattr(corpus.train, "filename", None)
+    return Path(filename).parent if filename else ""
 
 
 def _imported_state(

@@ -149,9 +149,19 @@ def test_a_changed_text_is_refused(originals, tmp_path, capsys):
     (directory / "text.txt").write_text("".join(sorted(text)), encoding="utf-8")
     given = Vocabulary.load(directory / "run" / "vocabulary.json")
     prepare(directory / "text.txt", directory / "data", vocabulary=given, progress=False)
-    run = directory / "run"
-    (run / "config.json").write_text((originals[0] / "run" / "config.json").read_text())
-    arguments = ["train", directory / "data", "--out", run, "--steps", 80, "--eval-every", 20, "--eval-tokens", 200]
+    (directory / "run" / "config.json").write_text((originals[0] / "run" / "config.json").read_text())
+    arguments = [
+        "train",
+        directory / "data",
+        "--out",
+        directory / "run",
+        "--steps",
+        80,
+        "--eval-every",
+        20,
+        "--eval-tokens",
+        200,
+    ]
     arguments += "--embedding-size 5 --hidden-size 6 --batch-size 4 --sequence-length 5 --num-sampled 20".split()
     assert run(list(map(str, arguments))) == 2
     assert "The train text has changed since" in capsys.readouterr().err

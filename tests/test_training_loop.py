@@ -132,11 +132,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(corpus, 
     assert not Checkpoints(tmp_path).steps()  # it went wrong before the first
 
 
-def test_a_finished_run_continues_only_if_made_longer(corpus, tmp_path):
+def test_a_finished_run_continues_only_if_made_longer(corpus, corpus_dir, tmp_path):
     schedule = dataclasses.replace(SCHEDULE, steps=10)
     first = train(corpus, str(tmp_path), model_config(corpus), TRAIN, schedule, progress=False)
     assert train(corpus, str(tmp_path), model_config(corpus), TRAIN, schedule, progress=False) == first
-    assert load_config(tmp_path).total_steps == 10
+    config = load_config(tmp_path)
+    assert config.total_steps == 10 and config.data == str(corpus_dir)  # where `load_corpus` opened it
     longer = dataclasses.replace(schedule, steps=15)
     train(corpus, tmp_path, model_config(corpus), TRAIN, longer, progress=False)
     assert Checkpoints(tmp_path).latest_step() == 15
