@@ -17,7 +17,7 @@ from jaxlm.batches import train_batch
 from jaxlm.checkpoint import Checkpoints, Progress
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.corpus import Corpus, PathLike, fingerprint, load_corpus
-from jaxlm.errors import InputError
+from jaxlm.errors import InputError, require
 from jaxlm.evaluation import Evaluation
 from jaxlm.memory import require_memory
 from jaxlm.model import LanguageModel
@@ -117,6 +117,8 @@ def resume(directory: PathLike, *, progress: bool = True, **changes: Any) -> Eva
     config = load_config(Path(directory))
     if config.train is None or config.schedule is None or not config.data:
         raise InputError(f"{directory} was not trained on a prepared corpus yet; begin with `jaxlm train`.")
+    known = {field.name for field in dataclasses.fields(ScheduleConfig)}
+    require(changes.keys() <= known, "changes", f"fields of ScheduleConfig, {sorted(known)}", sorted(changes))
     changed = {name: value for name, value in changes.items() if value is not None}
     if changed.keys() & LENGTHS:  # one length replaces another
         changed = dict.fromkeys(LENGTHS, 0) | changed

@@ -22,7 +22,7 @@ from jaxlm.evaluation import evaluate
 from jaxlm.model import LanguageModel
 from jaxlm.run import load_config, load_model, read_metrics
 from jaxlm.train_state import TrainState
-from jaxlm.training_loop import train
+from jaxlm.training_loop import resume, train
 
 TRAIN = TrainConfig(batch_size=4, sequence_length=5, num_sampled=20)
 SCHEDULE = ScheduleConfig(steps=600, eval_every=60, eval_tokens=40, decay_fraction=0.3)
@@ -101,6 +101,11 @@ def test_a_run_with_other_settings_is_refused(run_dir, corpus, change, message):
     with pytest.raises(InputError, match=message):
         train(corpus, run_dir, *settings, progress=False)
     assert (run_dir / "config.json").read_bytes() == before
+
+
+def test_a_resumed_run_changes_only_its_schedule(run_dir):
+    with pytest.raises(InputError, match="expected fields of ScheduleConfig"):
+        resume(run_dir, hidden_size=9)
 
 
 def test_another_directory_or_vocabulary_is_refused(run_dir, corpus, tmp_path):
