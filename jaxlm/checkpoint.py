@@ -89,15 +89,26 @@ class Checkpoints:
             pending.result()
 
     def _write(self, step: int, arrays: dict[str, Any], progress: Progress) -> None:
-        path, failure = self.directory / str(step), ""
+        with _quiet():
+            failure = self._try_to_write(step, arrays, progress)
+            if failure:
+                time.sleep(0.5)  # writes that were under way fail now
+                gc.collect()  # and their futures, free of the exception, complain
+        if failure:
+            sys.unraisablehook = _ignore_closed_loops  # a slow write may fail later still
+            raise OSError(f"checkpoint {step} could not be written: {failure}")
+
+    def _try_to_write(self, step: int, arrays: dict[str, Any], progress: Progress) -> str:
+        """Returns what went wrong, or nothing."""
+        path = self.directory / str(step)
         try:
             self.directory.mkdir(exist_ok=True)
             needed, free = sum(array.nbytes for array in arrays.values()), shutil.disk_usage(self.directory).free
             if needed > free:  # told before Orbax tries
-                raise OSError(f"it needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
+                return f"it needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free"
             if path.exists():  # a damaged one that was passed over
                 _delete(path)
-            with staged(path) as target, _quiet():
+            with staged(path) as target:
                 target.mkdir()
                 self.arrays.save(target / STATE_DIRECTORY, args=ocp.args.PyTreeSave(arrays))
                 write_json(target / PROGRESS_FILE, progress._asdict(), PROGRESS_FORMAT)
@@ -105,12 +116,8 @@ class Checkpoints:
             self.intact[step] = True
             self._prune()
         except Exception as error:  # Orbax and TensorStore raise anything on a full disk
-            failure = reason(error)
-        if failure:
-            with _quiet():
-                time.sleep(0.2)  # writes that were under way fail now
-                gc.collect()  # and their futures, free of the exception, complain
-            raise OSError(f"checkpoint {step} could not be written: {failure}")
+            return reason(error)
+        return ""
 
     def _prune(self) -> None:
         steps = self.steps()
@@ -243,6 +250,12 @@ def _to_host(leaf: jax.Array) -> Any:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jax.random.key_data(leaf).copy())
     return jax.device_get(leaf)
+
+
+def _ignore_closed_loops(unraisable: Any) -> None:
+    """Prints what could not be raised, except that a write of TensorStore ended after Orbax had given up."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 @contextmanager
