@@ -94,7 +94,8 @@ def train(
 
     Args:
       data: Directory made by `jaxlm prepare`.
-      out: Run directory. Resumes the run it holds, if the settings are the same.
+      out: Run directory. Resumes the run it holds, if the settings of the model and of a training step are the
+        same; the schedule may change.
       model: Shape of the model.
       config: What a training step does.
       schedule: Learning rate, length and evaluations.
@@ -121,9 +122,9 @@ def resume(
 
     Args:
       run: Run directory.
-      steps: New length of the run in steps.
-      epochs: New length in passes over the training text.
-      minutes: New length in minutes, not counting evaluation.
+      steps: New length of the whole run in steps, those already done included.
+      epochs: New length of the whole run in passes over the training text.
+      minutes: New length of the whole run in minutes, not counting evaluation.
       learning_rate: New highest learning rate.
     """
     from jaxlm.corpus import load_corpus

@@ -65,15 +65,21 @@ def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunC
     old = load_config(directory)
     if load_vocabulary(directory, old) != vocabulary:
         raise InputError(f"{directory} is a run with another vocabulary; choose another `out`.")
-    untrained = Checkpoints(directory).steps() == [0]  # an imported model: any settings will do
+    steps = Checkpoints(directory).steps()
+    untrained = steps == [0]  # an imported model: any settings will do
     _check_same_run(directory, config, RunConfig(old.model) if untrained else old)
-    lengths = ("steps", "epochs", "minutes")
-    if old.schedule is not None and config.schedule is not None and not untrained:
-        for name, value in dataclasses.asdict(config.schedule).items():
-            if value != getattr(old.schedule, name):
-                logger.info("%s changes from %r to %r", name, getattr(old.schedule, name), value)
-        if all(getattr(config.schedule, name) == getattr(old.schedule, name) for name in lengths):
+    ours, theirs = config.schedule, old.schedule
+    if ours is not None and theirs is not None and not untrained:
+        if all(getattr(ours, name) == getattr(theirs, name) for name in ("steps", "epochs", "minutes")):
             config = config._replace(total_steps=old.total_steps)
+        elif steps and 0 < config.total_steps < steps[0]:
+            raise InputError(
+                f"{directory} already has {steps[0]} steps, and the new length is {config.total_steps}; a length counts"
+                " from the beginning of the run, so give a greater one."
+            )
+        for name, value in dataclasses.asdict(ours).items():
+            if value != getattr(theirs, name):
+                logger.info("%s changes from %r to %r", name, getattr(theirs, name), value)
     config = config._replace(fingerprints=old.fingerprints | config.fingerprints)
     save_config(directory, config)
     return config

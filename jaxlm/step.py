@@ -51,6 +51,8 @@ def train_step(
     Raises:
       InputError: the shapes do not fit the state, or an id is out of range.
     """
+    pair = isinstance(batch, tuple | list) and len(batch) in (2, 3)
+    require(pair, "batch", "a Batch, or a pair of inputs and labels", type(batch).__name__)
     return jit_train_step(state, _checked(state, Batch(*batch)), jnp.asarray(learning_rate, jnp.float32))
 
 

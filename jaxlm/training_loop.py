@@ -146,7 +146,7 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
     """Runs the steps from the first one of this process to the last one of the run."""
     step, schedule, sizes = run.first_step, run.schedule, (run.train.batch_size, run.train.sequence_length)
     if step >= run.config.total_steps > 0:
-        logger.info("the run already has its %d steps; raise `steps`, `epochs` or `minutes` to continue it", step)
+        logger.info("the run already has its %d steps; give it a greater length to continue it", step)
         return run.evaluate(state)
     evaluation, watch, losses = None, Stopwatch(resumed.seconds), LateLosses(run, state, resumed.losses)
     with StopSignals() as stop, run.progress_bar() as bar:

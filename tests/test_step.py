@@ -243,6 +243,12 @@ def test_wrong_batches_on_the_host_raise(asarray, inputs, labels, message):
         train_step(TrainState.create(make_model(), TRAIN), (asarray(inputs), asarray(labels)), 0.1)
 
 
+@pytest.mark.parametrize("batch", [INPUTS, (INPUTS,), "words"])
+def test_what_is_not_a_batch_raises(batch):
+    with pytest.raises(InputError, match="expected a Batch, or a pair of inputs and labels"):
+        train_step(TrainState.create(make_model(), TRAIN), batch, 0.1)
+
+
 def test_lists_are_batches_too():
     results = [
         train_step(TrainState.create(make_model(), TRAIN), batch, 0.1)[1]

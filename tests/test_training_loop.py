@@ -143,6 +143,10 @@ def test_a_finished_run_continues_only_if_made_longer(corpus, corpus_dir, tmp_pa
     assert train(corpus, str(tmp_path), model_config(corpus), TRAIN, schedule, progress=False) == first
     config = load_config(tmp_path)
     assert config.total_steps == 10 and config.data == str(corpus_dir)  # where `load_corpus` opened it
+    shorter, before = dataclasses.replace(schedule, steps=5), (tmp_path / "config.json").read_bytes()
+    with pytest.raises(InputError, match="already has 10 steps, and the new length is 5"):
+        train(corpus, tmp_path, model_config(corpus), TRAIN, shorter, progress=False)
+    assert (tmp_path / "config.json").read_bytes() == before
     longer = dataclasses.replace(schedule, steps=15)
     train(corpus, tmp_path, model_config(corpus), TRAIN, longer, progress=False)
     assert Checkpoints(tmp_path).latest_step() == 15
