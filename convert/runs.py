@@ -5,15 +5,13 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from flax import nnx
-
 from convert.keras_ids import KerasIds, frequency_order
 from convert.optimizer import OptimizerState, from_train_state, to_train_state
 from jaxlm.checkpoint import Checkpoints, Progress
 from jaxlm.config import ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
 from jaxlm.files import read_json, staged
-from jaxlm.model import LanguageModel, RowParam
+from jaxlm.model import LanguageModel, split_params
 from jaxlm.run import RunConfig, create_run, load_model
 from jaxlm.text import Tokenization
 from jaxlm.train_state import initial_opt_state
@@ -85,8 +83,7 @@ def write(
         if keras_ids is not None:
             keras_ids.save(partial)
             model, optimizer = keras_ids.model_for_run(model, optimizer)
-        graphdef, *params = nnx.split(model, RowParam, nnx.Param)
-        tables, dense = map(nnx.to_pure_dict, params)
+        _, tables, dense = split_params(model)
         saved, config = {"tables": tables, "dense": dense}, RunConfig(model.config)
         if optimizer is not None:
             train_config = TrainConfig(optimizer=optimizer.name, clip_norm=optimizer.clip_norm)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: arrays written and read by Orbax, with checksums, each there whole or not at all."""
+"""Checkpoints of a run: arrays written and read by Orbax, with checksums. Each appears whole or not at all."""
 
 import gc
 import logging
@@ -21,7 +21,7 @@ from flax import nnx
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
 from jaxlm.files import read_json, staged, verify_checksums, write_checksums, write_json
-from jaxlm.model import LanguageModel, RowParam
+from jaxlm.model import LanguageModel, split_params
 from jaxlm.train_state import initial_opt_state
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
@@ -253,14 +253,14 @@ def _to_host(leaf: jax.Array) -> Any:
 
 
 def _ignore_closed_loops(unraisable: Any) -> None:
-    """Prints what could not be raised, except that a write of TensorStore ended after Orbax had given up."""
+    """Prints unraisable errors as usual, except those of TensorStore writes that outlive a failed save."""
     if "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences Orbax: warnings at every save that mean nothing, and tracebacks of errors that it also raises."""
+    """Silences Orbax: it logs harmless warnings at every save, and tracebacks of errors that it also raises."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, hook = [each.level for each in loggers], sys.unraisablehook
     for each in loggers:
@@ -278,10 +278,7 @@ def _quiet() -> Iterator[None]:
 
 def _abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
     """Returns the structure of a model, and the shapes of its tables and of its dense parameters."""
-    abstract = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
-    graphdef, *params = nnx.split(abstract, RowParam, nnx.Param)
-    tables, dense = map(nnx.to_pure_dict, params)
-    return graphdef, tables, dense
+    return split_params(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))))
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def generate(
 
 @app.command
 def doctor(path: tyro.conf.Positional[Path | None] = None, /) -> int:
-    """Check this machine, and the files of a run or a corpus; exit code 1 if something is wrong.
+    """Check this machine, and the files of a run or a corpus. Exits with 1 if something is wrong.
 
     Args:
       path: Run directory, or directory made by `jaxlm prepare`.

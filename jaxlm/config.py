@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxlm.errors import require
 
+LENGTHS = ("steps", "epochs", "minutes")  # fields of ScheduleConfig, of which a run has one
+
 Optimizer = Literal["adam", "adagrad", "sgd"]
 Sampler = Literal["log_uniform", "uniform", "unigram"]
 Loss = Literal["sampled_softmax", "nce", "full"]
@@ -137,7 +139,7 @@ class ScheduleConfig:
         )
         require(self.learning_rate > 0, "learning_rate", "a number above 0", self.learning_rate)
         require(0 <= self.decay_fraction <= 1, "decay_fraction", "a fraction in [0, 1]", self.decay_fraction)
-        lengths = {name: getattr(self, name) for name in ("steps", "epochs", "minutes")}
+        lengths = {name: getattr(self, name) for name in LENGTHS}
         if sum(value > 0 for value in lengths.values()) > 1:
             require(False, "steps", "only one of `steps`, `epochs` and `minutes`", lengths)
 

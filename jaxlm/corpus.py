@@ -174,6 +174,12 @@ def fingerprint(tokens: np.ndarray, samples: int = 64, length: int = 4096) -> st
     return f"{tokens.size:,} words, {checksum:08x}"
 
 
+def fingerprints(corpus: Corpus) -> dict[str, str]:
+    """Returns what tells whether the vocabulary or a text of a run was changed, by name."""
+    texts = {name: fingerprint(getattr(corpus, name)) for name in ("train", "valid")}
+    return texts | {VOCABULARY_FILE: corpus.vocabulary.checksum}
+
+
 def oov_rate(tokens: np.ndarray, vocabulary: Vocabulary) -> float:
     """Returns the fraction of words that are `<unk>`."""
     unk = vocabulary.ids[UNK]

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import jax
 
 from jaxlm.checkpoint import Checkpoints
-from jaxlm.config import ModelConfig
-from jaxlm.corpus import VOCABULARY_FILE, fingerprint, load_corpus
+from jaxlm.corpus import VOCABULARY_FILE, fingerprints, load_corpus
 from jaxlm.errors import InputError
 from jaxlm.files import CHECKSUMS_FILE, verify_checksums
 from jaxlm.memory import available_bytes
@@ -69,16 +68,12 @@ def _describe_corpus(path: Path) -> str:
 
 
 def _examine_run(path: Path) -> Iterator[Finding]:
-    config = RunConfig(ModelConfig(1))
-
-    def read_config() -> str:
-        nonlocal config
+    try:
         config = load_config(path)
-        return "intact"
-
-    yield (finding := _attempt(CONFIG_FILE, read_config))
-    if not finding.is_good:
+    except (InputError, OSError) as error:
+        yield Finding(CONFIG_FILE, str(error), is_good=False)
         return
+    yield Finding(CONFIG_FILE, "intact")
     yield _attempt(VOCABULARY_FILE, lambda: f"{len(load_vocabulary(path, config)):,} words, intact")
     if config.data:
         yield _attempt("corpus", lambda: _same_corpus(config))
@@ -94,8 +89,7 @@ def _intact(directory: Path) -> str:
 
 def _same_corpus(config: RunConfig) -> str:
     corpus = load_corpus(config.data)
-    for name in ("train", "valid"):
-        text = fingerprint(getattr(corpus, name))
-        if config.fingerprints.get(name, text) != text:
-            raise InputError(f"the {name} text in {config.data} has changed since the run was begun")
+    for name, value in fingerprints(corpus).items():
+        if config.fingerprints.get(name, value) != value:
+            raise InputError(f"{name} in {config.data} has changed since the run was begun")
     return f"{config.data}, intact"

@@ -1,5 +1,7 @@
 """`LanguageModel`: embedding -> LSTM stack -> softmax rows, as a Flax NNX module."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,7 +17,7 @@ SOFTMAX_SCALE = 0.4  # of word vectors in the softmax rows
 
 
 class RowParam(nnx.Param):
-    """A table of which each step touches only a few rows. `nnx.split` separates it from dense parameters."""
+    """A table of which each step touches only a few rows. `split_params` separates it from dense parameters."""
 
 
 class LanguageModel(nnx.Module):
@@ -117,6 +119,16 @@ class LanguageModel(nnx.Module):
         carry = self.initial_carry(inputs.shape[0]) if carry is None else carry
         hidden, carry = self.hidden(self.embed(inputs), carry)
         return hidden @ self.weights[...].T + self.biases[...][None, None, :], carry
+
+
+def split_params(model: LanguageModel) -> tuple[nnx.GraphDef, dict[str, jax.Array], dict[str, Any]]:
+    """Splits a model, or an abstract one, into its structure, its tables and its dense parameters.
+
+    The inverse is `nnx.merge(graphdef, tables, dense)`.
+    """
+    graphdef, *params = nnx.split(model, RowParam, nnx.Param)
+    tables, dense = map(nnx.to_pure_dict, params)
+    return graphdef, tables, dense
 
 
 def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str) -> jax.Array | None:

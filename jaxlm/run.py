@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from jaxlm.checkpoint import CHECKPOINTS_DIRECTORY, Checkpoints
-from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.config import LENGTHS, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.corpus import VOCABULARY_FILE, PathLike
 from jaxlm.errors import InputError
 from jaxlm.files import read_json, staged, write_json, write_text
@@ -48,6 +48,7 @@ def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunC
     """Makes a run directory, or checks that an existing one holds the same run.
 
     The schedule may change; the settings of the model and of a training step, the vocabulary and the texts may not.
+    An existing run is only read, since another process may be training in it.
 
     Returns:
       `config`, with the total steps of the existing run if its length is the same.
@@ -70,7 +71,7 @@ def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunC
     _check_same_run(directory, config, RunConfig(old.model) if untrained else old)
     ours, theirs = config.schedule, old.schedule
     if ours is not None and theirs is not None and not untrained:
-        if all(getattr(ours, name) == getattr(theirs, name) for name in ("steps", "epochs", "minutes")):
+        if all(getattr(ours, name) == getattr(theirs, name) for name in LENGTHS):
             config = config._replace(total_steps=old.total_steps)
         elif steps and 0 < config.total_steps < steps[0]:
             raise InputError(
@@ -80,9 +81,7 @@ def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunC
         for name, value in dataclasses.asdict(ours).items():
             if value != getattr(theirs, name):
                 logger.info("%s changes from %r to %r", name, getattr(theirs, name), value)
-    config = config._replace(fingerprints=old.fingerprints | config.fingerprints)
-    save_config(directory, config)
-    return config
+    return config._replace(fingerprints=old.fingerprints | config.fingerprints)
 
 
 def _check_same_run(directory: Path, config: RunConfig, old: RunConfig) -> None:
@@ -106,7 +105,7 @@ def _check_same_run(directory: Path, config: RunConfig, old: RunConfig) -> None:
 
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Holds the lock of a run directory, which a process that died does not hold.
+    """Holds the lock of a run directory. The system releases it if the process dies.
 
     Raises:
       InputError: another process holds it.
@@ -224,8 +223,8 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """Reads metrics.jsonl, without damaged lines and a last line that was cut off."""
     path = directory / METRICS_FILE
     rows = []
-    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    for number, line in enumerate(lines, start=1):
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end was cut off, or is empty
         try:
             row = json.loads(line)
             row["step"] + 0

@@ -157,7 +157,7 @@ class RunLogger:
         return evaluate(state.model, self.valid, max_tokens=self.schedule.eval_tokens, progress=self.progress)
 
     def evaluate_and_save(self, step: int, state: TrainState, progress: Progress, next_batch: Batch) -> Evaluation:
-        """Evaluates, writes a checkpoint, and reports, also what sampling hides on the next batch."""
+        """Evaluates, writes a checkpoint, and reports the result and what sampling hides on the next batch."""
         evaluation = self.evaluate(state)
         if not math.isfinite(evaluation.loss):
             raise InputError(self._advice(f"The exact loss is {evaluation.loss} at step {step}."))
@@ -179,10 +179,10 @@ class RunLogger:
         return evaluation
 
     def report_skipped(self, step: int, in_a_row: int) -> None:
-        """Tells that a step was skipped.
+        """Warns that a step was skipped.
 
         Raises:
-          InputError: too many were, one after the other.
+          InputError: too many steps in a row were skipped.
         """
         logger.warning("step %d: the loss or its gradient is not finite; the step was skipped", step)
         if in_a_row >= MAX_SKIPPED:

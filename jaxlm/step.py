@@ -34,6 +34,7 @@ def train_step(
     """Runs one training step: loss and gradients on the touched rows, clipping, update in place.
 
     A step whose loss or gradient is not finite changes nothing but the counters of `state`: `step` and `skipped`.
+    Ids on the host are checked; an id out of range in a JAX array makes the loss NaN and so skips the step.
     With loss "full" the gradient of the softmax rows is dense. Another learning rate does not compile anew.
 
     Args:
@@ -46,7 +47,6 @@ def train_step(
     Returns:
       The new state, and the mean training loss in nats, NaN if the step was skipped. A sampled loss is not
       comparable with an exact one.
-      Ids on the host are checked; an id out of range in a JAX array makes the loss NaN and skips the step.
 
     Raises:
       InputError: the shapes do not fit the state, or an id is out of range.

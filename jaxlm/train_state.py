@@ -16,7 +16,7 @@ from jaxlm.cooccurrence import word_vectors
 from jaxlm.corpus import Corpus
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
-from jaxlm.model import LanguageModel, RowParam
+from jaxlm.model import LanguageModel, split_params
 
 
 @jax.tree_util.register_dataclass
@@ -96,8 +96,7 @@ class TrainState:
                 fits = counts.shape == (vocab_size,) and counts.dtype.kind in "iu"
                 require(fits, "unigram_counts", expected, f"{counts.dtype} {counts.shape}")
                 table = unigram_table(np.maximum(counts, 1))
-        graphdef, *params = nnx.split(model, RowParam, nnx.Param)
-        tables, dense = map(nnx.to_pure_dict, params)
+        graphdef, tables, dense = split_params(model)
         opt_state = initial_opt_state(tables, dense, config)
         carry = model.initial_carry(config.batch_size)
         key, skipped = jax.random.key(config.seed), jnp.zeros(2, jnp.int32)

@@ -15,20 +15,18 @@ from flax import nnx
 
 from jaxlm.batches import train_batch
 from jaxlm.checkpoint import Checkpoints, Progress
-from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
-from jaxlm.corpus import Corpus, PathLike, fingerprint, load_corpus
+from jaxlm.config import LENGTHS, ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.corpus import Corpus, PathLike, fingerprints, load_corpus
 from jaxlm.errors import InputError, require
 from jaxlm.evaluation import Evaluation
 from jaxlm.memory import require_memory
 from jaxlm.model import LanguageModel
-from jaxlm.run import RunConfig, load_config, lock, open_run
+from jaxlm.run import RunConfig, load_config, lock, open_run, save_config
 from jaxlm.run_logger import LOG_EVERY, RunLogger
 from jaxlm.schedule import known_total_steps
 from jaxlm.step import train_step
 from jaxlm.token_ids import check_ids
 from jaxlm.train_state import TrainState
-
-LENGTHS = {"steps", "epochs", "minutes"}
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +66,8 @@ def train(
     for name in ("train", "valid"):
         check_ids(f"corpus.{name}", getattr(corpus, name), len(corpus.vocabulary))
     total_steps = known_total_steps(schedule, train_config, corpus.train.size)
-    fingerprints = {name: fingerprint(getattr(corpus, name)) for name in ("train", "valid")}
     data = data or _directory_of(corpus)
-    config = RunConfig(model_config, train_config, schedule, str(data), total_steps, fingerprints)
+    config = RunConfig(model_config, train_config, schedule, str(data), total_steps, fingerprints(corpus))
 
     def create() -> TrainState:
         model = LanguageModel(model_config, corpus.vocabulary.log_unigram, rngs=nnx.Rngs(train_config.seed))
@@ -81,6 +78,7 @@ def train(
     directory = Path(directory)
     config = open_run(directory, config, corpus.vocabulary)
     with lock(directory):
+        save_config(directory, config)
         checkpoints = Checkpoints(directory)
         step, resumed = checkpoints.latest_step(), Progress(0.0)
         if step is None:
@@ -120,7 +118,7 @@ def resume(directory: PathLike, *, progress: bool = True, **changes: Any) -> Eva
     known = {field.name for field in dataclasses.fields(ScheduleConfig)}
     require(changes.keys() <= known, "changes", f"fields of ScheduleConfig, {sorted(known)}", sorted(changes))
     changed = {name: value for name, value in changes.items() if value is not None}
-    if changed.keys() & LENGTHS:  # one length replaces another
+    if changed.keys() & set(LENGTHS):  # one length replaces another
         changed = dict.fromkeys(LENGTHS, 0) | changed
     schedule = dataclasses.replace(config.schedule, **changed)
     corpus = load_corpus(config.data)
@@ -207,7 +205,7 @@ class LateLosses:
     """Losses of steps. Each is fetched when the next one is added, so that no step waits for it.
 
     Args:
-      run: is told of steps that were skipped.
+      run: reports skipped steps.
       state: at the beginning.
       fetched: losses from before this process that were not logged yet.
     """
@@ -246,7 +244,7 @@ class LateLosses:
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into a request that is looked at between steps; a second one stops at once."""
+    """Turns SIGINT and SIGTERM into a request that is checked between steps. A second signal stops at once."""
 
     def __enter__(self) -> "StopSignals":
         self.requested = False

@@ -16,11 +16,11 @@ from flax import nnx
 from jaxlm import training_loop
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
-from jaxlm.corpus import Corpus, unigram_loss
+from jaxlm.corpus import Corpus, fingerprints, unigram_loss
 from jaxlm.errors import InputError
 from jaxlm.evaluation import evaluate
 from jaxlm.model import LanguageModel
-from jaxlm.run import load_config, load_model, read_metrics
+from jaxlm.run import load_config, load_model, lock, read_metrics
 from jaxlm.train_state import TrainState
 from jaxlm.training_loop import resume, train
 
@@ -119,6 +119,16 @@ def test_another_directory_or_vocabulary_is_refused(run_dir, corpus, tmp_path):
         train(corpus._replace(vocabulary=other), run_dir, model, config, schedule, progress=False)
 
 
+def test_a_run_that_another_process_trains_is_left_alone(corpus, tmp_path):
+    schedule = dataclasses.replace(SCHEDULE, steps=10)
+    train(corpus, tmp_path, model_config(corpus), TRAIN, schedule, progress=False)
+    before = (tmp_path / "config.json").read_bytes()
+    with lock(tmp_path), pytest.raises(InputError, match="Another process is training"):
+        longer = dataclasses.replace(schedule, steps=20)
+        train(corpus, tmp_path, model_config(corpus), TRAIN, longer, progress=False)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
 def test_bad_settings_leave_no_directory(corpus, tmp_path):
     with pytest.raises(InputError, match="num_sampled"):
         config = dataclasses.replace(TRAIN, num_sampled=9999)
@@ -158,6 +168,7 @@ def test_minutes_are_turned_into_steps_and_written_down(corpus, tmp_path):
     assert train(corpus, tmp_path, model_config(corpus), TRAIN, schedule, progress=False) is not None
     total_steps = load_config(tmp_path).total_steps
     assert Checkpoints(tmp_path).latest_step() == total_steps > 0
+    assert load_config(tmp_path).fingerprints == fingerprints(corpus)  # also after the length was written down
     rates = [row["learning_rate"] for row in read_metrics(tmp_path) if "learning_rate" in row]
     assert rates[0] == pytest.approx(SCHEDULE.learning_rate) and rates[-1] < 0.2 * SCHEDULE.learning_rate
 
