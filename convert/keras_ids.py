@@ -11,6 +11,7 @@ from flax import nnx
 from convert.optimizer import OptimizerState
 from convert.weights import aligned_empty
 from jaxlm.errors import InputError
+from jaxlm.files import read_array
 from jaxlm.model import LanguageModel
 
 KERAS_IDS_FILE = "keras_ids.npy"  # in the run directory; missing if the ids are the same
@@ -55,12 +56,9 @@ class KerasIds(NamedTuple):
         path = directory / KERAS_IDS_FILE
         if not path.exists():
             return None
-        try:
-            ids = np.load(path, allow_pickle=False)
-            if not np.array_equal(np.sort(ids), np.arange(vocab_size)):
-                raise ValueError(f"expected every id from 0 to {vocab_size - 1} once")
-        except (ValueError, EOFError, TypeError) as error:
-            raise InputError(f"{path} is damaged: {error}") from error
+        ids = read_array(path)
+        if ids.dtype != np.int64 or not np.array_equal(np.sort(ids, axis=None), np.arange(vocab_size)):
+            raise InputError(f"{path} is damaged: expected every id from 0 to {vocab_size - 1} once.")
         return cls(ids)
 
     def tokens_for_keras(self, tokens: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxlm.errors import InputError, require
-from jaxlm.files import staged, verify_checksums, write_checksums
+from jaxlm.files import read_array, staged, verify_checksums, write_checksums
 from jaxlm.text import PieceEncoder, Tokenization, auto_ids, read_chunks
 from jaxlm.token_ids import blocks, id_range
 from jaxlm.vocabulary import EOS, UNK, Vocabulary, select_words
@@ -152,11 +152,9 @@ def load_tokens(path: Path, vocabulary: Vocabulary) -> np.ndarray:
       InputError: the file is missing or damaged, or holds anything else.
     """
     try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; make it with `jaxlm prepare`.") from error
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path} is damaged; make it again with `jaxlm prepare`: {error}") from error
+        tokens = read_array(path, "r")
+    except InputError as error:
+        raise InputError(f"{error} Make it with `jaxlm prepare`.") from error
     if tokens.ndim != 1 or tokens.dtype != np.int32 or tokens.size < 2:
         raise InputError(f"{path}: expected int32 ids [N]. Received: {tokens.dtype} {tokens.shape}.")
     low, high = id_range(tokens)

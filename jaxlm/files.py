@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from jaxlm.errors import InputError, reason
 
@@ -88,6 +90,20 @@ def read_json(path: Path, version: int | None = None) -> dict[str, Any]:
         if checksum != _json_checksum(value):
             raise InputError(f"{path} is damaged: its checksum is wrong. Restore it from a copy, or make it again.")
     return value
+
+
+def read_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """Reads an array from a `.npy` file.
+
+    Raises:
+      InputError: the file does not exist, or does not hold an array.
+    """
+    try:
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist.") from error
+    except Exception as error:  # a damaged header ends in whatever Python's own parser raises
+        raise InputError(f"{path} is not a NumPy array, or is damaged ({type(error).__name__}).") from error
 
 
 def _json_checksum(value: dict[str, Any]) -> str:

@@ -229,7 +229,7 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             row["step"] + 0
             rows.append(row)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             logger.warning("%s: line %d is damaged and left out", path, number)
     return rows
 

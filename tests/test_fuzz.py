@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from convert.keras_ids import KERAS_IDS_FILE, KerasIds
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.corpus import load_tokens
 from jaxlm.errors import InputError
@@ -68,9 +69,10 @@ def fuzz_bytes(data, directory):
     for _ in range(data.draw(st.integers(1, 4))):
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     content = data.draw(st.binary(max_size=200) | st.just(bytes(good[: data.draw(st.integers(0, len(good)))])))
-    for name in ("tokens.npy", "vocabulary.json", "config.json"):
+    for name in ("tokens.npy", KERAS_IDS_FILE, "vocabulary.json", "config.json"):
         (directory / name).write_bytes(content)
     read(load_tokens, directory / "tokens.npy", VOCABULARY)
+    read(KerasIds.load, directory, len(VOCABULARY))
     read(Vocabulary.load, directory / "vocabulary.json")
     read(load_config, directory)
 
