@@ -17,6 +17,9 @@ class Batch(NamedTuple):
     inputs: Ids  # [batch_size, sequence_length]
     labels: Ids  # [batch_size, sequence_length]
     starts_epoch: bool | jax.Array = False  # whether the LSTM starts from the zero state
+    positions: Ids | None = None  # [batch_size, P] time steps that have labels, then of this shape; None for all
+    weights: np.ndarray | jax.Array | None = None  # [batch_size, P] the loss is the sum of these times the losses;
+    # None for the mean
 
 
 class EvaluationBatch(NamedTuple):

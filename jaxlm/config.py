@@ -72,6 +72,9 @@ class TrainConfig:
       optimizer: for the LSTM (dense) and the table rows (sparse, so that adam is lazy).
       initial_accumulator_value: where Adagrad's sums of squares start.
       clip_norm: limit on the global norm of the gradients; 0 for no clipping.
+      clip_each: whether `clip_norm` limits the norm of each parameter's gradient by itself, as Keras' `clipnorm`
+        does, and not that of all together.
+      train_embedding: whether the embedding is trained; False keeps it as it is.
       compute_dtype: data type of the factors of training's matrix products. "bfloat16" is for accelerators; CPUs
         still compute in float32. Sums, states and parameters stay float32; evaluation is unaffected.
       word_vectors: whether embedding and softmax rows start at vectors counted from the training text, where
@@ -90,6 +93,8 @@ class TrainConfig:
     optimizer: Optimizer = "adam"
     initial_accumulator_value: float = 1e-6
     clip_norm: float = 10.0
+    clip_each: bool = False
+    train_embedding: bool = True
     compute_dtype: ComputeDtype = "float32"
     word_vectors: bool = True
     seed: int = 0

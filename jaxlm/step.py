@@ -17,6 +17,7 @@ from jaxlm.candidate_sampling.samplers import (
     log_uniform_candidate_sampler,
     uniform_candidate_sampler,
 )
+from jaxlm.config import TrainConfig
 from jaxlm.cross_entropy import linear_cross_entropy
 from jaxlm.errors import require
 from jaxlm.losses import ClassRows, gather_rows, nce_loss_of_rows, sampled_softmax_loss_of_rows
@@ -41,18 +42,18 @@ def train_step(
       state: donated; use only the returned one.
       batch: a `Batch`, or a pair of inputs and labels, each `[batch_size, sequence_length]` integer ids, where each
         label is the word after the input. The LSTM state carries over from the last batch, unless the batch
-        says `starts_epoch`.
+        says `starts_epoch`. Its `positions` and `weights` say which outputs have labels, and what each counts.
       learning_rate: scalar.
 
     Returns:
-      The new state, and the mean training loss in nats, NaN if the step was skipped. A sampled loss is not
+      The new state, and the training loss in nats, NaN if the step was skipped. A sampled loss is not
       comparable with an exact one.
 
     Raises:
       InputError: the shapes do not fit the state, or an id is out of range.
     """
-    pair = isinstance(batch, tuple | list) and len(batch) in (2, 3)
-    require(pair, "batch", "a Batch, or a pair of inputs and labels", type(batch).__name__)
+    fits = isinstance(batch, tuple | list) and 2 <= len(batch) <= len(Batch._fields)
+    require(fits, "batch", "a Batch, or a pair of inputs and labels", type(batch).__name__)
     return jit_train_step(state, _checked(state, Batch(*batch)), jnp.asarray(learning_rate, jnp.float32))
 
 
@@ -60,10 +61,17 @@ def _checked(state: TrainState, batch: Batch) -> Batch:
     vocab_size, batch_size = state.tables["biases"].shape[0], state.carry[0][0].shape[0]
     inputs = check_ids("inputs", batch.inputs, vocab_size, ndim=2)
     labels = check_ids("labels", batch.labels, vocab_size, ndim=2)
-    require(labels.shape == inputs.shape, "labels", f"the shape of the inputs, {inputs.shape}", labels.shape)
+    positions, weights, source = batch.positions, batch.weights, "inputs"
+    if positions is not None:
+        positions, source = check_ids("positions", positions, inputs.shape[1], ndim=2), "positions"
+    expected = inputs.shape if positions is None else positions.shape
+    require(labels.shape == expected, "labels", f"the shape of the {source}, {expected}", labels.shape)
+    if weights is not None:
+        weights = jnp.asarray(weights, jnp.float32)
+        require(weights.shape == expected, "weights", f"the shape of the labels, {expected}", weights.shape)
     fits = inputs.shape[0] == batch_size and inputs.shape[1] > 0
     require(fits, "inputs", f"shape [{batch_size}, sequence_length], as the state was made for", inputs.shape)
-    return Batch(inputs, labels, jnp.asarray(batch.starts_epoch, bool))
+    return Batch(inputs, labels, jnp.asarray(batch.starts_epoch, bool), positions, weights)
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -73,14 +81,14 @@ def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) ->
     sampling_key, dropout_key = _keys(state)
     loss_function = _loss_function(state, sampling_key, labels)
 
-    def mean_loss(dense: dict[str, Any], embedded: jax.Array, rows: Any) -> tuple[jax.Array, tuple[Carry, ...]]:
+    def batch_loss(dense: dict[str, Any], embedded: jax.Array, rows: Any) -> tuple[jax.Array, tuple[Carry, ...]]:
         model = nnx.merge(state.graphdef, state.tables, dense)
         hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_key)
-        return loss_function.mean_loss(rows, hidden), carry
+        return reduce(batch, loss_function.losses(rows, outputs_with_labels(batch, hidden))), carry
 
     bfloat16 = state.config.compute_dtype == "bfloat16"
     with jax.default_matmul_precision("BF16_BF16_F32") if bfloat16 else nullcontext():
-        value_and_grad = jax.value_and_grad(mean_loss, argnums=(0, 1, 2), has_aux=True)
+        value_and_grad = jax.value_and_grad(batch_loss, argnums=(0, 1, 2), has_aux=True)
         embedded = state.model.embed(inputs)
         (loss, carry), (d_dense, d_embedded, d_rows) = value_and_grad(state.dense, embedded, loss_function.rows)
     embedding_gradient = RowGradient(inputs.reshape(-1), d_embedded.reshape(-1, d_embedded.shape[-1]))
@@ -105,7 +113,20 @@ def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array,
     inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
     hidden, _ = state.model.hidden(state.model.embed(inputs), _initial_carry(state, batch))
     exact, training = _exact_loss(state, labels), _loss_function(state, _keys(state)[0], labels)
-    return exact.mean_loss(exact.rows, hidden), training.mean_loss(training.rows, hidden)
+    hidden = outputs_with_labels(batch, hidden)
+    return reduce(batch, exact.losses(exact.rows, hidden)), reduce(batch, training.losses(training.rows, hidden))
+
+
+def outputs_with_labels(batch: Batch, outputs: jax.Array) -> jax.Array:
+    """Returns the outputs `[batch_size, P, D]` at the positions of a batch."""
+    if batch.positions is None:
+        return outputs
+    return jnp.take_along_axis(outputs, jnp.asarray(batch.positions)[:, :, None], axis=1)
+
+
+def reduce(batch: Batch, losses: jax.Array) -> jax.Array:
+    """Returns the loss of a batch, given that of each label, in any shape."""
+    return losses.mean() if batch.weights is None else (jnp.ravel(batch.weights) * losses.ravel()).sum()
 
 
 def _keys(state: TrainState) -> jax.Array:
@@ -121,11 +142,11 @@ class ExactLoss(NamedTuple):
     """The exact softmax loss, a function of all rows."""
 
     rows: tuple[jax.Array, jax.Array]  # weights [V, D], biases [V]
-    labels: jax.Array  # [batch_size, sequence_length]
+    labels: jax.Array  # [batch_size, P]
 
-    def mean_loss(self, rows: Any, hidden: jax.Array) -> jax.Array:
-        """Returns the mean loss of outputs `[batch_size, sequence_length, D]`, given weights and biases."""
-        return linear_cross_entropy(hidden, rows[0], self.labels, biases=rows[1]).mean()
+    def losses(self, rows: Any, hidden: jax.Array) -> jax.Array:
+        """Returns the loss of each output `[batch_size, P, D]`, given weights and biases."""
+        return linear_cross_entropy(hidden, rows[0], self.labels, biases=rows[1])
 
     def table_gradients(self, d_rows: Any) -> dict[str, Gradient]:
         """Returns the gradient of each table."""
@@ -140,10 +161,10 @@ class SampledLoss(NamedTuple):
     values: SampledValues
     nce: bool
 
-    def mean_loss(self, rows: Any, hidden: jax.Array) -> jax.Array:
-        """Returns the mean loss of outputs `[batch_size, sequence_length, D]`, given gathered rows."""
+    def losses(self, rows: Any, hidden: jax.Array) -> jax.Array:
+        """Returns the loss of each output `[batch_size, P, D]`, given gathered rows."""
         loss_of_rows = nce_loss_of_rows if self.nce else sampled_softmax_loss_of_rows
-        return loss_of_rows(rows, self.labels, hidden.reshape(-1, hidden.shape[-1]), self.values).mean()
+        return loss_of_rows(rows, self.labels, hidden.reshape(-1, hidden.shape[-1]), self.values)
 
     def table_gradients(self, d_rows: Any) -> dict[str, Gradient]:
         """Returns the gradient of each table, in the touched rows alone; rows may repeat."""
@@ -199,19 +220,19 @@ def _update(
 ) -> TrainState:
     """Clips all gradients by their global norm, and updates every table and all dense parameters.
 
-    If the loss or the norm is not finite, nothing is updated. No table is copied for that: the row updates are
-    sent out of range instead.
+    An embedding that is not trained stays as it is. If the loss or the norm is not finite, nothing is updated. No
+    table is copied for that: the row updates are sent out of range instead.
     """
+    if not state.config.train_embedding:
+        gradients.pop("embedding", None)
     norm = global_norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    if state.config.clip_norm:
-        scale = jnp.minimum(1.0, state.config.clip_norm / norm)
-        gradients = {name: _scale(gradient, scale) for name, gradient in gradients.items()}
+    gradients = _clip(gradients, norm, state.config)
     tx = optimizer(state.config, learning_rate)
     params: dict[str, Any] = state.tables | {"dense": state.dense}
-    opt_state = {}
-    for name, param in params.items():
-        gradient, before = gradients[name], (param, state.opt_state[name])
+    opt_state = dict(state.opt_state)
+    for name, gradient in gradients.items():
+        param, before = params[name], (params[name], opt_state[name])
         if isinstance(gradient, RowGradient):
             indices = jnp.where(finite, gradient.indices, param.shape[0] + jnp.arange(gradient.indices.size))
             after = update_rows(tx, *before, gradient._replace(indices=indices.astype(jnp.int32)))
@@ -245,7 +266,15 @@ def _select_scalar(condition: jax.Array, new: jax.Array, old: jax.Array) -> jax.
     return new if new.ndim else jnp.where(condition, new, old)
 
 
-def _scale(gradient: Any, scale: jax.Array) -> Any:
-    if isinstance(gradient, RowGradient):  # its indices are not numbers to scale
-        return gradient._replace(values=gradient.values * scale)
-    return jax.tree.map(lambda leaf: leaf * scale, gradient)
+def _clip(gradients: dict[str, Any], norm: jax.Array, config: TrainConfig) -> dict[str, Any]:
+    """Limits the norm of all gradients, which is given, or of each by itself."""
+    if not config.clip_norm:
+        return gradients
+
+    def clip(gradient: Any) -> Any:
+        scale = jnp.minimum(1.0, config.clip_norm / (global_norm(gradient) if config.clip_each else norm))
+        if isinstance(gradient, RowGradient):  # its indices are not numbers to scale
+            return gradient._replace(values=gradient.values * scale)
+        return gradient * scale
+
+    return jax.tree.map(clip, gradients, is_leaf=lambda leaf: isinstance(leaf, RowGradient))

@@ -87,6 +87,8 @@ class TrainState:
           InputError: `num_sampled` is larger than the model's vocabulary, or `unigram_counts` do not fit it.
         """
         vocab_size, table = model.config.vocab_size, None
+        separate = config.train_embedding or not model.config.tied
+        require(separate, "train_embedding", "True for tied rows, which are softmax rows too", config.train_embedding)
         if config.loss != "full":
             fits = config.num_sampled <= vocab_size
             require(fits, "num_sampled", f"at most {vocab_size}, the size of the vocabulary", config.num_sampled)
