@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import TrainConfig
@@ -12,7 +13,7 @@ from jaxlm.token_ids import Ids
 
 
 class Batch(NamedTuple):
-    """Words and the words that follow them, for a training step."""
+    """Words and the words that follow them."""
 
     inputs: Ids  # [batch_size, sequence_length]
     labels: Ids  # [batch_size, sequence_length]
@@ -22,12 +23,16 @@ class Batch(NamedTuple):
     # None for the mean
 
 
-class EvaluationBatch(NamedTuple):
-    """Words and the words that follow them, for evaluation."""
+def outputs_with_labels(batch: Batch, outputs: jax.Array) -> jax.Array:
+    """Returns the outputs `[batch_size, P, D]` that have labels, of all `[batch_size, sequence_length, D]`."""
+    if batch.positions is None:
+        return outputs
+    return jnp.take_along_axis(outputs, jnp.asarray(batch.positions)[:, :, None], axis=1)
 
-    inputs: Ids  # [batch_size, sequence_length]
-    labels: Ids  # [batch_size, sequence_length]
-    mask: np.ndarray  # [batch_size, sequence_length] bool, False where a position holds no word
+
+def reduce_losses(batch: Batch, losses: jax.Array) -> jax.Array:
+    """Returns the loss of a batch: the mean, or the weighted sum, of the losses of its labels, in any shape."""
+    return losses.mean() if batch.weights is None else (jnp.ravel(batch.weights) * losses.ravel()).sum()
 
 
 def batches_per_epoch(num_tokens: int, batch_size: int, sequence_length: int) -> int:
@@ -72,10 +77,8 @@ def train_batches(tokens: np.ndarray, config: TrainConfig, num_steps: int, first
         yield train_batch(tokens, step, config.batch_size, config.sequence_length)
 
 
-def evaluation_batches(
-    tokens: Ids, batch_size: int, sequence_length: int, max_tokens: int = 0
-) -> Iterator[EvaluationBatch]:
-    """Yields batches in which each word but the first is a label exactly once.
+def evaluation_batches(tokens: Ids, batch_size: int, sequence_length: int, max_tokens: int = 0) -> Iterator[Batch]:
+    """Yields batches in which each word but the first is a label of weight 1 exactly once; all others have weight 0.
 
     Args:
       tokens: `[N]` ids.
@@ -92,4 +95,4 @@ def evaluation_batches(
         index = np.arange(batch_size)[:, None] * stream + position
         mask = (position < length)[None, :] & (index < labels)
         index = np.minimum(index, labels - 1)
-        yield EvaluationBatch(tokens[index], tokens[index + 1], mask)
+        yield Batch(tokens[index], tokens[index + 1], weights=mask.astype(np.float32))

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from jaxlm.batches import EvaluationBatch, evaluation_batches
+from jaxlm.batches import Batch, evaluation_batches, outputs_with_labels, reduce_losses
 from jaxlm.cross_entropy import linear_cross_entropy
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
@@ -71,21 +72,24 @@ def evaluate(
     batch_size = min(batch_size, ids.size - 1)
     carry = model.initial_carry(batch_size)
     total, count = 0.0, 0
-    words = min(max_tokens or ids.size, ids.size - 1)
-    with tqdm(total=words, desc="evaluating", unit=" words", disable=not progress, leave=False) as bar:
+    expected = min(max_tokens or ids.size, ids.size - 1)
+    with tqdm(total=expected, desc="evaluating", unit=" words", disable=not progress, leave=False) as bar:
         for batch in evaluation_batches(ids, batch_size, sequence_length, max_tokens):
-            loss, carry = _summed_loss(graphdef, params, batch, carry)
+            loss, carry = exact_loss(graphdef, params, batch, carry)
             total += float(loss)
-            count += int(batch.mask.sum())
-            bar.update(int(batch.mask.sum()))
+            words = int(np.asarray(batch.weights).sum())
+            count += words
+            bar.update(words)
     return Evaluation(total / count, count)
 
 
 @partial(jax.jit, static_argnums=0)
-def _summed_loss(
-    graphdef: nnx.GraphDef, params: Any, batch: EvaluationBatch, carry: tuple[Carry, ...]
+def exact_loss(
+    graphdef: nnx.GraphDef, params: Any, batch: Batch, carry: tuple[Carry, ...]
 ) -> tuple[jax.Array, tuple[Carry, ...]]:
+    """Returns the exact loss of a batch, as its weights say, and the carry after it."""
     model = nnx.merge(graphdef, params)
     hidden, carry = model.hidden(model.embed(jnp.asarray(batch.inputs)), carry)
+    hidden = outputs_with_labels(batch, hidden)
     losses = linear_cross_entropy(hidden, model.weights[...], batch.labels, biases=model.biases[...])
-    return jnp.sum(jnp.where(batch.mask, losses, 0.0)), carry
+    return reduce_losses(batch, losses), carry

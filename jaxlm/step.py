@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxlm.batches import Batch
+from jaxlm.batches import Batch, outputs_with_labels, reduce_losses
 from jaxlm.candidate_sampling.samplers import (
     SampledValues,
     fixed_unigram_candidate_sampler,
@@ -84,7 +84,7 @@ def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) ->
     def batch_loss(dense: dict[str, Any], embedded: jax.Array, rows: Any) -> tuple[jax.Array, tuple[Carry, ...]]:
         model = nnx.merge(state.graphdef, state.tables, dense)
         hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_key)
-        return reduce(batch, loss_function.losses(rows, outputs_with_labels(batch, hidden))), carry
+        return reduce_losses(batch, loss_function.losses(rows, outputs_with_labels(batch, hidden))), carry
 
     bfloat16 = state.config.compute_dtype == "bfloat16"
     with jax.default_matmul_precision("BF16_BF16_F32") if bfloat16 else nullcontext():
@@ -112,21 +112,12 @@ def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array,
     """
     inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
     hidden, _ = state.model.hidden(state.model.embed(inputs), _initial_carry(state, batch))
-    exact, training = _exact_loss(state, labels), _loss_function(state, _keys(state)[0], labels)
     hidden = outputs_with_labels(batch, hidden)
-    return reduce(batch, exact.losses(exact.rows, hidden)), reduce(batch, training.losses(training.rows, hidden))
 
+    def loss(function: ExactLoss | SampledLoss) -> jax.Array:
+        return reduce_losses(batch, function.losses(function.rows, hidden))
 
-def outputs_with_labels(batch: Batch, outputs: jax.Array) -> jax.Array:
-    """Returns the outputs `[batch_size, P, D]` at the positions of a batch."""
-    if batch.positions is None:
-        return outputs
-    return jnp.take_along_axis(outputs, jnp.asarray(batch.positions)[:, :, None], axis=1)
-
-
-def reduce(batch: Batch, losses: jax.Array) -> jax.Array:
-    """Returns the loss of a batch, given that of each label, in any shape."""
-    return losses.mean() if batch.weights is None else (jnp.ravel(batch.weights) * losses.ravel()).sum()
+    return loss(_exact_loss(state, labels)), loss(_loss_function(state, _keys(state)[0], labels))
 
 
 def _keys(state: TrainState) -> jax.Array:

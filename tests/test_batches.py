@@ -28,7 +28,9 @@ def test_training_batches_are_contiguous_streams():
 def test_evaluation_predicts_each_word_once(size, batch_size):
     tokens = np.arange(size, dtype=np.int32)
     labels, last = [], None
-    for inputs, label, mask in evaluation_batches(tokens, batch_size, 5):
+    for inputs, label, _, _, weights in evaluation_batches(tokens, batch_size, 5):
+        mask = weights == 1
+        assert np.all(mask | (weights == 0))
         assert inputs.shape == label.shape == mask.shape == (batch_size, 5)
         labels += label[mask].tolist()
         np.testing.assert_array_equal(label[mask], inputs[mask] + 1)
@@ -40,6 +42,6 @@ def test_evaluation_predicts_each_word_once(size, batch_size):
 
 def test_words_of_a_partial_evaluation_lie_evenly_over_the_text():
     tokens = np.arange(10_001, dtype=np.int32)
-    labels = np.concatenate([label[mask] for _, label, mask in evaluation_batches(tokens, 10, 7, 95)])
+    labels = np.concatenate([batch.labels[batch.weights > 0] for batch in evaluation_batches(tokens, 10, 7, 95)])
     assert labels.size == 100
     assert set(labels // 1000) == set(range(10))
