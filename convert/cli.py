@@ -82,7 +82,7 @@ def from_keras(
       unk: The word in it that stands for unknown words.
       eos: The word in it that stands for the end of a line.
       tokenization: How text is cut into words, unless the vocabulary says so.
-      keep_optimizer: Continue with the optimizer state (Adam or Adagrad) of a .keras file.
+      keep_optimizer: Continue with the optimizer state (Adam, Adagrad or SGD) of a .keras file.
     """
     from convert.import_keras import import_run
 

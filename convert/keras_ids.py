@@ -18,7 +18,7 @@ KERAS_IDS_FILE = "keras_ids.npy"  # in the run directory; missing if the ids are
 TABLES = ("embedding", "weights", "biases")  # one row per word, in jaxlm
 
 
-def frequency_order(counts: Sequence[int]) -> np.ndarray | None:
+def frequency_order(counts: Sequence[int] | np.ndarray) -> np.ndarray | None:
     """Sorts ids by decreasing frequency, as jaxlm's samplers expect them.
 
     Args:

@@ -153,14 +153,14 @@ def keras_predictor(model: Any, name: str = "Keras model") -> Predictor:
     layers, structure = read_live_model(model)
 
     def predict(ids: np.ndarray) -> Predictions:
-        outputs = _numpy(model(ids))
+        outputs = to_numpy(model(ids))
         outputs = outputs[:, None] if structure.last_only else outputs
         states: dict[str, np.ndarray] = {}
         hidden: Any = ids
         for layer in model.layers[: model.layers.index(layers[-1])]:
             hidden = hidden if type(layer).__name__ == "InputLayer" else layer(hidden)
             if type(layer).__name__ == "LSTM":
-                h = _numpy(hidden)
+                h = to_numpy(hidden)
                 states[f"h_{len(states) + 1}"] = h if h.ndim == 2 else h[:, -1]
         return Predictions(log_probabilities(outputs, structure.logits), states)
 
@@ -195,13 +195,13 @@ def _step_predictor(model: Any, name: str) -> Predictor:
 
     def step(ids: np.ndarray, carry: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         outputs = model({"token_ids": ids[:, None]} | carry)
-        return {key: _numpy(tensor) for key, tensor in outputs.items()}
+        return {key: to_numpy(tensor) for key, tensor in outputs.items()}
 
     vocab_size = int(model.output[result].shape[-1])
     return step_predictor(name, vocab_size, step, zeros, result, str(model.weights[0].dtype))
 
 
-def _numpy(tensor: Any) -> np.ndarray:
+def to_numpy(tensor: Any) -> np.ndarray:
     """Returns a tensor of Keras 3, with any backend, or of Keras 2 as an array."""
     if hasattr(tensor, "numpy") and not hasattr(tensor, "detach"):
         return tensor.numpy()

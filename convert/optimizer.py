@@ -15,9 +15,17 @@ from jaxlm.errors import InputError
 SLOTS: dict[Optimizer, tuple[str, ...]] = {  # Optax's names, in Keras' order
     "adam": ("mu", "nu"),
     "adagrad": ("sum_of_squares",),
+    "sgd": (),
 }
-KERAS_OPTIMIZERS: dict[str, Optimizer] = {"Adam": "adam", "Adagrad": "adagrad"}
-FIXED = {"beta_1": 0.9, "beta_2": 0.999, "amsgrad": False, "weight_decay": None}  # in jaxlm; Keras' defaults
+KERAS_OPTIMIZERS: dict[str, Optimizer] = {"Adam": "adam", "Adagrad": "adagrad", "SGD": "sgd"}
+FIXED = {  # in jaxlm; Keras' defaults
+    "beta_1": 0.9,
+    "beta_2": 0.999,
+    "amsgrad": False,
+    "momentum": 0.0,
+    "nesterov": False,
+    "weight_decay": None,
+}
 
 
 class OptimizerState(NamedTuple):
@@ -33,7 +41,7 @@ class OptimizerState(NamedTuple):
 def from_train_state(
     opt_state: Mapping[str, Any], config: TrainConfig, learning_rate: float, steps: int
 ) -> OptimizerState:
-    """Reads `jaxlm.TrainState.opt_state`, of adam or adagrad, after `steps` steps."""
+    """Reads `jaxlm.TrainState.opt_state`, after `steps` steps."""
     slots = {}
     for slot in SLOTS[config.optimizer]:
         names, leaves, _ = _slot(opt_state, slot)
@@ -86,6 +94,8 @@ def compile_model(model: keras.Model, state: OptimizerState, config: ModelConfig
     clip = state.clip_norm or None
     if state.name == "adam":
         optimizer = keras.optimizers.Adam(state.learning_rate, epsilon=1e-8, global_clipnorm=clip)
+    elif state.name == "sgd":
+        optimizer = keras.optimizers.SGD(state.learning_rate, global_clipnorm=clip)
     else:
         optimizer = keras.optimizers.Adagrad(state.learning_rate, epsilon=1e-7, global_clipnorm=clip)
     from_logits = model.layers[-1].get_config().get("activation") == "linear"
@@ -117,7 +127,7 @@ def state_from_keras_arrays(
     if kind not in KERAS_OPTIMIZERS or unsupported:
         description = f"{kind} with {', '.join(unsupported)}" if unsupported else kind
         raise InputError(
-            "Invalid `keep_optimizer`: expected Adam or Adagrad with jaxlm's settings, and rows that are not tied."
+            "Invalid `keep_optimizer`: expected Adam, Adagrad or SGD with jaxlm's settings, and rows that are not tied."
             f" Received: {description}. Leave `keep_optimizer` out to start with a fresh optimizer."
         )
     name = KERAS_OPTIMIZERS[kind]

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -248,8 +249,15 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self.requested = False
-        self.before = {name: signal.signal(name, self._request) for name in (signal.SIGINT, signal.SIGTERM)}
+        is_main = threading.current_thread() is threading.main_thread()  # only it may handle signals
+        signals = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        self.before = {name: signal.signal(name, self._request) for name in signals}
         return self
+
+    def raise_if_requested(self) -> None:
+        """Raises `KeyboardInterrupt` if a signal came."""
+        if self.requested:
+            raise KeyboardInterrupt
 
     def _request(self, *_: object) -> None:
         if self.requested:
