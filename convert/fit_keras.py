@@ -104,7 +104,7 @@ def fit_keras(
     require(not (live.stateful and shuffle), "shuffle", "False for a stateful model", shuffle)
     frozen = initial_embeddings is not None and not live.layers[0].trainable
     require(not frozen, "initial_embeddings", "None for an embedding that is not trainable", initial_embeddings)
-    size = batch_size or 32
+    size = 32 if batch_size is None else batch_size
     train, valid = _open(x, y, sample_weight, size, validation_split, validation_data, validation_batch_size or size)
     shape = survey(train, live.labels, keep_ids=initial_embeddings is not None)
     live = live.sorted_by(shape)

@@ -38,6 +38,8 @@ class Shape(NamedTuple):
     num_batches: int
     batch_size: int  # the largest
     sequence_length: int  # the largest, rounded up if lengths vary
+    is_regular: bool  # whether all batches have the same shape
+    is_masked: bool  # whether there is padding in them
     ids: np.ndarray  # [N] int32, all that are read, one sequence after the other; empty unless asked for
 
 
@@ -118,18 +120,20 @@ def survey(examples: Examples, labels: Labels, keep_ids: bool = False) -> Shape:
     Raises:
       InputError: an id or a shape does not fit the model, or there are no examples.
     """
-    counts, sizes, lengths, ids = np.zeros(labels.vocab_size, np.int64), [], set(), []
+    counts, shapes, ids, is_masked = np.zeros(labels.vocab_size, np.int64), [], [], False
     for batch in examples.batches(None):
         x, y, _, valid = read(batch, labels, examples.name)
         np.add.at(counts, y[valid], 1)
-        sizes.append(len(x))
-        lengths.add(x.shape[1])
+        shapes.append(x.shape)
+        is_masked |= labels.mask_zero and not np.all(x)
         if keep_ids:
             ids.append(x[x != 0] if labels.mask_zero else x.ravel())
-    require(bool(sizes), examples.name, "at least one example", "none")
+    require(bool(shapes), examples.name, "at least one example", "none")
+    sizes, lengths = zip(*shapes, strict=True)
     length = max(lengths)
-    length = length if len(lengths) == 1 else -(-length // LENGTH_STEP) * LENGTH_STEP
-    return Shape(counts, len(sizes), max(sizes), length, np.concatenate(ids) if ids else np.zeros(0, np.int32))
+    length = length if length == min(lengths) else -(-length // LENGTH_STEP) * LENGTH_STEP
+    all_ids = np.concatenate(ids) if ids else np.zeros(0, np.int32)
+    return Shape(counts, len(sizes), max(sizes), length, len(set(shapes)) == 1, is_masked, all_ids)
 
 
 def read(

@@ -52,6 +52,9 @@ class LiveModel(NamedTuple):
         for layer in self.stateful:
             size = layer.states[0].shape[0]
             require(shape.batch_size == size, "batch_size", f"{size}, as the stateful model has", shape.batch_size)
+            expected = f"a multiple of {size} examples of equal length, for a stateful model"
+            require(shape.is_regular, "x", expected, "another number or length")
+            require(not shape.is_masked, "x", "no 0 for a stateful model that masks it", "0")
         order = frequency_order(shape.counts)
         return self if order is None else self._replace(keras_ids=KerasIds(order))
 

@@ -1,0 +1,491 @@
+"""`fit_keras` against Keras' own `fit`. With every class a candidate, drawn uniformly, sampled softmax is exact."""
+
+import os
+import signal
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from convert_helpers import run_python
+
+from convert import fit_keras
+from jaxlm.errors import InputError
+
+V = 23
+EXACT = {"num_sampled": V, "sampler": "uniform"}
+QUIET = {"batch_size": 4, "verbose": 0}
+MODULES = {"keras": keras, "tf_keras": tf_keras}
+
+
+def make(module=keras, mask_zero=False, last_only=False, stateful=False, logits=False):
+    """Makes a model of odd sizes with random weights and biases."""
+    layers = module.layers
+    shape = {"batch_shape" if module is keras else "batch_input_shape": (4 if stateful else None, None)}
+    model = module.Sequential(
+        [
+            layers.InputLayer(**shape),
+            layers.Embedding(V, 5, mask_zero=mask_zero),
+            layers.LSTM(7, return_sequences=True, stateful=stateful),
+            layers.LSTM(7, return_sequences=not last_only, stateful=stateful),
+            layers.Dense(V, activation=None if logits else "softmax"),
+        ]
+    )
+    rng = np.random.default_rng(3)
+    model.set_weights([rng.normal(size=array.shape).astype(np.float32) for array in model.get_weights()])
+    return model
+
+
+def sequences(count=10, length=6):
+    text = np.random.default_rng(0).integers(1, V, (count, length + 1))
+    return text[:, :-1], text[:, 1:]
+
+
+def padded(where):
+    """Returns sequences in which 0 is padding: at the left, at the right, or anywhere."""
+    x, y = sequences()
+    rng = np.random.default_rng(1)
+    real, position = rng.integers(1, 7, (10, 1)), np.arange(6)[None]
+    anywhere = rng.random(x.shape) < 0.6
+    mask = {"left": position >= 6 - real, "right": position < real, "anywhere": anywhere}[where]
+    mask[:, -1] |= ~mask.any(axis=1)
+    return np.where(mask, x, 0), np.where(mask, y, 0)
+
+
+def distinct():
+    """Returns batches in which no id is read twice: TensorFlow clips and squares each occurrence by itself."""
+    text = np.concatenate([np.random.default_rng(i).permutation(V)[:20].reshape(4, 5) for i in range(3)])
+    return text, text[:, ::-1]
+
+
+def weights(*shape):
+    return np.random.default_rng(4).random(shape).astype(np.float32)
+
+
+def with_ignored(x, y):
+    return x, np.where(weights(*y.shape) < 0.3, -1, y)
+
+
+def one_hot(x, y):
+    return x, np.eye(V, dtype=np.float32)[y]
+
+
+def last_labels(x, y):
+    return x, y[:, -1]
+
+
+CASES = {  # the model, the data, and what both are compiled and called with
+    "plain": {},
+    "logits": {"model": {"logits": True}, "loss": {"from_logits": True}},
+    "one sequence at a time": {"fit": {"batch_size": 1}},
+    "one-hot": {"data": one_hot(*sequences()), "loss": "categorical_crossentropy"},
+    "last word": {"model": {"last_only": True}, "data": last_labels(*sequences())},
+    "last word, one-hot": {
+        "model": {"last_only": True},
+        "data": one_hot(*last_labels(*sequences())),
+        "loss": "categorical_crossentropy",
+    },
+    "padding left": {"model": {"mask_zero": True}, "data": padded("left")},
+    "padding right": {"model": {"mask_zero": True}, "data": padded("right")},
+    "padding anywhere": {"model": {"mask_zero": True}, "data": padded("anywhere")},
+    "padding and weights": {
+        "model": {"mask_zero": True},
+        "data": padded("left"),
+        "fit": {"sample_weight": weights(10, 6)},
+    },
+    "padding, last word": {"model": {"mask_zero": True, "last_only": True}, "data": last_labels(*padded("left"))},
+    "padding right, last word": {
+        "model": {"mask_zero": True, "last_only": True},
+        "data": (padded("right")[0], sequences()[1][:, -1]),
+    },
+    "weights of words": {"fit": {"sample_weight": weights(10, 6)}},
+    "weights of sequences": {  # of shape [N], Keras 3 fails on them
+        "fit": {"sample_weight": weights(10)},
+        "keras_fit": {"sample_weight": np.repeat(weights(10)[:, None], 6, axis=1)},
+    },
+    "weights of last words": {
+        "model": {"last_only": True},
+        "data": last_labels(*sequences()),
+        "fit": {"sample_weight": weights(10)},
+    },
+    "sum": {"loss": {"reduction": "sum"}, "rate": 0.02},
+    "ignored class": {"loss": {"ignore_class": -1}, "data": with_ignored(*sequences())},
+    "clipnorm": {"data": distinct(), "optimizer": {"clipnorm": 0.01}},
+    "global clipnorm": {"data": distinct(), "optimizer": {"global_clipnorm": 0.02}},
+    "momentum of 0": {"optimizer": {"momentum": 0.0}},
+    "frozen embedding": {"frozen": True},
+    "frozen embedding, clipped": {"frozen": True, "data": distinct(), "optimizer": {"global_clipnorm": 0.02}},
+    "Adagrad": {"data": distinct(), "kind": "Adagrad", "optimizer": {"initial_accumulator_value": 0.01}, "rate": 0.05},
+    "schedule": {"schedule": True},
+    "stateful": {"model": {"stateful": True}, "data": sequences(12)},
+    "floats": {"data": tuple(array.astype(np.float32) for array in sequences())},
+    "tf.data": {"dataset": lambda: tf.data.Dataset.from_tensor_slices(sequences()).batch(4)},
+    "tf.data with weights": {
+        "dataset": lambda: tf.data.Dataset.from_tensor_slices((*sequences(), weights(10, 6))).batch(4)
+    },
+}
+
+
+def compile_and_fit(module, case, fit):
+    model = make(module, **case.get("model", {}))
+    model.layers[0].trainable = not case.get("frozen", False)
+    rate = case.get("rate", 0.3)
+    if case.get("schedule"):
+        rate = module.optimizers.schedules.ExponentialDecay(rate, 2, 0.5)
+    optimizer = getattr(module.optimizers, case.get("kind", "SGD"))(rate, **case.get("optimizer", {}))
+    loss = case.get("loss", "sparse_categorical_crossentropy")
+    model.compile(optimizer, module.losses.SparseCategoricalCrossentropy(**loss) if isinstance(loss, dict) else loss)
+    x, y = (case["dataset"](), None) if "dataset" in case else case.get("data", sequences())
+    arguments = QUIET | {"shuffle": False, "epochs": 2} | case.get("fit", {})
+    if y is None:
+        arguments["batch_size"] = None
+    history = fit(model, x, y, **arguments)
+    return model, history
+
+
+def assert_same_training(ours, theirs, start):
+    """Checks weights by their increments, and the histories."""
+    (our_model, our_history), (their_model, their_history) = ours, theirs
+    np.testing.assert_allclose(our_history.history["loss"], their_history.history["loss"], rtol=2e-5)
+    for before, one, other in zip(start, our_model.get_weights(), their_model.get_weights(), strict=True):
+        moved, should = one - before, other - before
+        np.testing.assert_allclose(moved, should, rtol=2e-3, atol=1e-5 * max(np.abs(should).max(), 0.1))
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("name", CASES)
+def test_training_equals_keras_fit(name, module):
+    case, module = CASES[name], MODULES[module]
+    ours = compile_and_fit(module, case, lambda model, x, y, **arguments: fit_keras(model, x, y, **arguments, **EXACT))
+    keras_fit = case.get("keras_fit", {})
+    theirs = compile_and_fit(module, case, lambda model, x, y, **arguments: model.fit(x, y, **arguments | keras_fit))
+    assert_same_training(ours, theirs, make(module, **case.get("model", {})).get_weights())
+    if case.get("model", {}).get("stateful"):
+        for one, other in zip(ours[0].layers[1:3], theirs[0].layers[1:3], strict=True):
+            np.testing.assert_allclose(np.array(one.states), np.array(other.states), rtol=1e-4, atol=1e-5)
+    assert int(ours[0].optimizer.iterations) == int(theirs[0].optimizer.iterations)
+
+
+@pytest.mark.parametrize("kind", ["keras", "tf_keras"])
+def test_a_dataset_of_keras_is_read_as_keras_reads_it(kind):
+    base = keras.utils.PyDataset if kind == "keras" else tf_keras.utils.Sequence
+
+    class Batches(base):
+        epochs = 0
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return tuple(array[index * 4 : index * 4 + 4] for array in sequences())
+
+        def on_epoch_end(self):
+            self.epochs += 1
+
+    dataset, module = Batches(), MODULES[kind]
+    case = {"dataset": lambda: dataset}
+    ours = compile_and_fit(module, case, lambda model, x, y, **arguments: fit_keras(model, x, y, **arguments, **EXACT))
+    assert dataset.epochs == 3  # and once to count the labels
+    theirs = compile_and_fit(module, {}, lambda model, x, y, **arguments: model.fit(x, y, **arguments))
+    assert_same_training(ours, theirs, make(module).get_weights())
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("kind", ["Adam", "Adagrad", "SGD"])
+def test_training_continues_with_the_optimizer_state(kind, module):
+    """Two calls equal one, and Keras goes on as after its own steps. Each batch has every id once: lazy is dense."""
+    module = MODULES[module]
+    text = np.stack([np.random.default_rng(i).permutation(V) for i in range(2)])
+    data, quiet = (text, text[:, ::-1]), {"batch_size": 1, "verbose": 0, "shuffle": False}
+
+    def train(*fits):
+        model = make(module)
+        model.set_weights([0.3 * array for array in model.get_weights()])  # so that no gradient is as small as epsilon
+        settings = {"epsilon": 1e-9} if kind == "Adam" else {}  # nearer to Optax' 1e-8, which counts differently
+        model.compile(getattr(module.optimizers, kind)(0.02, **settings), "sparse_categorical_crossentropy")
+        for first, fit in enumerate(fits):
+            fit(model, first)
+        return model
+
+    def ours(model, first, epochs=1):
+        fit_keras(model, *data, **quiet, **EXACT, initial_epoch=first, epochs=first + epochs)
+
+    def keras_fit(model, first):
+        model.fit(*data, **quiet)
+
+    twice, once = train(ours, ours), train(lambda model, first: ours(model, first, epochs=2))
+    for one, other in zip(twice.get_weights(), once.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert int(twice.optimizer.iterations) == 4
+    mixed, keras_alone = train(ours, keras_fit), train(keras_fit, keras_fit)
+    for one, other in zip(mixed.get_weights(), keras_alone.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=5e-4)  # of 0.04, two steps of Adam
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_val_loss_is_that_of_evaluate(module):
+    model = make(MODULES[module])
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x, y = sequences()
+    history = fit_keras(model, x, y, num_sampled=5, **QUIET, validation_data=(x[:7], y[:7])).history
+    np.testing.assert_allclose(history["val_loss"][-1], model.evaluate(x[:7], y[:7], verbose=0), rtol=1e-5)
+    assert history["loss"][-1] < history["val_loss"][-1]  # the sampled one
+
+
+def test_val_loss_is_the_mean_over_words_that_are_not_padding():
+    model = make(mask_zero=True)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x, y = padded("left")
+    history = fit_keras(model, x[:7], y[:7], **QUIET, validation_data=(x[7:], y[7:]), validation_batch_size=1).history
+    probabilities = np.take_along_axis(model.predict(x[7:], verbose=0), y[7:, :, None], axis=-1)[..., 0]
+    np.testing.assert_allclose(history["val_loss"][-1], -np.log(probabilities[x[7:] != 0]).mean(), rtol=1e-5)
+
+
+def test_a_split_validates_on_the_last_examples():
+    x, y = sequences()
+    histories = []
+    for arguments in ({"validation_split": 0.35}, {"validation_data": (x[6:], y[6:])}):
+        model = make()
+        model.compile("adam", "sparse_categorical_crossentropy")
+        end = 10 if "validation_split" in arguments else 6
+        histories.append(fit_keras(model, x[:end], y[:end], num_sampled=9, **QUIET, **arguments).history)
+    assert histories[0] == histories[1]
+
+
+def test_training_is_reproducible_and_shuffled():
+    def train(**arguments):
+        model = make()
+        fit_keras(model, *sequences(), num_sampled=9, **QUIET, **arguments)
+        return model.get_weights()[0]
+
+    np.testing.assert_array_equal(train(), train())
+    assert not np.array_equal(train(), train(shuffle=False))
+    assert not np.array_equal(train(), train(seed=1))
+
+
+def test_a_model_that_is_not_compiled_learns():
+    model = make()
+    x, y = np.tile(np.arange(5), (12, 2)), np.tile((np.arange(5) + 1) % 5, (12, 2))
+    losses = fit_keras(model, x, y, epochs=60, **QUIET, validation_data=(x, y)).history["val_loss"]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_offered_starts_are_better():
+    rng = np.random.default_rng(0)
+    ids = np.minimum(rng.zipf(1.5, (200, 13)), V - 1)
+    arguments = {"num_sampled": 5, "validation_data": (ids[:, :-1], ids[:, 1:]), "batch_size": 32, "verbose": 0}
+
+    def first_loss(**start):
+        model = make()
+        model.compile(keras.optimizers.SGD(1e-6), "sparse_categorical_crossentropy")
+        return fit_keras(model, ids[:, :-1], ids[:, 1:], **arguments, **start).history["val_loss"][0]
+
+    counts = np.bincount(ids[:, 1:].ravel(), minlength=V)
+    unigram = -np.log(counts / counts.sum(), where=counts > 0, out=np.zeros(V))[ids[:, 1:]].mean()
+    both = first_loss(initial_biases="unigram", initial_embeddings="counts")
+    assert both < first_loss(initial_biases="unigram") < first_loss()
+    assert both < unigram + 0.3
+
+
+class Recorder(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(
+            (epoch, sorted(logs), self.model.get_weights()[0].copy(), int(self.model.optimizer.iterations))
+        )
+
+
+def test_callbacks_see_epochs_logs_and_weights(tmp_path):
+    model, recorder = make(), Recorder()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    before = model.get_weights()[0]
+    callbacks = [
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
+        keras.callbacks.EarlyStopping("loss", patience=0, min_delta=100.0),
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.1 / (epoch + 1)),
+        recorder,
+    ]
+    x, y = sequences()
+    history = fit_keras(model, x, y, num_sampled=9, **QUIET, epochs=9, validation_data=(x, y), callbacks=callbacks)
+    assert history.epoch == [0, 1]  # EarlyStopping
+    assert [(epoch, logs, steps) for epoch, logs, _, steps in recorder.seen] == [
+        (epoch, ["learning_rate", "loss", "val_loss"], 3 * (epoch + 1)) for epoch in range(2)
+    ]
+    assert not np.array_equal(before, recorder.seen[0][2])
+    assert not np.array_equal(recorder.seen[0][2], recorder.seen[1][2])
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "1.keras").get_weights()[0], recorder.seen[0][2])
+    np.testing.assert_array_equal(model.get_weights()[0], recorder.seen[1][2])
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_best_weights_are_restored(module):
+    module = MODULES[module]
+    model = make(module)
+    model.compile(module.optimizers.SGD(300.0), "sparse_categorical_crossentropy")
+    x, y = sequences()
+    stopping = module.callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True)
+    losses = fit_keras(model, x, y, **QUIET, epochs=9, validation_data=(x, y), callbacks=[stopping]).history["val_loss"]
+    assert len(losses) < 9
+    assert np.argmin(losses) < len(losses) - 1
+    np.testing.assert_allclose(model.evaluate(x, y, verbose=0), min(losses), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        keras.callbacks.ModelCheckpoint("x.keras", save_freq=10),
+        keras.callbacks.TensorBoard(),
+        keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: None),
+        keras.callbacks.BackupAndRestore("x", save_freq=10),
+    ],
+)
+def test_callbacks_that_act_on_batches_are_refused_by_name(callback):
+    with pytest.raises(InputError, match=f"`callbacks`.*{type(callback).__name__}.*batch"):
+        fit_keras(make(), *sequences(), callbacks=[callback])
+
+
+def test_weights_are_back_after_ctrl_c():
+    model = make()
+    model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
+    before = model.get_weights()
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit_keras(model, *sequences(), **QUIET, epochs=1000, callbacks=[Interrupt()])
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert int(model.optimizer.iterations) == 4  # one epoch, and the step in which it came
+    assert all(not np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True))
+
+
+def test_it_runs_outside_the_main_thread():
+    histories = []
+    thread = threading.Thread(target=lambda: histories.append(fit_keras(make(), *sequences(), **QUIET)))
+    thread.start()
+    thread.join()
+    assert histories[0].history["loss"]
+
+
+X, Y = sequences()
+REFUSALS = [  # arguments, the model, the message
+    ({"class_weight": {0: 1.0}}, {}, "`class_weight`: expected an argument that fit_keras has"),
+    ({"steps_per_epoch": 3}, {}, "`steps_per_epoch`"),
+    ({"x": X + V}, {}, "`x`: expected ids from 0 to 22, the vocabulary. Received: 24 to 45"),
+    ({"x": X + 0.5}, {}, "`x`: expected integer ids. Received: 'float64 with fractions'"),
+    ({"y": Y - V}, {}, "`y`: expected ids from 0 to 22"),
+    ({"x": X[0]}, {}, "`x`"),
+    ({"x": X[:5]}, {}, r"the same number of examples, at least one. Received: \[5, 10\]"),
+    ({"x": X[:0], "y": Y[:0]}, {}, "at least one"),
+    ({"y": Y[:, 0]}, {}, r"`y`: expected labels of shape \[N, T\]"),
+    ({}, {"last_only": True}, r"`y`: expected labels of shape \[N\]"),
+    ({"y": np.ones((10, 6, V))}, {}, "rows that are not one-hot"),
+    ({"y": None}, {}, "`y`: expected an array"),
+    ({"x": iter([])}, {}, "`x`: expected an array, a tf.data.Dataset or a keras.utils.PyDataset"),
+    ({"x": [[1, 2], [3]]}, {}, "`x`.*not ragged"),
+    ({"x": tf.data.Dataset.from_tensors((X, Y)).repeat(), "y": None}, {}, "without repeat"),
+    ({"x": tf.data.Dataset.from_tensors((X, Y))}, {}, "`y`: expected nothing beside a dataset"),
+    ({"x": tf.data.Dataset.from_tensors(X), "y": None}, {}, r"batches of \(x, y\)"),
+    ({"sample_weight": np.ones((10, 3))}, {}, "`sample_weight`"),
+    ({"batch_size": 0}, {}, "`batch_size`"),
+    ({"validation_split": 1.5}, {}, "`validation_split`"),
+    ({"validation_split": 0.99}, {}, "`validation_split`: expected examples on both sides"),
+    ({"validation_split": 0.2, "validation_data": (X, Y)}, {}, "`validation_split`: expected 0 beside"),
+    ({"validation_data": (X,)}, {}, "`validation_data`"),
+    ({"validation_data": (X + V, Y)}, {}, "`validation_data`: expected ids"),
+    ({"num_sampled": 0}, {}, "`num_sampled`"),
+    ({"shuffle": True}, {"stateful": True}, "`shuffle`: expected False for a stateful model"),
+    ({"batch_size": 5}, {"stateful": True}, "`batch_size`: expected 4, as the stateful model has"),
+    ({"batch_size": 4}, {"stateful": True}, "`x`: expected a multiple of 4 examples of equal length"),
+    (
+        {"x": X[:8] * 0, "y": Y[:8], "batch_size": 4},
+        {"stateful": True, "mask_zero": True},
+        "`x`: expected no 0 ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "model", "message"), REFUSALS)
+def test_what_cannot_be_used_is_refused_in_one_line(arguments, model, message):
+    model = make(**model)
+    before = model.get_weights()
+    with pytest.raises(InputError, match=message) as error:
+        fit_keras(model, **{"x": X, "y": Y, "verbose": 0} | arguments)
+    assert "\n" not in str(error.value)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_layers_that_are_not_trainable_are_refused():
+    model = make()
+    model.layers[1].trainable = False
+    with pytest.raises(InputError, match=f"Layer '{model.layers[1].name}' is not trainable"):
+        fit_keras(model, X, Y)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "loss", "named"),
+    [
+        (keras.optimizers.RMSprop(0.01), "sparse_categorical_crossentropy", ["optimizer RMSprop"]),
+        (keras.optimizers.Adam(0.01, beta_1=0.5, clipvalue=1.0), "mse", ["beta_1=0.5", "clipvalue=1.0", "loss mse"]),
+        (keras.optimizers.SGD(0.01, momentum=0.9), lambda y, p: keras.ops.mean(p), ["momentum=0.9", "loss <lambda>"]),
+        ("adam", keras.losses.CategoricalCrossentropy(label_smoothing=0.1), ["label_smoothing=0.1"]),
+        ("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["from_logits=True"]),
+    ],
+)
+def test_compiled_settings_without_effect_are_named(optimizer, loss, named):
+    model = make()
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    with pytest.warns(UserWarning, match="fit_keras does not use") as warning:
+        fit_keras(model, X, Y, **QUIET)
+    for text in [*named, "metrics=['accuracy']"]:
+        assert text in str(warning[0].message)
+
+
+def test_the_loss_is_said_to_be_sampled(capsys):
+    fit_keras(make(), X, Y, num_sampled=7, verbose=2)
+    printed = capsys.readouterr().out
+    assert "sampled softmax over 7 words" in printed
+    assert "loss: " in printed
+
+
+BACKEND = """
+import keras, numpy as np, convert
+layers = [keras.layers.Embedding(23, 5), keras.layers.LSTM(7, return_sequences=True), keras.layers.Dense(23)]
+model = keras.Sequential([*layers, keras.layers.Softmax()])
+model.build((None, 6))
+model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+class Copies(keras.callbacks.Callback):
+    kept = []
+    def on_epoch_end(self, epoch, logs):
+        self.kept += [model.get_weights(), [weights.copy() for weights in model.get_weights()]]
+text = np.random.default_rng(0).integers(0, 23, (40, 7))
+x, y = text[:, :-1], text[:, 1:]
+loss = convert.fit_keras(
+    model, x, y, num_sampled=9, epochs=3, verbose=0, callbacks=[Copies()], validation_data=(x, y)
+).history["val_loss"][-1]
+for seen, copy in zip(Copies.kept[::2], Copies.kept[1::2]):
+    assert all(map(np.array_equal, seen, copy))  # training went on in other memory
+assert abs(model.evaluate(x, y, verbose=0) - loss) < 1e-4, (model.evaluate(x, y, verbose=0), loss)
+assert int(model.optimizer.iterations) == 6
+model.fit(x, y, verbose=0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_every_backend_of_keras(backend):
+    pytest.importorskip(backend)
+    result = run_python("-c", BACKEND, KERAS_BACKEND=backend)
+    assert result.returncode == 0, result.stderr
