@@ -1,4 +1,4 @@
-"""Trains a Keras model in JAX with sampled softmax, then predicts with it in Keras.
+"""Trains a Keras model with sampled softmax, in one call, and predicts with it in Keras.
 
 jaxlm prepare train.txt --out data && python examples/train_keras_model.py data
 """
@@ -10,9 +10,15 @@ import keras
 import convert
 import jaxlm
 
-corpus = jaxlm.load_corpus(sys.argv[1])
-vocab_size = len(corpus.vocabulary)
-num_steps = int(sys.argv[2]) if len(sys.argv) > 2 else 300
+corpus = jaxlm.load_corpus(sys.argv[1])  # any arrays of ids do: x [N, T], and y [N, T], the words that follow them
+vocab_size, length = len(corpus.vocabulary), 35
+num_sequences = int(sys.argv[2]) if len(sys.argv) > 2 else 5000
+train, valid = (
+    tokens[: (tokens.size - 1) // length * length + 1][: num_sequences * length + 1]
+    for tokens in (corpus.train, corpus.valid)
+)
+x, y = train[:-1].reshape(-1, length), train[1:].reshape(-1, length)
+x_valid, y_valid = valid[:-1].reshape(-1, length)[:200], valid[1:].reshape(-1, length)[:200]
 
 model = keras.Sequential(
     [
@@ -21,21 +27,10 @@ model = keras.Sequential(
         keras.layers.Dense(vocab_size, activation="softmax"),
     ]
 )
-model.build((None, None))
-
-# a new state of the same shape; TrainState.create(convert.from_keras(model), ...) would continue from the Keras
-# model's weights instead, but starts worse if those are random
-model_config = jaxlm.ModelConfig(
-    vocab_size, embedding_size=model.layers[0].output_dim, hidden_size=model.layers[1].units
+model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy")
+convert.fit_keras(  # in place of model.fit
+    model, x, y, validation_data=(x_valid, y_valid), initial_biases="unigram", initial_embeddings="counts"
 )
-train_config = jaxlm.TrainConfig(num_sampled=min(1000, vocab_size))
-state = jaxlm.TrainState.from_corpus(corpus, model_config, train_config)
-learning_rate = jaxlm.learning_rate_schedule(jaxlm.ScheduleConfig(learning_rate=3e-3), num_steps)
-for step, batch in enumerate(jaxlm.train_batches(corpus.train, train_config, num_steps)):
-    state, loss = jaxlm.train_step(state, batch, learning_rate(step))
-convert.load_into_keras(state.model, model)
-
-print("jaxlm, exact loss:", jaxlm.evaluate(state.model, corpus.valid, max_tokens=2000).loss)
-probabilities = model.predict(corpus.valid[None, :20])  # [1, 20, vocab_size]
-for word, row in zip(corpus.valid[1:20], probabilities[0], strict=False):
+print("loss by Keras:", model.evaluate(x_valid[:5], y_valid[:5], verbose=0))
+for word, row in zip(y_valid[0], model.predict(x_valid[:1], verbose=0)[0], strict=True):
     print(f"{corpus.vocabulary.words[word]:>16}: {row[word]:.2%}, expected {corpus.vocabulary.words[row.argmax()]}")

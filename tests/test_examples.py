@@ -31,6 +31,8 @@ def test_the_training_script_learns(corpus_dir):
 
 
 SMALL = {
+    "fit_keras.py": "--vocab-size 100 --embedding-size 4 --hidden-size 5 --num-sampled 9 --batch-size 2"
+    " --sequence-length 3 --steps 5 --repeats 1".split(),
     "vocab_scaling.py": ["--vocab-sizes", 1000, 2000, "--batch-size", 2, "--repeats", 1],
     "startup.py": ["--vocab-size", 1000, "--repeats", 1],
     "sampler.py": ["--sizes", 100, 10, "--num-labels", 5, "--repeats", 2],

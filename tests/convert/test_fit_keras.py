@@ -220,8 +220,10 @@ def test_training_continues_with_the_optimizer_state(kind, module):
         np.testing.assert_array_equal(one, other)
     assert int(twice.optimizer.iterations) == 4
     mixed, keras_alone = train(ours, keras_fit), train(keras_fit, keras_fit)
-    for one, other in zip(mixed.get_weights(), keras_alone.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=5e-4)  # of 0.04, two steps of Adam
+    start = train().get_weights()
+    allowed = 0.02 if kind == "Adam" else 1e-4  # Adam's smallest gradients are as small as epsilon
+    for before, one, other in zip(start, mixed.get_weights(), keras_alone.get_weights(), strict=True):
+        assert np.linalg.norm(one - other) < allowed * np.linalg.norm(other - before)
 
 
 @pytest.mark.parametrize("module", MODULES)
