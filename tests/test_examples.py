@@ -10,10 +10,10 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(script: str, *arguments: object) -> str:
+def run(script: str, *arguments: object, timeout: int = 300) -> str:
     command = [sys.executable, EXAMPLES / script, *map(str, arguments)]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -65,3 +65,9 @@ def test_benchmarks_print_a_table(script, corpus_dir, text_file):
     lines = output.splitlines()
     assert "OTHER BITS" not in output
     assert any(line.startswith("| ---") for line in lines) and lines[-1].count("|") == lines[-2].count("|")
+
+
+@pytest.mark.exhaustive
+def test_thirty_kills_at_random_instants():
+    lines = run("benchmarks/kills.py", "--kills", 30, timeout=1200).splitlines()
+    assert lines[-1].startswith("| 30 ") and lines[-1].endswith("same bits |")
