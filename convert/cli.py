@@ -4,21 +4,29 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from convert.options import Dtype, ExportOptions, FormatName
-from jaxlm.cli import run_command, show_messages
+from jaxlm.cli import OptionalPath, Run, run_command, show_messages
 from jaxlm.errors import InputError
+
+# how --help names what a command takes
+Model = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
+OptionalWord = Annotated[str | None, tyro.conf.arg(metavar="WORD")]
+OptionalTokenization = Annotated[
+    Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"] | None,
+    tyro.conf.arg(metavar="{words,whitespace,text_vectorization,keras_tokenizer}"),
+]
 
 app = tyro.extras.SubcommandApp()
 
 
 @app.command(name="to-keras")
 def to_keras(
-    run: tyro.conf.Positional[Path],
-    out: tyro.conf.Positional[Path],
+    run: Run,
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
     /,
     format: FormatName | None = None,
     logits: bool = False,
@@ -55,18 +63,19 @@ def to_keras(
     comparison = export(runs.load(run, keep_optimizer=keep_optimizer), out, options, format=format, overwrite=overwrite)
     files = out.rglob("*") if out.is_dir() else out.parent.glob(out.name + "*")
     size = sum(path.stat().st_size for path in files if path.is_file())
-    print(f"{comparison}\n{out}: {size / 1e6:,.1f} MB, verified as above")
+    shown = f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
+    print(f"{comparison}\n{out}: {shown}, verified as above")
 
 
 @app.command(name="from-keras")
 def from_keras(
-    model: tyro.conf.Positional[Path],
-    run: tyro.conf.Positional[Path],
+    model: Model,
+    run: Run,
     /,
     vocabulary: Path,
-    unk: str = "<unk>",
-    eos: str = "<eos>",
-    tokenization: Literal["words", "whitespace"] = "words",
+    unk: OptionalWord = None,
+    eos: OptionalWord = None,
+    tokenization: OptionalTokenization = None,
     keep_optimizer: bool = False,
 ) -> None:
     """Make a run from a Keras model, to continue training with `jaxlm train`.
@@ -77,26 +86,29 @@ def from_keras(
     Args:
       model: .keras, .h5 or .weights.h5 file, or SavedModel directory made by Keras.
       run: Run directory to make.
-      vocabulary: The model's words in the order of its ids: a .json file with "words" and "counts", or a text
-        file with a word, or a word, a tab and its count, on each line.
-      unk: The word in it that stands for unknown words.
-      eos: The word in it that stands for the end of a line.
-      tokenization: How text is cut into words, unless the vocabulary says so.
+      vocabulary: The model's words in the order of its ids: a .json file of a Keras Tokenizer, of
+        TextVectorization's get_vocabulary(), or with "words" and "counts"; or a text file with a word, or a word, a
+        tab and its count, on each line.
+      unk: The word in it that stands for unknown words. By default <unk>, or the one Keras uses, if there is one.
+      eos: The word in it that stands for the end of a line. By default <eos>, if there is one.
+      tokenization: How text is cut into words, unless the vocabulary says so. By default as the class of Keras that
+        wrote the vocabulary cuts it, or "words".
       keep_optimizer: Continue with the optimizer state (Adam, Adagrad or SGD) of a .keras file.
     """
     from convert.import_keras import import_run
+    from jaxlm.text import tokenization_of
 
-    for line in import_run(model, run, vocabulary, unk, eos, tokenization, keep_optimizer):
+    for line in import_run(model, run, vocabulary, unk, eos, tokenization_of(tokenization), keep_optimizer):
         print(line)
 
 
 @app.command
 def verify(
-    first: tyro.conf.Positional[Path],
-    second: tyro.conf.Positional[Path],
+    first: Model,
+    second: Model,
     /,
-    text: Path | None = None,
-    vocabulary: Path | None = None,
+    text: OptionalPath = None,
+    vocabulary: OptionalPath = None,
     max_tokens: int = 10_000,
 ) -> int:
     """Compare two models of any format. Exits with 1 if they differ.

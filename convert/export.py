@@ -51,7 +51,9 @@ def export(
     check_options(name, options, run)
     config, optimizer, size = run.model.config, run.optimizer, check_space(run, out)
     ending = "" if name == "savedmodel" else f".{name}"
-    bar = tqdm(total=2, desc=f"writing {size / 1e6:,.0f} MB", unit="step", leave=False, disable=size < LARGE)
+    bar = tqdm(
+        total=2, desc=f"writing {size / 1e6:,.0f} MB", unit="step", leave=False, disable=True if size < LARGE else None
+    )
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory, bar:
         target = Path(directory) / (out.name.removesuffix(ending) + ending)  # an ONNX file names its data file
         expected = precomputed(language_model_predictor(run.model, "run"))

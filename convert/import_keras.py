@@ -1,6 +1,9 @@
 """Imports a Keras model's file as a run directory, and reads texts for comparisons."""
 
+import dataclasses
+import shlex
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,9 @@ from convert.comparison import check, precomputed
 from convert.formats import format_of, load_predictor
 from convert.keras_ids import KerasIds
 from convert.keras_reader import read_model, read_optimizer
+from convert.keras_vocabulary import read_vocabulary, remarks
 from convert.predictor import Predictor, language_model_predictor
-from jaxlm.config import ModelConfig
+from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.corpus import VOCABULARY_FILE
 from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
@@ -24,9 +28,9 @@ def import_run(
     model: Path,
     run: Path,
     vocabulary_file: Path,
-    unk: str,
-    eos: str,
-    tokenization: Tokenization,
+    unk: str | None = None,
+    eos: str | None = None,
+    tokenization: Tokenization | None = None,
     keep_optimizer: bool = False,
 ) -> Iterator[str]:
     """Makes a run from a Keras model's file, and checks that both predict the same; yields lines for people.
@@ -34,21 +38,23 @@ def import_run(
     Args:
       model: `.keras`, `.h5`, `.weights.h5` or a SavedModel directory.
       run: directory to make.
-      vocabulary_file: as `runs.read_vocabulary` reads it.
-      unk: the word in it that stands for unknown words.
-      eos: the word in it that stands for the end of a line.
-      tokenization: how text is cut, unless the file says so.
+      vocabulary_file: as `keras_vocabulary.read_vocabulary` reads it.
+      unk: the word in it that stands for unknown words, if the file does not say.
+      eos: the word in it that stands for the end of a line, likewise.
+      tokenization: how text is cut, likewise.
       keep_optimizer: whether to continue with the optimizer state in a `.keras` file.
 
     Raises:
       InputError: a file is damaged or unsafe, jaxlm cannot represent the model, or they do not fit each other.
     """
     runs.check_new(run)
-    vocabulary, keras_ids = runs.read_vocabulary(vocabulary_file, unk=unk, eos=eos, tokenization=tokenization)
+    read_words = partial(read_vocabulary, vocabulary_file, unk=unk, eos=eos, tokenization=tokenization)
+    read_words()  # raises what is wrong with it, before a large model is read
     if keep_optimizer and format_of(model) != "keras":
         raise InputError(f"`keep_optimizer` needs a .keras file; others have no optimizer state. Received: {model}.")
     language_model, source = _read(model)
     config = language_model.config
+    vocabulary, keras_ids = read_words(vocab_size=config.vocab_size)
     yield str(check(language_model_predictor(language_model), source))
     if source.first_id:
         yield "compared without id 0: if Keras masks it, it is an ordinary word in jaxlm"
@@ -58,8 +64,13 @@ def import_run(
         yield f"{optimizer.name} continues after {optimizer.steps:,} steps: --learning-rate {optimizer.learning_rate:g}"
     if keras_ids is not None:
         yield "the ids were not sorted by frequency: sorted in the run; to-keras restores the original ids"
-    yield f"continue with: jaxlm prepare TEXT --vocabulary {run / VOCABULARY_FILE} --out DATA"
-    yield f"               jaxlm train DATA --out {run} {_size_options(config)}"
+    yield from remarks(vocabulary)
+    options = _options(config, ModelConfig(config.vocab_size))
+    if optimizer:
+        trained = TrainConfig(optimizer=optimizer.name, clip_norm=optimizer.clip_norm)
+        options += [*_options(trained, TrainConfig()), "--learning-rate", f"{optimizer.learning_rate:g}"]
+    yield f"continue with: jaxlm prepare TEXT --vocabulary {shlex.quote(str(run / VOCABULARY_FILE))} --out DATA"
+    yield f"               jaxlm train DATA --out {shlex.join([str(run), *options])}"
 
 
 def _read(path: Path) -> tuple[LanguageModel, Predictor]:
@@ -76,10 +87,18 @@ def _read(path: Path) -> tuple[LanguageModel, Predictor]:
     return read_model(path), predictor
 
 
-def _size_options(config: ModelConfig) -> str:
-    sizes = f"--embedding-size {config.embedding_size} --hidden-size {config.hidden_size}"
-    sizes += f" --num-layers {config.num_layers}" if config.num_layers > 1 else ""
-    return sizes + (f" --dropout {config.dropout}" if config.dropout else "")
+def _options(config: ModelConfig | TrainConfig, default: ModelConfig | TrainConfig) -> list[str]:
+    """Returns the options of `jaxlm train` that make `config` of `default`."""
+    options = []
+    for name, value in dataclasses.asdict(config).items():
+        if value == getattr(default, name):
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            options.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            options += [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return options
 
 
 def encode_text(text: Path, vocabulary_file: Path | None, *models: Path) -> np.ndarray:

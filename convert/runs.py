@@ -1,21 +1,20 @@
-"""Run directories, and the vocabularies of Keras models. A run is read in the ids of the Keras model it came from."""
+"""Run directories. A run is read in the ids of the Keras model it came from."""
 
 import gc
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from convert.keras_ids import KerasIds, frequency_order
+from convert.keras_ids import KerasIds
 from convert.optimizer import OptimizerState, from_train_state, to_train_state
 from jaxlm.checkpoint import Checkpoints, Progress
 from jaxlm.config import ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
-from jaxlm.files import read_json, staged
+from jaxlm.files import staged
 from jaxlm.model import LanguageModel, split_params
 from jaxlm.run import RunConfig, create_run, load_model
 from jaxlm.text import Tokenization
 from jaxlm.train_state import initial_opt_state
-from jaxlm.vocabulary import EOS, UNK, Vocabulary
+from jaxlm.vocabulary import Vocabulary
 
 
 class Run(NamedTuple):
@@ -105,56 +104,3 @@ def check_new(directory: Path) -> None:
         raise InputError(f"{directory} already exists; choose another directory for the run.")
     if not directory.resolve().parent.is_dir():
         raise InputError(f"{directory} cannot be made: the directory {directory.parent} does not exist.")
-
-
-def read_vocabulary(
-    path: Path, *, unk: str = UNK, eos: str = EOS, tokenization: Tokenization = "words"
-) -> tuple[Vocabulary, KerasIds | None]:
-    """Reads the words of a Keras model, in the order of its ids.
-
-    Args:
-      path: `.json` with "words" (and "counts", "tokenization"), such as a run's vocabulary.json; or text,
-        on each line a word, or a word, a tab and its count.
-      unk: the word in it that stands for unknown words.
-      eos: the word in it that stands for the end of a line.
-      tokenization: how text is cut, unless the file says so.
-
-    Returns:
-      The vocabulary by decreasing counts, and the id in the file of each of its words; None if those are
-      the same. Words without counts are taken to be sorted by frequency.
-
-    Raises:
-      InputError: the file is not a vocabulary, words repeat, or `unk` or `eos` is missing from it.
-    """
-    words, counts, tokenization = _read_words(path, tokenization)
-    reserved = {unk: UNK, eos: EOS}
-    for argument, word in (("unk", unk), ("eos", eos)):
-        if word not in words:
-            raise InputError(f"{path} has no word {word!r}; give its word for {reserved[word]} with `{argument}`.")
-    word, times = Counter(words).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"{path}: expected distinct words. Received: {word!r} {times} times.")
-    words = [reserved.get(word, word) for word in words]
-    order = frequency_order(counts)
-    if order is not None:
-        words, counts = [words[i] for i in order], [counts[i] for i in order]
-    return Vocabulary(tuple(words), tuple(counts), tokenization), None if order is None else KerasIds(order)
-
-
-def _read_words(path: Path, tokenization: Tokenization) -> tuple[list[str], list[int], Tokenization]:
-    if path.suffix == ".json":
-        value = read_json(path)
-        words: list[str] = value.get("words") or []
-        counts: list[int] = value.get("counts") or [0] * len(words)
-        tokenization = value.get("tokenization") or value.get("split", tokenization)  # its name in older files
-    else:
-        try:
-            lines = [line.split("\t") for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
-            words = [line[0] for line in lines]
-            counts = [int(line[1]) for line in lines] if all(len(line) == 2 for line in lines) else [0] * len(lines)
-        except (UnicodeDecodeError, ValueError) as error:
-            raise InputError(f"{path}: expected lines of a word, or a word, a tab and a count: {error}") from error
-    valid = isinstance(words, list) and words and all(isinstance(word, str) for word in words)
-    if not valid or len(counts) != len(words) or not all(isinstance(count, int) for count in counts):
-        raise InputError(f"{path} is not a vocabulary: expected words and their counts.")
-    return words, counts, tokenization

@@ -37,6 +37,7 @@ class SavedModel(tf.Module):
     def next_words(self, texts: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the k most likely next words of strings `[batch]`, and their probabilities, both `[batch, k]`."""
         ids = tf.concat([self._line_ends(texts), self.tokenizer.encode(texts)], axis=1)
+        tf.debugging.assert_positive(ids.row_lengths(), "a text has no word of the vocabulary")
         hidden = self.network.hidden(ids.to_tensor())
         last = tf.gather(hidden, tf.cast(ids.row_lengths(), tf.int32) - 1, batch_dims=1)
         k = tf.minimum(k, len(self.tokenizer))
@@ -45,7 +46,10 @@ class SavedModel(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")])
     def score(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the log-probability of each string, with the end of its line, and its number of words, `[batch]`."""
+        """Returns the log-probability of each string, with the end of its line, and its number of words, `[batch]`.
+
+        If the vocabulary has no `<eos>`, the first word of a string has nothing before it, and does not count.
+        """
         ids = tf.concat([self._line_ends(texts), self.tokenizer.encode(texts), self._line_ends(texts)], axis=1)
         hidden = self.network.hidden(ids.to_tensor()[:, :-1])
         labels, mask = ids.to_tensor()[:, 1:], tf.sequence_mask(ids.row_lengths() - 1, dtype=tf.float32)
@@ -58,11 +62,12 @@ class SavedModel(tf.Module):
 
         start = (tf.constant(0), tf.zeros(tf.shape(texts)))
         total = tf.while_loop(lambda t, _: t < time, body, start, maximum_iterations=time)[1]
-        return {"log_probabilities": total, "num_words": tf.cast(ids.row_lengths() - 1, tf.int32)}
+        return {"log_probabilities": total, "num_words": tf.maximum(tf.cast(ids.row_lengths(), tf.int32) - 1, 0)}
 
     def _line_ends(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """Returns an `<eos>` for each text: its first word follows the end of a line."""
-        column = tf.fill([tf.shape(texts)[0], 1], self.tokenizer.eos)
+        """Returns an `<eos>`, if there is one, for each text: its first word follows the end of a line."""
+        eos = self.tokenizer.eos
+        column = tf.fill([tf.shape(texts)[0], 0 if eos is None else 1], 0 if eos is None else eos)
         return tf.RaggedTensor.from_tensor(column, row_splits_dtype=tf.int64)
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -18,13 +18,19 @@ from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
 
 if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does not
-    import numpy as np
-
     from jaxlm.corpus import Corpus
     from jaxlm.evaluation import Evaluation
-    from jaxlm.vocabulary import Vocabulary
 
 ZIPF_LIMIT = 0.3  # nats; English and German novels have 0.12, documentation 0.18, equal counts 0.9 and more
+
+# how --help names what a command takes
+Texts = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="TEXT [TEXT ...]")]
+Data = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
+Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+OptionalPositional = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]")]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 
 app = tyro.extras.SubcommandApp()
 
@@ -37,14 +43,14 @@ class ModelOptions(ModelConfig):
 
 @app.command
 def prepare(
-    train: tyro.conf.Positional[tuple[Path, ...]],
+    train: Texts,
     /,
     out: Path,
-    valid: Path | None = None,
-    test: Path | None = None,
+    valid: OptionalPath = None,
+    test: OptionalPath = None,
     vocab_size: int = 200_000,
-    tokenization: Literal["words", "whitespace"] = "words",
-    vocabulary: Path | None = None,
+    tokenization: Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"] = "words",
+    vocabulary: OptionalPath = None,
 ) -> None:
     """Turn texts into a vocabulary and token files.
 
@@ -54,11 +60,13 @@ def prepare(
       valid: Validation text. Without it, the end of the training text is held out.
       test: Test text. Without it, the end of the training text is held out.
       vocab_size: Maximum number of words; less frequent ones become <unk>.
-      tokenization: "words" and punctuation marks, or "whitespace" for text that is already tokenized.
+      tokenization: "words" and punctuation marks, "whitespace" for text that is already tokenized, or as Keras cuts
+        text by default.
       vocabulary: vocabulary.json of an existing model. Replaces --vocab-size and --tokenization.
     """
     from jaxlm import corpus as corpora
-    from jaxlm.vocabulary import UNK, Vocabulary
+    from jaxlm.text import tokenization_of
+    from jaxlm.vocabulary import UNK, Vocabulary, zipf_divergence
 
     if not train:
         raise InputError("No training text: expected jaxlm prepare TEXT [TEXT ...] --out DIRECTORY.")
@@ -66,13 +74,16 @@ def prepare(
         if path is None:
             print(f"no {name} text given: holding out the end of the training text")
     given = Vocabulary.load(vocabulary) if vocabulary else None
+    cutting = tokenization_of(tokenization)
     corpus = corpora.prepare(
-        train, out, valid=valid, test=test, vocab_size=vocab_size, tokenization=tokenization, vocabulary=given
+        train, out, valid=valid, test=test, vocab_size=vocab_size, tokenization=cutting, vocabulary=given
     )
     print(corpora.describe(corpus))
-    if not corpus.vocabulary.counts[corpus.vocabulary.ids[UNK]]:
-        print(f"every training word is in the vocabulary, so {UNK} is never trained: lower --vocab-size to train it")
-    divergence = corpus.vocabulary.zipf_divergence
+    counts, unk = corpus.counts, corpus.vocabulary.unk
+    if unk is not None and not counts[unk]:
+        advice = "" if given else ": lower --vocab-size to train it"
+        print(f"every training word is in the vocabulary, so {UNK} is never trained{advice}")
+    divergence = zipf_divergence(counts)
     if divergence > ZIPF_LIMIT:
         print(
             f"the word counts are {divergence:.2f} nats from Zipf's law (ordinary text: about 0.1), so log-uniform"
@@ -83,7 +94,7 @@ def prepare(
 
 @app.command
 def train(
-    data: tyro.conf.Positional[Path],
+    data: Data,
     /,
     out: Path,
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = ModelOptions(),  # noqa: B008
@@ -111,12 +122,12 @@ def train(
 
 @app.command
 def resume(
-    run: tyro.conf.Positional[Path],
+    run: Run,
     /,
-    steps: int | None = None,
-    epochs: float | None = None,
-    minutes: float | None = None,
-    learning_rate: float | None = None,
+    steps: OptionalInt = None,
+    epochs: OptionalFloat = None,
+    minutes: OptionalFloat = None,
+    learning_rate: OptionalFloat = None,
 ) -> None:
     """Resume a run that was stopped or killed, without repeating its settings.
 
@@ -137,9 +148,9 @@ def resume(
 
 @app.command
 def evaluate(
-    run: tyro.conf.Positional[Path],
+    run: Run,
     /,
-    data: Path | None = None,
+    data: OptionalPath = None,
     max_tokens: int = 0,
     batch_size: int = 32,
 ) -> None:
@@ -149,7 +160,8 @@ def evaluate(
       run: Run directory.
       data: Directory made by `jaxlm prepare`, if it is no longer where it was during training.
       max_tokens: Maximum number of words of each text, spread evenly over it; 0 for all.
-      batch_size: Streams of text read side by side.
+      batch_size: Streams of text read side by side, each from the zero state: more streams read faster, and their
+        perplexity is a little higher, since their first words have no context.
     """
     from jaxlm.corpus import load_corpus
     from jaxlm.evaluation import evaluate as evaluate_model
@@ -164,12 +176,13 @@ def evaluate(
     for split in ("valid", "test"):
         tokens = getattr(corpus, split)
         result = evaluate_model(model, tokens, max_tokens=max_tokens, batch_size=batch_size, progress=True)
-        _print_evaluation(split, result, tokens, vocabulary)
+        streams = min(batch_size, tokens.size - 1)
+        _print_evaluation(split, result, corpus, f", read as {streams} streams, each from the zero state")
 
 
 @app.command
 def generate(
-    run: tyro.conf.Positional[Path],
+    run: Run,
     /,
     prompt: str = "",
     num_words: int = 100,
@@ -192,20 +205,31 @@ def generate(
 
     from jaxlm.generation import generate as generate_words
     from jaxlm.run import load_model
-    from jaxlm.vocabulary import EOS, UNK
 
     model, vocabulary, _ = load_model(run)
-    ids = np.concatenate([np.array([vocabulary.ids[EOS]], np.int32), vocabulary.encode(prompt)])
-    unk = vocabulary.ids[UNK]
-    if unk in ids:
-        print(f"(unknown words are read as {UNK}: {vocabulary.decode(ids[1:])})", file=sys.stderr)
-    key = jax.random.key(seed)
-    words = generate_words(model, ids, num_words, temperature=temperature, top_k=top_k, avoid=(unk,), key=key)
-    print(vocabulary.decode([*ids[1:].tolist(), *words]))
+    ids = vocabulary.encode(prompt)
+    words = dict.fromkeys(vocabulary.tokenize(prompt.replace("\n", " ")))
+    unknown = [word for word in words if word not in vocabulary.ids]
+    if unknown:
+        fate = "left out" if vocabulary.unk is None else "read as <unk>"
+        print(f"(not in the vocabulary, so {fate}: {', '.join(unknown)})", file=sys.stderr)
+    start = np.array([] if vocabulary.eos is None else [vocabulary.eos], np.int32)  # the text begins a line
+    if not start.size + ids.size:
+        raise InputError("The vocabulary has no <eos> to begin with: give a `prompt` of words it has.")
+    drawn = generate_words(
+        model,
+        np.concatenate([start, ids]),
+        num_words,
+        temperature=temperature,
+        top_k=top_k,
+        avoid=vocabulary.placeholders,
+        key=jax.random.key(seed),
+    )
+    print(vocabulary.decode([*ids.tolist(), *drawn]))
 
 
 @app.command
-def doctor(path: tyro.conf.Positional[Path | None] = None, /) -> int:
+def doctor(path: OptionalPositional = None, /) -> int:
     """Check this machine, and the files of a run or a corpus. Exits with 1 if something is wrong.
 
     Args:
@@ -225,14 +249,14 @@ def _print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None") 
 
     print(f"curve: {plot_metrics(run, corpus)}")
     if evaluation is not None:
-        _print_evaluation("valid", evaluation, corpus.valid, corpus.vocabulary)
+        _print_evaluation("valid", evaluation, corpus)
 
 
-def _print_evaluation(split: str, evaluation: "Evaluation", tokens: "np.ndarray", vocabulary: "Vocabulary") -> None:
+def _print_evaluation(split: str, evaluation: "Evaluation", corpus: "Corpus", how: str = "") -> None:
     from jaxlm.corpus import unigram_loss
     from jaxlm.evaluation import DIVERGED
 
-    unigram = unigram_loss(tokens, vocabulary)
+    unigram = unigram_loss(getattr(corpus, split), corpus.counts)
     if evaluation.loss > unigram + DIVERGED:
         print(
             f"{split}: exact loss {evaluation.loss:.2f} nats per word on {evaluation.num_tokens:,} words, far above the"
@@ -240,7 +264,7 @@ def _print_evaluation(split: str, evaluation: "Evaluation", tokens: "np.ndarray"
         )
         return
     print(
-        f"{split}: exact perplexity {evaluation.perplexity:.2f} on {evaluation.num_tokens:,} words"
+        f"{split}: exact perplexity {evaluation.perplexity:.2f} on {evaluation.num_tokens:,} words{how}"
         f" (unigram model, which knows only the word frequencies: {math.exp(unigram):.2f})"
     )
 

@@ -1,5 +1,6 @@
 """Texts to a prepared corpus: a vocabulary, and the ids of the training, validation and test text."""
 
+import logging
 import os
 import zlib
 from collections.abc import Generator, Iterable, Sequence
@@ -12,15 +13,18 @@ from tqdm import tqdm
 
 from jaxlm.errors import InputError, require
 from jaxlm.files import read_array, staged, verify_checksums, write_checksums
+from jaxlm.remarks import remarks
 from jaxlm.text import PieceEncoder, Tokenization, auto_ids, read_chunks
 from jaxlm.token_ids import blocks, id_range
-from jaxlm.vocabulary import EOS, UNK, Vocabulary, select_words
+from jaxlm.vocabulary import Vocabulary, log_unigram, select_words
 
 VOCABULARY_FILE = "vocabulary.json"
 HELD_OUT_FRACTION = 0.05
 HELD_OUT_MAX = 200_000
 
 PathLike = str | os.PathLike[str]
+
+logger = logging.getLogger(__name__)
 
 
 class Corpus(NamedTuple):
@@ -30,6 +34,18 @@ class Corpus(NamedTuple):
     train: np.ndarray  # [N] int32
     valid: np.ndarray  # [N] int32
     test: np.ndarray  # [N] int32
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Counts `[V]` int64 of the words: the vocabulary's, or where they are unknown, the training text's."""
+        if self.vocabulary.counts is not None:
+            return np.array(self.vocabulary.counts, np.int64)
+        return _count(self.train, len(self.vocabulary))
+
+    @property
+    def log_unigram(self) -> np.ndarray:
+        """Log-probabilities of the words by their counts, `[V]` float32. A count of 0 is taken as 1."""
+        return log_unigram(self.counts)
 
 
 def prepare(
@@ -55,7 +71,8 @@ def prepare(
       test: test text.
       vocab_size: maximum number of words.
       tokenization: "words", or "whitespace" for a corpus that is already tokenized (PTB, WikiText).
-      vocabulary: of an existing model; replaces `vocab_size` and `tokenization`.
+      vocabulary: of an existing model; replaces `vocab_size` and `tokenization`. Words and line ends that it has no
+        id for are left out.
       progress: whether to show progress bars.
 
     Returns:
@@ -81,20 +98,22 @@ def prepare(
         for name in ("test", "valid"):
             if name not in raw:
                 raw["train"], raw[name] = _hold_out(raw["train"], ids.get("\n"))
+        counts = _count(raw["train"], len(ids))
         if vocabulary is None:
-            counts = sum(np.bincount(block, minlength=len(ids)) for block in blocks(raw["train"]))
-            vocabulary = select_words(ids, np.asarray(counts), vocab_size, tokenization)
+            vocabulary = select_words(ids, counts, vocab_size, tokenization)
         _write_tokens(partial, raw, vocabulary.ids_of(ids))
         vocabulary.save(partial / VOCABULARY_FILE)
         for path in partial.glob("*.raw"):
             path.unlink()
         write_checksums(partial)
+    for line in remarks(ids, counts, vocabulary):
+        logger.info("training text: %s", line)
     return load_corpus(out)
 
 
 def _read(paths: Sequence[Path], description: str, progress: bool) -> Generator[str]:
     """Reads texts under a progress bar."""
-    with tqdm(desc=description, unit=" characters", unit_scale=True, disable=not progress) as bar:
+    with tqdm(desc=description, unit=" characters", unit_scale=True, disable=None if progress else True) as bar:
         for chunk in read_chunks(paths):
             yield chunk
             bar.update(len(chunk))
@@ -110,14 +129,28 @@ def _write_raw(chunks: Iterable[np.ndarray], path: Path) -> np.ndarray:
     return np.memmap(path, np.int32, "r")
 
 
+def _count(ids: np.ndarray, num_ids: int) -> np.ndarray:
+    """Returns the occurrences `[num_ids]` of each id."""
+    counts = np.zeros(num_ids, np.int64)
+    for block in blocks(ids):
+        counts += np.bincount(block, minlength=num_ids)
+    return counts
+
+
 def _write_tokens(directory: Path, raw: dict[str, np.ndarray], new_ids: np.ndarray) -> None:
-    """Writes the token files, each raw id replaced by its new one."""
+    """Writes the token files, each raw id replaced by its new one, or left out if that is negative."""
+    kept = new_ids >= 0
     for name, ids in raw.items():
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": ids.shape}
+        size = sum(int(kept[block].sum()) for block in blocks(ids))
+        if size < 3:
+            raise InputError(
+                f"The {name} text has fewer than 3 words of the `vocabulary`; expected text to learn from."
+            )
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (size,)}
         with (directory / f"{name}.npy").open("wb") as file:  # not mapped: a full disk would kill the process
             np.lib.format.write_array_header_1_0(file, header)
             for block in blocks(ids):
-                file.write(new_ids[block].tobytes())
+                file.write(new_ids[block[kept[block]]].tobytes())
 
 
 def _hold_out(tokens: np.ndarray, line_end: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -180,20 +213,31 @@ def fingerprints(corpus: Corpus) -> dict[str, str]:
 
 def oov_rate(tokens: np.ndarray, vocabulary: Vocabulary) -> float:
     """Returns the fraction of words that are `<unk>`."""
-    unk = vocabulary.ids[UNK]
-    return sum(int((block == unk).sum()) for block in blocks(tokens)) / tokens.size
+    if vocabulary.unk is None:
+        return 0.0
+    return sum(int((block == vocabulary.unk).sum()) for block in blocks(tokens)) / tokens.size
 
 
-def unigram_loss(tokens: np.ndarray, vocabulary: Vocabulary) -> float:
-    """Returns the loss in nats per word of the unigram model, which knows only the word frequencies."""
-    log_unigram = vocabulary.log_unigram.astype(np.float64)
-    return -sum(float(log_unigram[block].sum()) for block in blocks(tokens[1:])) / (tokens.size - 1)
+def unigram_loss(tokens: np.ndarray, counts: np.ndarray) -> float:
+    """Returns the loss in nats per word of the unigram model, which knows only the word frequencies.
+
+    Args:
+      tokens: `[N]` ids.
+      counts: `[V]` of the words, such as `Corpus.counts`.
+    """
+    log_probabilities = log_unigram(counts).astype(np.float64)
+    return -sum(float(log_probabilities[block].sum()) for block in blocks(tokens[1:])) / (tokens.size - 1)
 
 
 def describe(corpus: Corpus) -> str:
     """Returns a few lines about a corpus for people: sizes, and rates of unknown words."""
     vocabulary = corpus.vocabulary
-    lines = [f"vocabulary: {len(vocabulary):,} words ({EOS} has id {vocabulary.ids[EOS]}, {UNK} {vocabulary.ids[UNK]})"]
+    lines = [f"vocabulary: {len(vocabulary):,} words (<eos> has {_id(vocabulary.eos)}, <unk> {_id(vocabulary.unk)})"]
     for name, tokens in zip(Corpus._fields[1:], corpus[1:], strict=True):
-        lines.append(f"{name}: {tokens.size:,} words, {oov_rate(tokens, vocabulary):.2%} unknown")
+        unknown = "" if vocabulary.unk is None else f", {oov_rate(tokens, vocabulary):.2%} unknown"
+        lines.append(f"{name}: {tokens.size:,} words{unknown}")
     return "\n".join(lines)
+
+
+def _id(word: int | None) -> str:
+    return "no id" if word is None else f"id {word}"

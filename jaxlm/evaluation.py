@@ -73,7 +73,7 @@ def evaluate(
     carry = model.initial_carry(batch_size)
     total, count = 0.0, 0
     expected = min(max_tokens or ids.size, ids.size - 1)
-    with tqdm(total=expected, desc="evaluating", unit=" words", disable=not progress, leave=False) as bar:
+    with tqdm(total=expected, desc="evaluating", unit=" words", disable=None if progress else True, leave=False) as bar:
         for batch in evaluation_batches(ids, batch_size, sequence_length, max_tokens):
             loss, carry = exact_loss(graphdef, params, batch, carry)
             total += float(loss)

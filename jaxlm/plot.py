@@ -24,7 +24,7 @@ def plot_metrics(directory: PathLike, corpus: Corpus) -> Path:
     valid = [(row["step"] * words, row["valid_perplexity"]) for row in rows if "valid_perplexity" in row]
     train = [(row["step"] * words, row["train_loss"]) for row in rows if "train_loss" in row]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    unigram = math.exp(unigram_loss(corpus.valid, corpus.vocabulary))
+    unigram = math.exp(unigram_loss(corpus.valid, corpus.counts))
     left.axhline(unigram, color="gray", linestyle="--", label=f"unigram model {unigram:,.0f}")
     if valid:
         left.plot(*zip(*valid, strict=True), marker="o", label=f"jaxlm {valid[-1][1]:,.1f}")

@@ -54,7 +54,7 @@ class RunLogger:
         assert config.train is not None and config.schedule is not None
         self.directory, self.config, self.checkpoints, self.valid = directory, config, checkpoints, corpus.valid
         self.train, self.schedule, self.first_step, self.progress = config.train, config.schedule, first_step, progress
-        self.unigram_loss = unigram_loss(corpus.valid, corpus.vocabulary)
+        self.unigram_loss = unigram_loss(corpus.valid, corpus.counts)
         self.learning_rate = jax.jit(learning_rate_schedule(self.schedule, config.total_steps))
         self.length = StepEstimate(self.schedule, first_step)
         self.logged = resumed.logged  # steps and seconds at the last line of metrics.jsonl
@@ -67,7 +67,7 @@ class RunLogger:
     def progress_bar(self) -> tqdm:
         """Returns the bar of the steps."""
         total = self.config.total_steps or None
-        return tqdm(total=total, initial=self.first_step, unit=" steps", disable=not self.progress)
+        return tqdm(total=total, initial=self.first_step, unit=" steps", disable=None if self.progress else True)
 
     def estimate_length(self, step: int, seconds: float) -> None:
         """Fixes the number of steps when the decay begins, if `minutes` is the length, and writes it down."""

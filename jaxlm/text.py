@@ -6,28 +6,83 @@ import zlib
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import IO, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Regex, pre_tokenizers
 
+from jaxlm.encodings import describe_bytes, describe_nul, wrong_compression, wrong_encoding
 from jaxlm.errors import InputError
 
-Tokenization = Literal["words", "whitespace"]
+
+class KerasTokenizer(NamedTuple):
+    """How a Keras `Tokenizer` cuts text: into what lies between spaces."""
+
+    lower: bool = True  # whether letters are lower-cased first
+    filters: str = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'  # characters replaced by a space
+
+
+Tokenization = Literal["words", "whitespace", "text_vectorization"] | KerasTokenizer
+TokenizationName = Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"]
 PATTERNS = {  # a line end is a token of its own; <unk> in a prepared corpus stays whole
-    "words": r"\n|<unk>|<eos>|\w+|[^\w\s]",
+    # joiners and combining marks stay within a word; a flag, or a symbol with what modifies it, is one token
+    "words": r"\n|<unk>|<eos>|\w(?:\w|[\x{200c}\x{200d}])*|[\x{1f1e6}-\x{1f1ff}]{2}|[^\w\s](?:\x{200d}[^\w\s]"
+    r"|[\p{M}\x{200c}\x{200d}\x{1f3fb}-\x{1f3ff}\x{e0020}-\x{e007f}])*",
     "whitespace": r"\n|\S+",
+    "text_vectorization": r"\n|[^ \t\n\x0b\f\r]+",  # of text in lower case without punctuation
 }
+ASCII_LOWER = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+PUNCTUATION = "!\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~'"  # that TextVectorization strips
 ENCODING = "utf-8-sig"  # UTF-8; the byte order mark that some editors write is not part of the text
 CHUNK_CHARS = 1 << 18
 CACHED_CHARS = 1 << 24
 
 
-def tokenizer(tokenization: Tokenization) -> pre_tokenizers.PreTokenizer:
-    """Returns the `tokenizers` pre-tokenizer that cuts text into words and line ends."""
-    return pre_tokenizers.Split(Regex(PATTERNS[tokenization]), "removed", invert=True)
+def tokenization_of(value: Any) -> Any:
+    """Returns the `Tokenization` that a name, or an object of vocabulary.json, stands for; anything else unchanged."""
+    if value == "keras_tokenizer":
+        return KerasTokenizer()
+    if isinstance(value, dict) and value.keys() == set(KerasTokenizer._fields):
+        if isinstance(value["lower"], bool) and isinstance(value["filters"], str):
+            return KerasTokenizer(**value)
+    return value
+
+
+def tokenizer(tokenization: Tokenization) -> Callable[[str], list[str]]:
+    """Returns the function that cuts text into words and line ends, "\\n".
+
+    "words" keeps words and punctuation marks, "whitespace" what lies between blanks. "text_vectorization" and
+    `KerasTokenizer` cut each line as Keras' layer and Keras' class do.
+
+    >>> tokenizer("words")("Don't stop.\\n")
+    ['Don', "'", 't', 'stop', '.', '\\n']
+    >>> tokenizer("text_vectorization")("Don't stop.\\n")
+    ['dont', 'stop', '\\n']
+    """
+    if isinstance(tokenization, KerasTokenizer):
+        blanks = dict.fromkeys(map(ord, tokenization.filters), " ") | {ord("\n"): " \n "}
+
+        def split(text: str) -> list[str]:
+            text = text.lower() if tokenization.lower else text
+            return [word for word in text.translate(blanks).split(" ") if word]
+
+        return split
+    splitter = _splitter(PATTERNS[tokenization])
+    stripped = ASCII_LOWER | dict.fromkeys(map(ord, PUNCTUATION)) if tokenization == "text_vectorization" else None
+
+    def match(text: str) -> list[str]:
+        text = text.translate(stripped) if stripped else text
+        return [word for word, _ in splitter.pre_tokenize_str(text)]
+
+    return match
+
+
+@cache
+def _splitter(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
 
 
 def auto_ids() -> defaultdict[str, int]:
@@ -49,7 +104,7 @@ class PieceEncoder:
     """
 
     def __init__(self, tokenization: Tokenization, id_of: Callable[[str], int]):
-        self.tokenizer, self.id_of = tokenizer(tokenization), id_of
+        self.tokenize, self.id_of = tokenizer(tokenization), id_of
         self.clear()
 
     def clear(self) -> None:
@@ -68,7 +123,7 @@ class PieceEncoder:
         sequence = np.fromiter(map(self.pieces.__getitem__, pieces), np.int64, len(pieces))
         new = reversed(list(islice(reversed(self.pieces), len(self.pieces) - known)))
         for piece in new:
-            self.ids.extend(self.id_of(token) for token, _ in self.tokenizer.pre_tokenize_str(piece))
+            self.ids.extend(map(self.id_of, self.tokenize(piece)))
             self.ends.append(len(self.ids))
             self.chars += len(piece)
         return _concatenate_slices(np.asarray(self.ids), np.asarray(self.ends), sequence)
@@ -85,32 +140,35 @@ def read_chunks(paths: Iterable[Path]) -> Iterator[str]:
     """Yields the texts (plain, .gz or .xz) in chunks that end at a line end or a space.
 
     Raises:
-      InputError: a file is missing, empty, truncated, or not UTF-8; names the file and the position.
+      InputError: a file is missing, empty, truncated, or not UTF-8 text; names the file, the position, and a command
+        that mends it.
     """
     for path in paths:
         yield from _read_file(path)
 
 
 def _read_file(path: Path) -> Iterator[str]:
-    rest, chars = "", 0
+    rest, chars, lines = "", 0, 0
     try:
-        with _open(path) as file:
+        _check_kind(path)
+        with _open(path, "rt") as file:
             while text := file.read(CHUNK_CHARS):
-                chars += len(text)
+                if "\0" in text:
+                    raise InputError(describe_nul(path, text, lines))
+                chars, lines = chars + len(text), lines + text.count("\n")
                 text = rest + text
                 cut = max(text.rfind("\n"), text.rfind(" ")) + 1
                 rest = text[cut:]
                 if len(rest) > 8 * CHUNK_CHARS:
                     raise InputError(
-                        f"{path}: expected text. Received: {len(rest)} characters without a space or line end."
+                        f"{path}: expected text. Received: {len(rest)} characters without a space or line end. If its"
+                        " language is written without spaces, cut it into words first, with a space between them."
                     )
                 if cut:
                     yield text[:cut]
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} after about {chars} characters"
-            f" ({error.reason}). Convert it first, for example with: iconv -f latin1 -t utf-8."
-        ) from error
+        with _open(path, "rb") as binary:
+            raise InputError(describe_bytes(path, binary, error)) from error
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; expected a text file, plain, .gz or .xz.") from error
     except IsADirectoryError as error:
@@ -123,7 +181,19 @@ def _read_file(path: Path) -> Iterator[str]:
         yield rest + "\n"  # the last line ends as well
 
 
-def _open(path: Path) -> IO[str]:
+def _check_kind(path: Path) -> None:
+    """Raises `InputError` if the first bytes show that a file is not what its name says, or not UTF-8."""
+    with path.open("rb") as file:
+        problem = wrong_compression(path, file.read(16))
+    if problem is None:
+        with _open(path, "rb") as file:
+            problem = wrong_encoding(path, file.read(4096))
+    if problem:
+        raise InputError(problem)
+
+
+def _open(path: Path, mode: Literal["rb", "rt"]) -> Any:
+    encoding = None if mode == "rb" else ENCODING
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding=ENCODING)
-    return lzma.open(path, "rt", encoding=ENCODING) if path.suffix == ".xz" else path.open(encoding=ENCODING)
+        return gzip.open(path, mode, encoding=encoding)
+    return lzma.open(path, mode, encoding=encoding) if path.suffix == ".xz" else path.open(mode, encoding=encoding)

@@ -1,5 +1,7 @@
 """`TrainState`: all that a training step reads and writes."""
 
+import dataclasses
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +19,8 @@ from jaxlm.corpus import Corpus
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
 from jaxlm.model import LanguageModel, split_params
+
+logger = logging.getLogger(__name__)
 
 
 @jax.tree_util.register_dataclass
@@ -71,8 +75,8 @@ class TrainState:
         if train_config.word_vectors:
             vectors = word_vectors(corpus.train, vocab_size, model_config.embedding_size)
         rngs = nnx.Rngs(train_config.seed)
-        model = LanguageModel(model_config, corpus.vocabulary.log_unigram, vectors, rngs=rngs)
-        return cls.create(model, train_config, corpus.vocabulary.counts)
+        model = LanguageModel(model_config, corpus.log_unigram, vectors, rngs=rngs)
+        return cls.create(model, train_config, corpus.counts)
 
     @classmethod
     def create(cls, model: LanguageModel, config: TrainConfig, unigram_counts: ArrayLike | None = None) -> "TrainState":
@@ -80,24 +84,22 @@ class TrainState:
 
         Args:
           model: do not use it afterwards.
-          config: how it is trained.
+          config: how it is trained; a `num_sampled` larger than the vocabulary samples all of it.
           unigram_counts: `[vocab_size]` integer counts of the words, for the unigram sampler; 0 is taken as 1.
 
         Raises:
-          InputError: `num_sampled` is larger than the model's vocabulary, or `unigram_counts` do not fit it.
+          InputError: `unigram_counts` do not fit the model's vocabulary.
         """
         vocab_size, table = model.config.vocab_size, None
         separate = config.train_embedding or not model.config.tied
         require(separate, "train_embedding", "True for tied rows, which are softmax rows too", config.train_embedding)
-        if config.loss != "full":
-            fits = config.num_sampled <= vocab_size
-            require(fits, "num_sampled", f"at most {vocab_size}, the size of the vocabulary", config.num_sampled)
-            if config.sampler == "unigram":
-                counts = np.asarray([] if unigram_counts is None else unigram_counts)
-                expected = f"integer counts of shape ({vocab_size},)"
-                fits = counts.shape == (vocab_size,) and counts.dtype.kind in "iu"
-                require(fits, "unigram_counts", expected, f"{counts.dtype} {counts.shape}")
-                table = unigram_table(np.maximum(counts, 1))
+        config = with_num_sampled(config, vocab_size)
+        if config.loss != "full" and config.sampler == "unigram":
+            counts = np.asarray([] if unigram_counts is None else unigram_counts)
+            expected = f"integer counts of shape ({vocab_size},)"
+            fits = counts.shape == (vocab_size,) and counts.dtype.kind in "iu"
+            require(fits, "unigram_counts", expected, f"{counts.dtype} {counts.shape}")
+            table = unigram_table(np.maximum(counts, 1))
         graphdef, tables, dense = split_params(model)
         opt_state = initial_opt_state(tables, dense, config)
         carry = model.initial_carry(config.batch_size)
@@ -108,6 +110,14 @@ class TrainState:
     def model(self) -> LanguageModel:
         """The model with the current parameters. It is stale once the state is donated to the next step."""
         return nnx.merge(self.graphdef, self.tables, self.dense)
+
+
+def with_num_sampled(config: TrainConfig, vocab_size: int) -> TrainConfig:
+    """Returns a config whose `num_sampled` is at most the size of the vocabulary; says so if it changes."""
+    if config.loss == "full" or config.num_sampled <= vocab_size:
+        return config
+    logger.info("num_sampled is %d instead of %d: the vocabulary has no more words", vocab_size, config.num_sampled)
+    return dataclasses.replace(config, num_sampled=vocab_size)
 
 
 def optimizer(config: TrainConfig, learning_rate: jax.Array | float) -> optax.GradientTransformation:

@@ -27,7 +27,7 @@ from jaxlm.run_logger import LOG_EVERY, RunLogger
 from jaxlm.schedule import known_total_steps
 from jaxlm.step import train_step
 from jaxlm.token_ids import check_ids
-from jaxlm.train_state import TrainState
+from jaxlm.train_state import TrainState, with_num_sampled
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +66,14 @@ def train(
     """
     for name in ("train", "valid"):
         check_ids(f"corpus.{name}", getattr(corpus, name), len(corpus.vocabulary))
+    train_config = with_num_sampled(train_config, model_config.vocab_size)
     total_steps = known_total_steps(schedule, train_config, corpus.train.size)
     data = data or _directory_of(corpus)
     config = RunConfig(model_config, train_config, schedule, str(data), total_steps, fingerprints(corpus))
 
     def create() -> TrainState:
-        model = LanguageModel(model_config, corpus.vocabulary.log_unigram, rngs=nnx.Rngs(train_config.seed))
-        return TrainState.create(model, train_config, corpus.vocabulary.counts)
+        model = LanguageModel(model_config, corpus.log_unigram, rngs=nnx.Rngs(train_config.seed))
+        return TrainState.create(model, train_config, corpus.counts)
 
     abstract = jax.eval_shape(create)  # raises what creating it would, before anything is written
     require_memory(model_config, train_config)
@@ -136,7 +137,7 @@ def _imported_state(
     checkpoints: Checkpoints, corpus: Corpus, model_config: ModelConfig, config: TrainConfig
 ) -> TrainState:
     """Returns the state of an imported model before its first step, with its optimizer state if it has one."""
-    state = TrainState.create(checkpoints.restore_model(0, model_config), config, corpus.vocabulary.counts)
+    state = TrainState.create(checkpoints.restore_model(0, model_config), config, corpus.counts)
     opt_state = checkpoints.restore_optimizer(0, model_config, config)
     return state if opt_state is None else dataclasses.replace(state, opt_state=opt_state)
 

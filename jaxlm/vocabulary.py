@@ -3,21 +3,23 @@
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from tokenizers import Tokenizer, models
+from numpy.typing import ArrayLike
 
 from jaxlm.errors import InputError, require
 from jaxlm.files import read_json, write_json
-from jaxlm.text import Tokenization, tokenizer
+from jaxlm.text import KerasTokenizer, Tokenization, TokenizationName, tokenization_of, tokenizer
 
 UNK = "<unk>"  # any word that is not in the vocabulary
 EOS = "<eos>"  # the end of a line
+PAD = ""  # padding, as Keras' TextVectorization names it; no text has it
+UNUSED = "<unused {}>"  # an id without a word in a Keras model; no text has it, since no word has a space
 FORMAT = 1  # of vocabulary.json
 
 
@@ -25,25 +27,30 @@ FORMAT = 1  # of vocabulary.json
 class Vocabulary:
     """Words and their counts in the training text. The id of a word is its index.
 
+    A vocabulary of `jaxlm.prepare` has `<unk>` and `<eos>`, at the rank their counts earn. One of a Keras model may
+    lack them: unknown words, or line ends, are then left out of a text, as Keras leaves them out.
+
     Args:
-      words: distinct, by decreasing count, with `<unk>` and `<eos>` at the rank their counts earn.
-      counts: occurrences of each word in the training text.
-      tokenization: how text is cut: "words" (words and punctuation marks) or "whitespace".
+      words: distinct, by decreasing count.
+      counts: occurrences of each word in the training text; None if they are not known.
+      tokenization: how text is cut: "words" (words and punctuation marks), "whitespace", or as Keras does,
+        "text_vectorization" or a `KerasTokenizer`.
 
     Raises:
-      InputError: words repeat, a reserved word is missing, or counts do not decrease.
+      InputError: there are no words, words repeat, or counts do not decrease.
     """
 
     words: tuple[str, ...]
-    counts: tuple[int, ...]
+    counts: tuple[int, ...] | None
     tokenization: Tokenization
 
     def __post_init__(self) -> None:
-        choices = get_args(Tokenization)
-        require(self.tokenization in choices, "tokenization", f"one of {choices}", self.tokenization)
+        valid = isinstance(self.tokenization, KerasTokenizer) or self.tokenization in get_args(TokenizationName)[:-1]
+        require(valid, "tokenization", f"one of {get_args(TokenizationName)}", self.tokenization)
+        require(bool(self.words), "words", "at least one word", self.words)
         require(len(self.ids) == len(self.words), "words", "distinct words", f"{len(self.words)} words with repeats")
-        for word in (UNK, EOS):
-            require(word in self.ids, "words", f"{word} among them", f"{len(self.words)} words")
+        if self.counts is None:
+            return
         require(len(self.counts) == len(self.words), "counts", f"{len(self.words)}, one a word", len(self.counts))
         decreasing = all(first >= second for first, second in zip(self.counts, self.counts[1:], strict=False))
         require(decreasing and self.counts[-1] >= 0, "counts", "decreasing counts of at least 0", self.counts[:8])
@@ -56,25 +63,48 @@ class Vocabulary:
         """The id of each word."""
         return {word: i for i, word in enumerate(self.words)}
 
+    @property
+    def unk(self) -> int | None:
+        """The id of `<unk>`, if the vocabulary has it."""
+        return self.ids.get(UNK)
+
+    @property
+    def eos(self) -> int | None:
+        """The id of `<eos>`, if the vocabulary has it."""
+        return self.ids.get(EOS)
+
+    @property
+    def placeholders(self) -> list[int]:
+        """The ids that stand for no word that could be written: `<unk>`, padding and unused ids."""
+        prefix = UNUSED.partition("{")[0]
+        return [i for i, word in enumerate(self.words) if word in (UNK, PAD) or word.startswith(prefix)]
+
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The `tokenizers.Tokenizer` that cuts text and looks words up."""
-        result = Tokenizer(models.WordLevel(self.ids | {"\n": self.ids[EOS]}, unk_token=UNK))
-        result.pre_tokenizer = tokenizer(self.tokenization)
-        return result
+    def tokenize(self) -> Callable[[str], list[str]]:
+        """The function that cuts text into words and line ends."""
+        return tokenizer(self.tokenization)
+
+    @cached_property
+    def _token_ids(self) -> dict[str, int]:
+        return self.ids if self.eos is None else self.ids | {"\n": self.eos}
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of a text, `[N]` int32. Line ends become `<eos>`, unknown words `<unk>`.
 
+        Those that the vocabulary has no id for are left out.
+
         >>> Vocabulary(("the", "<eos>", "sea", "<unk>"), (9, 4, 4, 0), "words").encode("the sea!\\n")
         array([0, 2, 3, 1], dtype=int32)
+        >>> Vocabulary(("", "the", "sea"), None, "text_vectorization").encode("The open sea!\\n")
+        array([1, 2], dtype=int32)
         """
-        return np.array(self.tokenizer.encode(text).ids, np.int32)
+        ids = self.ids_of(self.tokenize(text))
+        return ids[ids >= 0]
 
     def ids_of(self, tokens: Iterable[str]) -> np.ndarray:
-        """Returns the ids of tokens, `[N]` int32, as `encode` does."""
-        ids = self.ids | {"\n": self.ids[EOS]}
-        return np.array([ids.get(token, ids[UNK]) for token in tokens], np.int32)
+        """Returns the ids of tokens, `[N]` int32, as `encode` does; -1 for those that it leaves out."""
+        ids, unk = self._token_ids, -1 if self.unk is None else self.unk
+        return np.array([ids.get(token, -1 if token == "\n" else unk) for token in tokens], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Joins words with spaces, except around punctuation marks. `<eos>` becomes a line end."""
@@ -90,29 +120,26 @@ class Vocabulary:
 
     @cached_property
     def checksum(self) -> str:
-        """CRC-32 of the words and their counts."""
-        return f"{zlib.crc32(repr((self.words, self.counts)).encode()):08x}"
+        """CRC-32 of the words and their counts; unknown counts are taken as 0."""
+        counts = (0,) * len(self) if self.counts is None else self.counts
+        return f"{zlib.crc32(repr((self.words, counts)).encode()):08x}"
 
     @property
     def log_unigram(self) -> np.ndarray:
-        """Log-probabilities of the words by their counts, `[V]` float32. A count of 0 is taken as 1."""
-        counts = np.maximum(np.array(self.counts, np.float64), 1.0)
-        return np.log(counts / counts.sum()).astype(np.float32)
+        """Log-probabilities of the words by their counts, `[V]` float32. A count of 0 is taken as 1.
 
-    @property
-    def zipf_divergence(self) -> float:
-        """Divergence of the word frequencies from the log-uniform distribution: sum of p log(p / P(id)), in nats.
-
-        About 0.1 for ordinary text, 0.9 for 1,000 equally frequent words.
+        Raises:
+          InputError: the counts are not known.
         """
-        n = np.arange(1, len(self) + 1)
-        log_uniform = np.log(np.log1p(1.0 / n) / np.log(len(self) + 1.0))
-        log_unigram = self.log_unigram.astype(np.float64)
-        return float(np.exp(log_unigram) @ (log_unigram - log_uniform))
+        if self.counts is None:
+            raise InputError("The counts of this vocabulary are not known; count a text: `jaxlm.prepare` does.")
+        return log_unigram(self.counts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the vocabulary as JSON."""
-        value = {"tokenization": self.tokenization, "words": self.words, "counts": self.counts}
+        cutting = self.tokenization
+        tokenization = cutting._asdict() if isinstance(cutting, KerasTokenizer) else cutting
+        value = {"tokenization": tokenization, "words": self.words, "counts": self.counts}
         write_json(Path(path), value, FORMAT)
 
     @classmethod
@@ -124,12 +151,35 @@ class Vocabulary:
         """
         value = read_json(Path(path), FORMAT)
         try:
-            words, counts, tokenization = value["words"], value["counts"], value["tokenization"]
-            if not all(isinstance(word, str) for word in words) or not all(isinstance(n, int) for n in counts):
-                raise TypeError("words must be strings and counts integers")
-            return cls(tuple(words), tuple(counts), tokenization)
+            words, counts, tokenization = value["words"], value["counts"], tokenization_of(value["tokenization"])
+            if not all(isinstance(word, str) for word in words):
+                raise TypeError("words must be strings")
+            if counts is not None and not all(isinstance(n, int) for n in counts):
+                raise TypeError("counts must be integers, or null if they are not known")
+            known = counts is not None and any(counts)  # older files say 0 where counts are not known
+            return cls(tuple(words), tuple(counts) if known else None, tokenization)
         except (KeyError, TypeError, InputError) as error:
             raise InputError(f"{path} does not hold a vocabulary: {error}") from error
+
+
+def log_unigram(counts: ArrayLike) -> np.ndarray:
+    """Returns log-probabilities, `[V]` float32, by counts `[V]`. A count of 0 is taken as 1."""
+    positive = np.maximum(np.asarray(counts, np.float64), 1.0)
+    return np.log(positive / positive.sum()).astype(np.float32)
+
+
+def zipf_divergence(counts: ArrayLike) -> float:
+    """Divergence of word frequencies from the log-uniform distribution: sum of p log(p / P(id)), in nats.
+
+    About 0.1 for ordinary text, 0.9 for 1,000 equally frequent words.
+
+    Args:
+      counts: `[V]`, by id.
+    """
+    log_frequencies = log_unigram(counts).astype(np.float64)
+    n = np.arange(1, log_frequencies.size + 1)
+    log_uniform = np.log(np.log1p(1.0 / n) / np.log(log_frequencies.size + 1.0))
+    return float(np.exp(log_frequencies) @ (log_frequencies - log_uniform))
 
 
 def select_words(tokens: Iterable[str], counts: np.ndarray, vocab_size: int, tokenization: Tokenization) -> Vocabulary:

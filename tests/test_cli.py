@@ -1,5 +1,6 @@
 """The commands as a user calls them: the whole path, and one clear line for each kind of bad input."""
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -97,7 +98,6 @@ def test_bad_text(tmp_path, capsys, text, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-sampled", 5000], "Invalid --num-sampled: expected at most 120"),
         (["--learning-rate", 0], "Invalid --learning-rate"),
         (["--loss", "full", "--num-sampled", 0], "Invalid --num-sampled"),
         (["--steps", 5, "--minutes", 1], "only one of --steps, --epochs and --minutes"),
@@ -110,6 +110,16 @@ def test_bad_settings(corpus_dir, tmp_path, capsys, flags, message):
     assert jaxlm("train", corpus_dir, "--out", tmp_path / "run", *flags) == 2
     assert message in error_line(capsys)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--num-sampled", 5000]])
+def test_all_of_a_small_vocabulary_is_sampled_and_it_says_so(corpus_dir, tmp_path, caplog, flags):
+    flags = [*flags, "--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4, "--eval-tokens", 100]
+    for steps in (2, 4):  # the same command resumes
+        with caplog.at_level(logging.INFO, "jaxlm"):
+            assert jaxlm("train", corpus_dir, "--out", tmp_path / "run", "--steps", steps, *flags) == 0
+    assert caplog.text.count("num_sampled is 120 instead of") == 2
+    assert load_config(tmp_path / "run").train.num_sampled == 120
 
 
 def test_bad_runs(run_dir, tmp_path, capsys):

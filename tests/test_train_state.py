@@ -1,6 +1,7 @@
 """The state before the first step: a good start from a corpus, and settings that do not fit."""
 
 import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,6 @@ def test_a_model_of_another_size_than_the_corpus_raises(corpus):
 @pytest.mark.parametrize(
     ("change", "counts", "message"),
     [
-        ({"num_sampled": 24}, None, "num_sampled"),
         ({"sampler": "unigram"}, None, "unigram_counts"),
         ({"sampler": "unigram"}, np.ones(22, int), "unigram_counts"),
         ({"sampler": "unigram"}, np.full(23, 1 / 23), "integer counts"),
@@ -48,6 +48,13 @@ def test_a_model_of_another_size_than_the_corpus_raises(corpus):
 def test_settings_that_do_not_fit_the_model_raise(change, counts, message):
     with pytest.raises(InputError, match=message):
         TrainState.create(make_random_model(), dataclasses.replace(TRAIN, **change), counts)
+
+
+def test_more_candidates_than_words_are_all_the_words_and_it_says_so(caplog):
+    with caplog.at_level(logging.INFO, "jaxlm"):
+        state = TrainState.create(make_random_model(), dataclasses.replace(TRAIN, num_sampled=24))
+    assert state.config.num_sampled == 23
+    assert caplog.messages == ["num_sampled is 23 instead of 24: the vocabulary has no more words"]
 
 
 def test_full_softmax_ignores_the_number_of_candidates():

@@ -7,8 +7,9 @@ import pytest
 from helpers import rewrite_json
 
 from jaxlm.errors import InputError
-from jaxlm.text import PieceEncoder, auto_ids, read_chunks
-from jaxlm.vocabulary import EOS, UNK, Vocabulary, select_words
+from jaxlm.files import write_json
+from jaxlm.text import KerasTokenizer, PieceEncoder, auto_ids, read_chunks
+from jaxlm.vocabulary import EOS, UNK, UNUSED, Vocabulary, select_words
 
 
 def build(path: Path, vocab_size: int = 100, tokenization: str = "words") -> tuple[Vocabulary, list[str]]:
@@ -60,7 +61,6 @@ def test_saves_and_loads_and_refuses_anything_else(tmp_path):
     good = path.read_bytes()
     changes = [
         ('"sea"', '"the"'),
-        (UNK, "unk"),
         ('"counts"', '"count"'),
         ('"format": 1', '"format": 2'),
         ("9", "1"),
@@ -75,3 +75,23 @@ def test_saves_and_loads_and_refuses_anything_else(tmp_path):
     path.write_bytes(good.replace(b"9", b"8"))
     with pytest.raises(InputError, match="checksum is wrong"):
         Vocabulary.load(path)
+
+
+@pytest.mark.parametrize("tokenization", ["text_vectorization", KerasTokenizer(), KerasTokenizer(False, "#")])
+def test_a_vocabulary_may_lack_counts_unknown_words_and_line_ends(tmp_path, tokenization):
+    vocabulary = Vocabulary(("", "the", "sea", UNUSED.format(3)), None, tokenization)
+    vocabulary.save(tmp_path / "vocabulary.json")
+    loaded = Vocabulary.load(tmp_path / "vocabulary.json")
+    assert loaded == vocabulary and loaded.checksum == vocabulary.checksum
+    assert (loaded.unk, loaded.eos, loaded.placeholders) == (None, None, [0, 3])
+    assert loaded.encode("the open sea\n  the\n").tolist() == [1, 2, 1]
+    with pytest.raises(InputError, match="counts of this vocabulary are not known"):
+        _ = loaded.log_unigram
+
+
+def test_counts_of_0_in_older_files_are_unknown_and_the_checksum_is_that_of_older_runs(tmp_path):
+    path = tmp_path / "vocabulary.json"
+    old = {"tokenization": "words", "words": ["the", EOS, UNK], "counts": [0, 0, 0]}
+    write_json(path, old, 1)
+    assert Vocabulary.load(path).counts is None
+    assert Vocabulary.load(path).checksum == Vocabulary(("the", EOS, UNK), (0, 0, 0), "words").checksum

@@ -122,16 +122,17 @@ def test_a_vocabulary_that_does_not_fit_is_refused(run_dir, tmp_path, capsys):
     cases = {
         "short": ("\n".join(words[:-1]), "119 words"),
         "twice": ("\n".join([*words[:-1], "the"]), "'the' 2 times"),
-        "keras": ("\n".join(["[UNK]" if word == "<unk>" else word for word in words]), "with --unk"),
-        "bytes": ("the\n\udcff", "expected lines of a word"),
+        "keras": ("\n".join(["<oov>" if word == "<unk>" else word for word in words]), "with --unk"),
+        "bytes": ("the\n\udcff", "is not UTF-8: byte 0xff in line 2"),
     }
     for name, (text, message) in cases.items():
         path = tmp_path / f"{name}.txt"
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
-        assert run_convert("from-keras", tmp_path / "model.keras", tmp_path / "run", "--vocabulary", path) == 2
+        arguments = ("--vocabulary", path, "--unk", "<unk>")
+        assert run_convert("from-keras", tmp_path / "model.keras", tmp_path / "run", *arguments) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
-    arguments = ("--vocabulary", tmp_path / "keras.txt", "--unk", "[UNK]")
+    arguments = ("--vocabulary", tmp_path / "keras.txt", "--unk", "<oov>")
     assert run_convert("from-keras", tmp_path / "model.keras", tmp_path / "run", *arguments) == 0
     assert run_convert("from-keras", tmp_path / "model.keras", tmp_path / "run", *arguments) == 2
     assert "already exists" in capsys.readouterr().err

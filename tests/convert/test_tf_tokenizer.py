@@ -6,11 +6,26 @@ import pytest
 import tensorflow as tf
 
 from convert.tf_tokenizer import TfTokenizer
-from jaxlm.text import read_chunks
-from jaxlm.vocabulary import Vocabulary
+from jaxlm.text import KerasTokenizer, read_chunks
+from jaxlm.vocabulary import EOS, UNK, Vocabulary
 
 WORDS = ("the", "<eos>", "<unk>", ",", "don", "’", "t", "é", "naïve", "x_1", "_", "🎉", "日本語", "½", "a\u0301", ".")
-WORDS += ("<", ">", "-", "\u200d", "Straße", "word٣")
+WORDS += (
+    "<",
+    ">",
+    "-",
+    "\u200d",
+    "Straße",
+    "word٣",
+    "می\u200cخواهم",
+    "क्\u200dष",
+    "👩\u200d👩\u200d👧",
+    "👍🏽",
+    "🇩🇪",
+    "❤\ufe0f",
+    "1\ufe0f\u20e3",
+)
+TOKENIZATIONS = ["words", "whitespace", "text_vectorization", KerasTokenizer(), KerasTokenizer(False, "#")]
 
 
 def prepared_ids(text: str, vocabulary: Vocabulary, tmp_path) -> list[int]:
@@ -20,7 +35,7 @@ def prepared_ids(text: str, vocabulary: Vocabulary, tmp_path) -> list[int]:
     return [int(i) for chunk in read_chunks([path]) for i in vocabulary.encode(chunk)]
 
 
-@pytest.fixture(scope="module", params=["words", "whitespace"])
+@pytest.fixture(scope="module", params=TOKENIZATIONS, ids=str)
 def tokenizers(request):
     vocabulary = Vocabulary(WORDS, (0,) * len(WORDS), request.param)
     return vocabulary, TfTokenizer(WORDS, request.param)
@@ -32,8 +47,10 @@ TEXTS = [
     "🎉🎉 👩\u200d👩\u200d👧 日本語 日本 ½½ Straße word٣ word3",
     "one\r\ntwo\rthree\n\nfour",
     "<<unk>> <unk><eos>the<unk>the",
-    "\x00the\ufeff\ufffd\U0010ffff\ue000 the\u0000",
+    "the\ufeff\ufffd\U0010ffff\ue000 the",
     "the " * 5000,
+    "می\u200cخواهم क्\u200dष a\u0301, 👩\u200d👩\u200d👧 👍🏽👍🏽, 🇩🇪🇩🇪 ❤\ufe0fthe 1\ufe0f\u20e3 \u200dthe, the\u200d 🏳\ufe0f\u200d🌈",
+    "The THE naïve NAÏVE É don't #the, ΟΔΟΣ. ΣΑΣ-Σ",
 ]
 
 
@@ -42,6 +59,12 @@ def test_difficult_texts_are_cut_as_by_prepare(tokenizers, text, tmp_path):
     vocabulary, tokenizer = tokenizers
     expected = prepared_ids(text + "\n", vocabulary, tmp_path)
     assert tokenizer.encode(tf.constant([text + "\n", ""])).to_list() == [expected, []]
+
+
+def test_nul_bytes_are_cut_as_by_the_vocabulary(tokenizers):
+    vocabulary, tokenizer = tokenizers
+    text = "\x00the\ufeff\ufffd\U0010ffff\ue000 the\u0000"  # `jaxlm prepare` refuses files with such bytes
+    assert tokenizer.encode(tf.constant([text])).to_list() == [vocabulary.encode(text).tolist()]
 
 
 @hypothesis.settings(deadline=None, max_examples=60, suppress_health_check=list(hypothesis.HealthCheck))
@@ -59,3 +82,12 @@ def test_a_corpus_is_cut_as_by_prepare(text_file, corpus_dir, tmp_path):
     lines = text_file.read_text(encoding="utf-8").splitlines(keepends=True)
     ids = TfTokenizer(vocabulary.words, vocabulary.tokenization).encode(tf.constant(lines))
     assert ids.flat_values.numpy().tolist() == prepared_ids("".join(lines), vocabulary, tmp_path)
+
+
+def test_without_words_for_them_unknown_words_and_line_ends_are_left_out(tmp_path):
+    words = tuple(word for word in WORDS if word not in (UNK, EOS))
+    for tokenization in TOKENIZATIONS:
+        vocabulary, tokenizer = Vocabulary(words, None, tokenization), TfTokenizer(words, tokenization)
+        text = "the unheard\nnaïve the\n"
+        ids = [words.index(word) for word in ("the", "naïve", "the")]
+        assert tokenizer.encode(tf.constant([text])).to_list() == [ids] == [prepared_ids(text, vocabulary, tmp_path)]
