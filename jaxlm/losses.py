@@ -14,6 +14,7 @@ from jaxlm.candidate_sampling.samplers import (
     log_uniform_candidate_sampler,
 )
 from jaxlm.cross_entropy import FLOAT_MIN
+from jaxlm.matmul import Dtype, matmul
 from jaxlm.row_updates import take_rows
 
 Table = jax.Array | Sequence[jax.Array]  # [V, ...], or contiguous shards of its rows
@@ -210,11 +211,15 @@ def _logits(
     values: SampledValues,
     remove_accidental_hits: bool,
     subtract_log_q: bool,
+    dtype: Dtype,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns float32 logits of the true classes `[N, num_true]` and of the candidates `[N, S]`."""
     true_products = inputs[:, None, :].astype(jnp.float32) * rows.true_weights.astype(jnp.float32)
     true_logits = true_products.sum(axis=-1)
-    sampled_logits = jnp.matmul(inputs, rows.sampled_weights.T, preferred_element_type=jnp.float32)
+    if dtype == "bfloat16":
+        sampled_logits = matmul(inputs, rows.sampled_weights.T, dtype)
+    else:
+        sampled_logits = jnp.matmul(inputs, rows.sampled_weights.T, preferred_element_type=jnp.float32)
     true_logits += rows.true_biases.astype(jnp.float32)
     sampled_biases = rows.sampled_biases.astype(jnp.float32)
     if subtract_log_q:
@@ -235,6 +240,7 @@ def sampled_softmax_loss_of_rows(
     sampled_values: SampledValues,
     remove_accidental_hits: bool = True,
     subtract_log_q: bool = True,
+    dtype: Dtype = "float32",
 ) -> jax.Array:
     """Computes `sampled_softmax_loss` on gathered rows, to differentiate with respect to them alone.
 
@@ -244,11 +250,13 @@ def sampled_softmax_loss_of_rows(
       inputs: `[N, D]` float.
       sampled_values: result of a candidate sampler.
       remove_accidental_hits, subtract_log_q: as in `sampled_softmax_loss`.
+      dtype: of the factors of the product with the candidates.
 
     Returns:
       `[N]` float32, the loss of each example in nats.
     """
-    true_logits, sampled_logits = _logits(rows, labels, inputs, sampled_values, remove_accidental_hits, subtract_log_q)
+    options = remove_accidental_hits, subtract_log_q, dtype
+    true_logits, sampled_logits = _logits(rows, labels, inputs, sampled_values, *options)
     # subtract the highest logit first, as TensorFlow does: the difference of two large numbers has few digits
     highest = jax.lax.stop_gradient(jnp.maximum(true_logits.max(axis=1), sampled_logits.max(axis=1)))
     true_logits, sampled_logits = true_logits - highest[:, None], sampled_logits - highest[:, None]
@@ -263,8 +271,10 @@ def nce_loss_of_rows(
     sampled_values: SampledValues,
     remove_accidental_hits: bool = False,
     subtract_log_q: bool = True,
+    dtype: Dtype = "float32",
 ) -> jax.Array:
     """`nce_loss` on gathered rows, with the arguments and the result of `sampled_softmax_loss_of_rows`."""
-    true_logits, sampled_logits = _logits(rows, labels, inputs, sampled_values, remove_accidental_hits, subtract_log_q)
+    options = remove_accidental_hits, subtract_log_q, dtype
+    true_logits, sampled_logits = _logits(rows, labels, inputs, sampled_values, *options)
     true_losses = jax.nn.softplus(true_logits) - true_logits / labels.shape[1]
     return true_losses.sum(axis=1) + jax.nn.softplus(sampled_logits).sum(axis=1)

@@ -1,8 +1,12 @@
 """The LSTM layer (Flax NNX) with Keras' weights, a feature-major loop and a hand-written backward pass."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from jaxlm.matmul import Dtype, factor, product
 
 Carry = tuple[jax.Array, jax.Array]  # (c, h), each [batch, hidden_size]
 
@@ -34,26 +38,32 @@ class LSTM(nnx.Module):
         self.recurrent_kernel = nnx.Param(orthogonal(rngs.params(), (hidden_size, gates), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(gates, jnp.float32).at[hidden_size : 2 * hidden_size].set(1.0))
 
-    def __call__(self, inputs: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
+    def __call__(self, inputs: jax.Array, carry: Carry, dtype: Dtype = "float32") -> tuple[jax.Array, Carry]:
         """Runs the layer over a sequence.
 
         Args:
           inputs: `[batch, time, input_size]` float32.
           carry: (c, h), each `[batch, hidden_size]` float32.
+          dtype: of the factors of the products.
 
         Returns:
           outputs `[batch, time, hidden_size]`, and the carry after the last time step.
         """
         c, h = carry
         outputs, (c, h) = lstm(
-            inputs.swapaxes(0, 1), self.kernel[...], self.recurrent_kernel[...], self.bias[...], (c.T, h.T)
+            inputs.swapaxes(0, 1), self.kernel[...], self.recurrent_kernel[...], self.bias[...], (c.T, h.T), dtype
         )
         return outputs.swapaxes(0, 1), (c.T, h.T)
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def lstm(
-    inputs: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array, carry: Carry
+    inputs: jax.Array,
+    kernel: jax.Array,
+    recurrent_kernel: jax.Array,
+    bias: jax.Array,
+    carry: Carry,
+    dtype: Dtype = "float32",
 ) -> tuple[jax.Array, Carry]:
     """Runs an LSTM over time-major inputs with a feature-major state.
 
@@ -66,42 +76,46 @@ def lstm(
       recurrent_kernel: `[hidden_size, 4 * hidden_size]` float32.
       bias: `[4 * hidden_size]` float32.
       carry: (c, h), each `[hidden_size, batch]` float32.
+      dtype: of the factors of the products; states, gates and sums stay float32.
 
     Returns:
       outputs `[time, batch, hidden_size]`, and the carry after the last time step.
     """
-    return _forward(inputs, kernel, recurrent_kernel, bias, carry)[0]
+    return _forward(inputs, kernel, recurrent_kernel, bias, carry, dtype)[0]
 
 
 def _forward(
-    inputs: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array, carry: Carry
+    inputs: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array, carry: Carry, dtype: Dtype
 ) -> tuple[tuple[jax.Array, Carry], tuple]:
     if inputs.shape[0] == 1:  # a single step, as in generation, does not repay the transposition
 
-        def product(x: jax.Array, h: jax.Array) -> jax.Array:
-            return (x @ kernel + h.T @ recurrent_kernel).T
+        def gates_of(x: jax.Array, h: jax.Array) -> jax.Array:
+            return (x.T @ kernel + h.T @ recurrent_kernel).T
     else:
-        kernels = jnp.concatenate([kernel, recurrent_kernel]).T  # [4H, E + H], transposed once per call
+        kernels = factor(jnp.concatenate([kernel, recurrent_kernel]).T, dtype)  # [4H, E + H], once per call
 
-        def product(x: jax.Array, h: jax.Array) -> jax.Array:
-            return kernels @ jnp.concatenate([x.T, h])
+        def gates_of(x: jax.Array, h: jax.Array) -> jax.Array:
+            return product(kernels, jnp.concatenate([x, h.astype(x.dtype)]))
 
     def step(carry: Carry, x: jax.Array) -> tuple[Carry, tuple[jax.Array, ...]]:
         c, h = carry
-        z = product(x, h) + bias[:, None]  # [4H, batch]
+        z = gates_of(x, h) + bias[:, None]  # [4H, batch]
         i, f, g, o = jnp.split(z, 4)
         i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
         new_c = f * c + i * g
         new_h = o * jnp.tanh(new_c)
         return (new_c, new_h), (new_h.T, jnp.concatenate([i, f, g, o]), c)
 
-    last, (outputs, gates, previous_c) = jax.lax.scan(step, carry, inputs)
+    inputs_t = inputs.swapaxes(1, 2)  # [time, E, batch]
+    inputs_t = inputs_t if inputs.shape[0] == 1 else factor(inputs_t, dtype)
+    last, (outputs, gates, previous_c) = jax.lax.scan(step, carry, inputs_t)
     return (outputs, last), (inputs, kernel, recurrent_kernel, carry, outputs, gates, previous_c)
 
 
-def _backward(residuals: tuple, cotangents: tuple[jax.Array, Carry]) -> tuple:
+def _backward(dtype: Dtype, residuals: tuple, cotangents: tuple[jax.Array, Carry]) -> tuple:
     inputs, kernel, recurrent_kernel, (_, first_h), outputs, gates, previous_c = residuals
     d_outputs, d_last = cotangents
+    recurrent_factor = factor(recurrent_kernel, dtype)
 
     def step(d_carry: Carry, saved: tuple[jax.Array, ...]) -> tuple[Carry, jax.Array]:
         d_c, d_h = d_carry
@@ -112,17 +126,17 @@ def _backward(residuals: tuple, cotangents: tuple[jax.Array, Carry]) -> tuple:
         d_c += d_h * o * (1.0 - tanh_c * tanh_c)
         d_z = jnp.concatenate(
             [d_c * g * i * (1.0 - i), d_c * c * f * (1.0 - f), d_c * i * (1.0 - g * g), d_h * tanh_c * o * (1.0 - o)]
-        )  # [4H, batch]
-        return (d_c * f, recurrent_kernel @ d_z), d_z.T
+        ).astype(recurrent_factor.dtype)  # [4H, batch]
+        return (d_c * f, product(recurrent_factor, d_z)), d_z.T
 
     d_first, d_z = jax.lax.scan(step, d_last, (d_outputs, gates, previous_c), reverse=True)
     # the gradient of each kernel is one product over all time steps, outside the loop
-    d_z = d_z.reshape(-1, d_z.shape[-1])  # [time * batch, 4H]
+    d_z = factor(d_z.reshape(-1, d_z.shape[-1]), dtype)  # [time * batch, 4H]
     previous_h = jnp.concatenate([first_h.T[None], outputs[:-1]]).reshape(-1, outputs.shape[-1])
-    d_kernel = inputs.reshape(-1, inputs.shape[-1]).T @ d_z
-    d_recurrent_kernel = previous_h.T @ d_z
-    d_inputs = (d_z @ kernel.T).reshape(inputs.shape)
-    return d_inputs, d_kernel, d_recurrent_kernel, d_z.sum(axis=0), d_first
+    d_kernel = product(factor(inputs.reshape(-1, inputs.shape[-1]).T, dtype), d_z)
+    d_recurrent_kernel = product(factor(previous_h.T, dtype), d_z)
+    d_inputs = product(d_z, factor(kernel.T, dtype)).reshape(inputs.shape)
+    return d_inputs, d_kernel, d_recurrent_kernel, d_z.sum(axis=0, dtype=kernel.dtype), d_first
 
 
 lstm.defvjp(_forward, _backward)

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxlm.config import ModelConfig
 from jaxlm.errors import require
 from jaxlm.lstm import LSTM, Carry
+from jaxlm.matmul import Dtype, matmul
 from jaxlm.row_updates import take_rows
 
 EMBEDDING_SCALE = 0.58  # of word vectors in the embedding: the deviation of uniform numbers in [-1, 1]
@@ -84,7 +85,11 @@ class LanguageModel(nnx.Module):
         return take_rows((self.weights if self.embedding is None else self.embedding)[...], inputs)
 
     def hidden(
-        self, embedded: jax.Array, carry: tuple[Carry, ...], dropout_key: jax.Array | None = None
+        self,
+        embedded: jax.Array,
+        carry: tuple[Carry, ...],
+        dropout_key: jax.Array | None = None,
+        dtype: Dtype = "float32",
     ) -> tuple[jax.Array, tuple[Carry, ...]]:
         """Runs the LSTM stack, and the bottleneck if there is one, on embedding rows.
 
@@ -92,6 +97,7 @@ class LanguageModel(nnx.Module):
           embedded: `[batch, time, embedding_size]` float32, rows of `embedding`.
           carry: a (c, h) for each layer.
           dropout_key: a `jax.random.key`; None for no dropout, as in evaluation.
+          dtype: of the factors of the products.
 
         Returns:
           outputs `[batch, time, softmax_size]` and the carry after the last time step.
@@ -99,10 +105,13 @@ class LanguageModel(nnx.Module):
         outputs = _dropout(embedded, self.config.dropout, dropout_key, 0)
         new_carry = []
         for layer, (lstm, layer_carry) in enumerate(zip(self.lstms, carry, strict=True), start=1):
-            outputs, layer_carry = lstm(outputs, layer_carry)
+            outputs, layer_carry = lstm(outputs, layer_carry, dtype)
             outputs = _dropout(outputs, self.config.dropout, dropout_key, layer)
             new_carry.append(layer_carry)
-        return outputs if self.projection is None else outputs @ self.projection[...], tuple(new_carry)
+        if self.projection is not None:
+            projected = matmul(outputs.reshape(-1, outputs.shape[-1]), self.projection[...], dtype)
+            outputs = projected.reshape(*outputs.shape[:2], -1)
+        return outputs, tuple(new_carry)
 
     def __call__(
         self, inputs: jax.Array, carry: tuple[Carry, ...] | None = None

@@ -83,7 +83,7 @@ def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) ->
 
     def batch_loss(dense: dict[str, Any], embedded: jax.Array, rows: Any) -> tuple[jax.Array, tuple[Carry, ...]]:
         model = nnx.merge(state.graphdef, state.tables, dense)
-        hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_key)
+        hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_key, state.config.compute_dtype)
         return reduce_losses(batch, loss_function.losses(rows, outputs_with_labels(batch, hidden))), carry
 
     bfloat16 = state.config.compute_dtype == "bfloat16"
@@ -151,11 +151,12 @@ class SampledLoss(NamedTuple):
     labels: jax.Array  # [N, 1]
     values: SampledValues
     nce: bool
+    dtype: str  # of the factors of the product
 
     def losses(self, rows: Any, hidden: jax.Array) -> jax.Array:
         """Returns the loss of each output `[batch_size, P, D]`, given gathered rows."""
         loss_of_rows = nce_loss_of_rows if self.nce else sampled_softmax_loss_of_rows
-        return loss_of_rows(rows, self.labels, hidden.reshape(-1, hidden.shape[-1]), self.values)
+        return loss_of_rows(rows, self.labels, hidden.reshape(-1, hidden.shape[-1]), self.values, dtype=self.dtype)
 
     def table_gradients(self, d_rows: Any) -> dict[str, Gradient]:
         """Returns the gradient of each table, in the touched rows alone; rows may repeat."""
@@ -183,7 +184,7 @@ def _loss_function(state: TrainState, key: jax.Array, labels: jax.Array) -> Exac
     else:
         values = log_uniform_candidate_sampler(*arguments)
     rows = gather_rows(weights, biases, labels, values.sampled_candidates)
-    return SampledLoss(rows, labels, values, config.loss == "nce")
+    return SampledLoss(rows, labels, values, config.loss == "nce", config.compute_dtype)
 
 
 def _combine(

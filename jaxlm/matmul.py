@@ -1,0 +1,63 @@
+"""Matrix products of training: factors of one data type, float32 sums."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+Dtype = str  # "float32" or "bfloat16"
+
+
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns `[M, K]` @ `[K, N]` with float32 sums."""
+    return jax.lax.dot(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+
+
+def factor(x: jax.Array, dtype: Dtype) -> jax.Array:
+    """Returns an operand of `product`.
+
+    In bfloat16 it is laid out in row-major order: processors multiply bfloat16 fast in this order alone, and a
+    transposed view of an array is in another.
+    """
+    return x if dtype == "float32" else jax.lax.optimization_barrier(x.astype(dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(a: jax.Array, b: jax.Array, dtype: Dtype = "float32") -> jax.Array:
+    """Returns `[M, K]` @ `[K, N]`, float32, such that this product and those of its gradient are fast.
+
+    Args:
+      a: `[M, K]` float32.
+      b: `[K, N]` float32.
+      dtype: of the factors.
+
+    >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4)), "bfloat16").dtype
+    dtype('float32')
+    """
+    return product(factor(a, dtype), factor(b, dtype))
+
+
+def _forward(a: jax.Array, b: jax.Array, dtype: Dtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return matmul(a, b, dtype), (a, b)
+
+
+def _backward(dtype: Dtype, factors: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    a, b = factors
+    cotangent = factor(cotangent, dtype)
+    return product(cotangent, factor(b.T, dtype)), product(factor(a.T, dtype), cotangent)
+
+
+matmul.defvjp(_forward, _backward)
+
+
+def fast_dtype() -> Dtype:
+    """Returns the data type whose products are fastest on this machine's default device.
+
+    "bfloat16" on a GPU or a TPU, and on a processor with instructions for it, AMX or AVX512_BF16.
+    """
+    if jax.default_backend() != "cpu":
+        return "bfloat16"
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
+    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
