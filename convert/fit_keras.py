@@ -43,7 +43,7 @@ def fit_keras(
     sampler: Sampler = "log_uniform",
     initial_biases: InitialBiases = None,
     initial_embeddings: InitialEmbeddings = None,
-    compute_dtype: ComputeDtype = "float32",
+    compute_dtype: ComputeDtype = "auto",
     seed: int = 0,
     **other: Any,
 ) -> Any:

@@ -11,7 +11,7 @@ LENGTHS = ("steps", "epochs", "minutes")  # fields of ScheduleConfig, of which a
 Optimizer = Literal["adam", "adagrad", "sgd"]
 Sampler = Literal["log_uniform", "uniform", "unigram"]
 Loss = Literal["sampled_softmax", "nce", "full"]
-ComputeDtype = Literal["float32", "bfloat16"]
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ class TrainConfig:
       clip_each: whether `clip_norm` limits the norm of each parameter's gradient by itself, as Keras' `clipnorm`
         does, and not that of all together.
       train_embedding: whether the embedding is trained; False keeps it as it is.
-      compute_dtype: data type of the factors of training's matrix products. "bfloat16" is for accelerators; CPUs
-        still compute in float32. Sums, states and parameters stay float32; evaluation is unaffected.
+      compute_dtype: data type of the factors of training's matrix products: "auto" is bfloat16 on GPUs, TPUs and
+        processors with instructions for it (AMX, AVX512_BF16), and float32 elsewhere. A run keeps the type it began
+        with. Sums, states and parameters stay float32; evaluation is unaffected.
       word_vectors: whether embedding and softmax rows start at vectors counted from the training text, where
         words with the same neighbors lie close together, rather than at random.
       seed: random seed for initialization, sampling and dropout.
@@ -95,7 +96,7 @@ class TrainConfig:
     clip_norm: float = 10.0
     clip_each: bool = False
     train_embedding: bool = True
-    compute_dtype: ComputeDtype = "float32"
+    compute_dtype: ComputeDtype = "auto"
     word_vectors: bool = True
     seed: int = 0
 

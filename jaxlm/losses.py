@@ -13,8 +13,9 @@ from jaxlm.candidate_sampling.samplers import (
     check_classes,
     log_uniform_candidate_sampler,
 )
+from jaxlm.config import ComputeDtype
 from jaxlm.cross_entropy import FLOAT_MIN
-from jaxlm.matmul import Dtype, matmul
+from jaxlm.matmul import matmul
 from jaxlm.row_updates import take_rows
 
 Table = jax.Array | Sequence[jax.Array]  # [V, ...], or contiguous shards of its rows
@@ -211,7 +212,7 @@ def _logits(
     values: SampledValues,
     remove_accidental_hits: bool,
     subtract_log_q: bool,
-    dtype: Dtype,
+    dtype: ComputeDtype,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns float32 logits of the true classes `[N, num_true]` and of the candidates `[N, S]`."""
     true_products = inputs[:, None, :].astype(jnp.float32) * rows.true_weights.astype(jnp.float32)
@@ -240,7 +241,7 @@ def sampled_softmax_loss_of_rows(
     sampled_values: SampledValues,
     remove_accidental_hits: bool = True,
     subtract_log_q: bool = True,
-    dtype: Dtype = "float32",
+    dtype: ComputeDtype = "float32",
 ) -> jax.Array:
     """Computes `sampled_softmax_loss` on gathered rows, to differentiate with respect to them alone.
 
@@ -271,7 +272,7 @@ def nce_loss_of_rows(
     sampled_values: SampledValues,
     remove_accidental_hits: bool = False,
     subtract_log_q: bool = True,
-    dtype: Dtype = "float32",
+    dtype: ComputeDtype = "float32",
 ) -> jax.Array:
     """`nce_loss` on gathered rows, with the arguments and the result of `sampled_softmax_loss_of_rows`."""
     options = remove_accidental_hits, subtract_log_q, dtype

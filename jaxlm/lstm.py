@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlm.matmul import Dtype, factor, product
+from jaxlm.config import ComputeDtype
+from jaxlm.matmul import factor, product
 
 Carry = tuple[jax.Array, jax.Array]  # (c, h), each [batch, hidden_size]
 
@@ -38,7 +39,7 @@ class LSTM(nnx.Module):
         self.recurrent_kernel = nnx.Param(orthogonal(rngs.params(), (hidden_size, gates), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(gates, jnp.float32).at[hidden_size : 2 * hidden_size].set(1.0))
 
-    def __call__(self, inputs: jax.Array, carry: Carry, dtype: Dtype = "float32") -> tuple[jax.Array, Carry]:
+    def __call__(self, inputs: jax.Array, carry: Carry, dtype: ComputeDtype = "float32") -> tuple[jax.Array, Carry]:
         """Runs the layer over a sequence.
 
         Args:
@@ -63,7 +64,7 @@ def lstm(
     recurrent_kernel: jax.Array,
     bias: jax.Array,
     carry: Carry,
-    dtype: Dtype = "float32",
+    dtype: ComputeDtype = "float32",
 ) -> tuple[jax.Array, Carry]:
     """Runs an LSTM over time-major inputs with a feature-major state.
 
@@ -85,7 +86,12 @@ def lstm(
 
 
 def _forward(
-    inputs: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array, carry: Carry, dtype: Dtype
+    inputs: jax.Array,
+    kernel: jax.Array,
+    recurrent_kernel: jax.Array,
+    bias: jax.Array,
+    carry: Carry,
+    dtype: ComputeDtype,
 ) -> tuple[tuple[jax.Array, Carry], tuple]:
     if inputs.shape[0] == 1:  # a single step, as in generation, does not repay the transposition
 
@@ -112,7 +118,7 @@ def _forward(
     return (outputs, last), (inputs, kernel, recurrent_kernel, carry, outputs, gates, previous_c)
 
 
-def _backward(dtype: Dtype, residuals: tuple, cotangents: tuple[jax.Array, Carry]) -> tuple:
+def _backward(dtype: ComputeDtype, residuals: tuple, cotangents: tuple[jax.Array, Carry]) -> tuple:
     inputs, kernel, recurrent_kernel, (_, first_h), outputs, gates, previous_c = residuals
     d_outputs, d_last = cotangents
     recurrent_factor = factor(recurrent_kernel, dtype)

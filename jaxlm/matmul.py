@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-Dtype = str  # "float32" or "bfloat16"
+from jaxlm.config import ComputeDtype
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -14,7 +14,7 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jax.lax.dot(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
-def factor(x: jax.Array, dtype: Dtype) -> jax.Array:
+def factor(x: jax.Array, dtype: ComputeDtype) -> jax.Array:
     """Returns an operand of `product`.
 
     In bfloat16 it is laid out in row-major order: processors multiply bfloat16 fast in this order alone, and a
@@ -24,7 +24,7 @@ def factor(x: jax.Array, dtype: Dtype) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(a: jax.Array, b: jax.Array, dtype: Dtype = "float32") -> jax.Array:
+def matmul(a: jax.Array, b: jax.Array, dtype: ComputeDtype = "float32") -> jax.Array:
     """Returns `[M, K]` @ `[K, N]`, float32, such that this product and those of its gradient are fast.
 
     Args:
@@ -38,11 +38,13 @@ def matmul(a: jax.Array, b: jax.Array, dtype: Dtype = "float32") -> jax.Array:
     return product(factor(a, dtype), factor(b, dtype))
 
 
-def _forward(a: jax.Array, b: jax.Array, dtype: Dtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return matmul(a, b, dtype), (a, b)
 
 
-def _backward(dtype: Dtype, factors: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(
+    dtype: ComputeDtype, factors: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     a, b = factors
     cotangent = factor(cotangent, dtype)
     return product(cotangent, factor(b.T, dtype)), product(factor(a.T, dtype), cotangent)
@@ -51,7 +53,7 @@ def _backward(dtype: Dtype, factors: tuple[jax.Array, jax.Array], cotangent: jax
 matmul.defvjp(_forward, _backward)
 
 
-def fast_dtype() -> Dtype:
+def fast_dtype() -> ComputeDtype:
     """Returns the data type whose products are fastest on this machine's default device.
 
     "bfloat16" on a GPU or a TPU, and on a processor with instructions for it, AMX or AVX512_BF16.

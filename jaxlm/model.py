@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
-from jaxlm.config import ModelConfig
+from jaxlm.config import ComputeDtype, ModelConfig
 from jaxlm.errors import require
 from jaxlm.lstm import LSTM, Carry
-from jaxlm.matmul import Dtype, matmul
+from jaxlm.matmul import matmul
 from jaxlm.row_updates import take_rows
 
 EMBEDDING_SCALE = 0.58  # of word vectors in the embedding: the deviation of uniform numbers in [-1, 1]
@@ -89,7 +89,7 @@ class LanguageModel(nnx.Module):
         embedded: jax.Array,
         carry: tuple[Carry, ...],
         dropout_key: jax.Array | None = None,
-        dtype: Dtype = "float32",
+        dtype: ComputeDtype = "float32",
     ) -> tuple[jax.Array, tuple[Carry, ...]]:
         """Runs the LSTM stack, and the bottleneck if there is one, on embedding rows.
 

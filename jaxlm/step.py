@@ -17,7 +17,7 @@ from jaxlm.candidate_sampling.samplers import (
     log_uniform_candidate_sampler,
     uniform_candidate_sampler,
 )
-from jaxlm.config import TrainConfig
+from jaxlm.config import ComputeDtype, TrainConfig
 from jaxlm.cross_entropy import linear_cross_entropy
 from jaxlm.errors import require
 from jaxlm.losses import ClassRows, gather_rows, nce_loss_of_rows, sampled_softmax_loss_of_rows
@@ -151,7 +151,7 @@ class SampledLoss(NamedTuple):
     labels: jax.Array  # [N, 1]
     values: SampledValues
     nce: bool
-    dtype: str  # of the factors of the product
+    dtype: ComputeDtype  # of the factors of the product
 
     def losses(self, rows: Any, hidden: jax.Array) -> jax.Array:
         """Returns the loss of each output `[batch_size, P, D]`, given gathered rows."""

@@ -18,6 +18,7 @@ from jaxlm.cooccurrence import word_vectors
 from jaxlm.corpus import Corpus
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
+from jaxlm.matmul import fast_dtype
 from jaxlm.model import LanguageModel, split_params
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class TrainState:
         vocab_size, table = model.config.vocab_size, None
         separate = config.train_embedding or not model.config.tied
         require(separate, "train_embedding", "True for tied rows, which are softmax rows too", config.train_embedding)
-        config = with_num_sampled(config, vocab_size)
+        config = resolved(config, vocab_size)
         if config.loss != "full" and config.sampler == "unigram":
             counts = np.asarray([] if unigram_counts is None else unigram_counts)
             expected = f"integer counts of shape ({vocab_size},)"
@@ -112,8 +113,13 @@ class TrainState:
         return nnx.merge(self.graphdef, self.tables, self.dense)
 
 
-def with_num_sampled(config: TrainConfig, vocab_size: int) -> TrainConfig:
-    """Returns a config whose `num_sampled` is at most the size of the vocabulary; says so if it changes."""
+def resolved(config: TrainConfig, vocab_size: int) -> TrainConfig:
+    """Returns a config with what depends on the machine or on the vocabulary filled in; says so if that changes it.
+
+    `compute_dtype` "auto" becomes the fastest type; `num_sampled` becomes at most the size of the vocabulary.
+    """
+    if config.compute_dtype == "auto":
+        config = dataclasses.replace(config, compute_dtype=fast_dtype())
     if config.loss == "full" or config.num_sampled <= vocab_size:
         return config
     logger.info("num_sampled is %d instead of %d: the vocabulary has no more words", vocab_size, config.num_sampled)

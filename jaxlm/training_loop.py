@@ -22,12 +22,12 @@ from jaxlm.errors import InputError, require
 from jaxlm.evaluation import Evaluation
 from jaxlm.memory import require_memory
 from jaxlm.model import LanguageModel
-from jaxlm.run import RunConfig, load_config, lock, open_run, save_config
+from jaxlm.run import CONFIG_FILE, RunConfig, load_config, lock, open_run, save_config
 from jaxlm.run_logger import LOG_EVERY, RunLogger
 from jaxlm.schedule import known_total_steps
 from jaxlm.step import train_step
 from jaxlm.token_ids import check_ids
-from jaxlm.train_state import TrainState, with_num_sampled
+from jaxlm.train_state import TrainState, resolved
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ def train(
     """
     for name in ("train", "valid"):
         check_ids(f"corpus.{name}", getattr(corpus, name), len(corpus.vocabulary))
-    train_config = with_num_sampled(train_config, model_config.vocab_size)
+    directory = Path(directory)
+    train_config = resolved(_as_in_run(directory, train_config), model_config.vocab_size)
     total_steps = known_total_steps(schedule, train_config, corpus.train.size)
     data = data or _directory_of(corpus)
     config = RunConfig(model_config, train_config, schedule, str(data), total_steps, fingerprints(corpus))
@@ -77,7 +78,6 @@ def train(
 
     abstract = jax.eval_shape(create)  # raises what creating it would, before anything is written
     require_memory(model_config, train_config)
-    directory = Path(directory)
     config = open_run(directory, config, corpus.vocabulary)
     with lock(directory):
         save_config(directory, config)
@@ -125,6 +125,14 @@ def resume(directory: PathLike, *, progress: bool = True, **changes: Any) -> Eva
     schedule = dataclasses.replace(config.schedule, **changed)
     corpus = load_corpus(config.data)
     return train(corpus, directory, config.model, config.train, schedule, data=config.data, progress=progress)
+
+
+def _as_in_run(directory: Path, config: TrainConfig) -> TrainConfig:
+    """Returns a config in which `compute_dtype` "auto" is what it was on the machine where the run was made."""
+    if config.compute_dtype == "auto" and (directory / CONFIG_FILE).exists():
+        before = load_config(directory).train
+        return config if before is None else dataclasses.replace(config, compute_dtype=before.compute_dtype)
+    return config
 
 
 def _directory_of(corpus: Corpus) -> PathLike:

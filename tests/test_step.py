@@ -24,7 +24,14 @@ from jaxlm.step import exact_and_training_loss, jit_train_step, train_step
 from jaxlm.train_state import TrainState
 
 MODEL = ModelConfig(50, embedding_size=5, hidden_size=7, num_layers=2)
-TRAIN = TrainConfig(batch_size=3, sequence_length=4, num_sampled=12, clip_norm=0.0, initial_accumulator_value=1e-9)
+TRAIN = TrainConfig(
+    batch_size=3,
+    sequence_length=4,
+    num_sampled=12,
+    clip_norm=0.0,
+    initial_accumulator_value=1e-9,
+    compute_dtype="float32",
+)
 
 
 UNIGRAMS = np.arange(1, 51)

@@ -15,7 +15,7 @@ from convert import fit_keras
 from jaxlm.errors import InputError
 
 V = 23
-EXACT = {"num_sampled": V, "sampler": "uniform"}
+EXACT = {"num_sampled": V, "sampler": "uniform", "compute_dtype": "float32"}
 QUIET = {"batch_size": 4, "verbose": 0}
 MODULES = {"keras": keras, "tf_keras": tf_keras}
 

@@ -35,7 +35,7 @@ def test_a_state_comes_back_from_a_keras_file(random_run, tmp_path, name, num_la
 def test_a_state_comes_back_from_a_train_state(random_model, name):
     model = random_model(2, projection_size=4)
     state = make_optimizer_state(model, name)
-    config = TrainConfig(num_sampled=5, optimizer=name, clip_norm=0.0)
+    config = TrainConfig(num_sampled=5, optimizer=name, clip_norm=0.0, compute_dtype="float32")
     opt_state = to_train_state(state, TrainState.create(model, config).opt_state)
     assert name != "adam" or {int(table[0].count) for table in opt_state.values()} == {7}
     assert_states_equal(from_train_state(opt_state, config, 0.125, 7), state)

@@ -1,0 +1,103 @@
+"""Products with bfloat16 factors: where they are asked for, how they round, and that they are reproducible."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxlm.batches import Batch
+from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.lstm import LSTM
+from jaxlm.matmul import fast_dtype, matmul
+from jaxlm.model import LanguageModel
+from jaxlm.step import jit_train_step, train_step
+from jaxlm.train_state import TrainState
+
+MODEL = ModelConfig(37, embedding_size=5, hidden_size=7, num_layers=2, projection_size=6)
+TRAIN = TrainConfig(batch_size=3, sequence_length=4, num_sampled=12, compute_dtype="bfloat16")
+
+
+def make_state(**change):
+    rngs = nnx.Rngs(0)
+    return TrainState.create(LanguageModel(MODEL, rngs=rngs), dataclasses.replace(TRAIN, **change))
+
+
+def make_batch():
+    words = np.random.default_rng(0).integers(0, 37, (3, 5)).astype(np.int32)
+    return Batch(words[:, :-1], words[:, 1:], True)
+
+
+def relative_error(found, expected):
+    return float(jnp.linalg.norm(jnp.ravel(found - expected)) / jnp.linalg.norm(jnp.ravel(expected)))
+
+
+def test_products_and_gradients_round_as_bfloat16_does():
+    a, b, d = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(5, 300), (300, 7), (5, 7)]))
+    exact, vjp = jax.vjp(lambda a, b: a @ b, a, b)
+    found, our_vjp = jax.vjp(lambda a, b: matmul(a, b, "bfloat16"), a, b)
+    for one, other in zip((found, *our_vjp(d)), (exact, *vjp(d)), strict=True):
+        assert one.dtype == jnp.float32
+        assert 1e-5 < relative_error(one, other) < 4e-3
+    rounded = a.astype(jnp.bfloat16).astype(jnp.float32) @ b.astype(jnp.bfloat16).astype(jnp.float32)
+    np.testing.assert_allclose(found, rounded, rtol=1e-5, atol=1e-5)  # the sums are float32
+    np.testing.assert_array_equal(matmul(a, b), a @ b)
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "nce"])
+def test_every_product_of_a_step_has_bfloat16_factors_in_row_major_order(loss):
+    text = jit_train_step.lower(make_state(loss=loss), make_batch(), 0.1).as_text()
+    products = re.findall(r"stablehlo.dot_general.*", text)
+    assert len(products) >= 2 * (1 + 1 + 3) + 3 + 3  # two layers, the bottleneck, the softmax
+    for line in products:
+        assert re.search(r"contracting_dims = \[1\] x \[0\]", line), line
+        assert re.search(r"\(tensor<[\dx]+xbf16>, tensor<[\dx]+xbf16>\) -> tensor<[\dx]+xf32>", line), line
+
+
+def test_a_float32_step_has_none():
+    assert "bf16" not in jit_train_step.lower(make_state(compute_dtype="float32"), make_batch(), 0.1).as_text()
+
+
+@pytest.mark.parametrize("time", [2, 6])
+def test_an_lstm_is_that_of_flax_within_the_rounding(time):
+    ours = LSTM(5, 7, rngs=nnx.Rngs(1))
+    cell = nnx.OptimizedLSTMCell(5, 7, rngs=nnx.Rngs(0))
+    cell.dense_i.kernel = nnx.Param(ours.kernel[...])
+    cell.dense_h.kernel, cell.dense_h.bias = nnx.Param(ours.recurrent_kernel[...]), nnx.Param(ours.bias[...])
+    inputs, zeros = jax.random.normal(jax.random.key(2), (3, time, 5)), jnp.zeros((3, 7))
+
+    def theirs(inputs):
+        carry, outputs = (zeros, zeros), []
+        for step in range(time):
+            carry, output = cell(carry, inputs[:, step])
+            outputs.append(output)
+        return jnp.stack(outputs, axis=1)
+
+    expected, vjp = jax.vjp(theirs, inputs)
+    found, our_vjp = jax.vjp(lambda inputs: ours(inputs, (zeros, zeros), "bfloat16")[0], inputs)
+    assert relative_error(found, expected) < 1e-2
+    assert relative_error(our_vjp(expected)[0], vjp(expected)[0]) < 2e-2
+
+
+def test_steps_are_near_those_of_float32_and_the_same_from_run_to_run():
+    tables = []
+    for dtype in ("float32", "bfloat16", "bfloat16"):
+        state = make_state(compute_dtype=dtype, optimizer="sgd")
+        start = jax.tree.map(np.asarray, state.tables)
+        state, _ = train_step(state, make_batch(), 1.0)
+        tables.append({name: np.asarray(table) - start[name] for name, table in state.tables.items()})
+    for name, exact in tables[0].items():
+        assert 0 < relative_error(tables[1][name], exact) < 2e-2, name
+        np.testing.assert_array_equal(tables[1][name], tables[2][name])
+
+
+def test_auto_is_what_the_machine_does_fast(monkeypatch):
+    assert make_state(compute_dtype="auto").config.compute_dtype == fast_dtype()
+    for flags, expected in (("avx2 fma", "float32"), ("avx512_bf16", "bfloat16"), ("amx_tile amx_bf16", "bfloat16")):
+        monkeypatch.setattr("pathlib.Path.read_text", lambda *_, flags=flags, **__: f"flags : {flags}\n")
+        assert fast_dtype() == expected
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert fast_dtype() == "bfloat16"
