@@ -20,6 +20,7 @@ class Problem(NamedTuple):
     batch_size: int
     sequence_length: int
     optimizer: str  # adagrad or adam
+    compute_dtype: str = "float32"  # of the factors of products, as far as a peer has a choice
 
 
 Step = Callable[[np.ndarray, np.ndarray], float]  # inputs and labels [batch_size, sequence_length] int32 -> loss
@@ -38,6 +39,7 @@ def jaxlm_step(problem: Problem) -> Step:
         sequence_length=problem.sequence_length,
         num_sampled=problem.num_sampled,
         optimizer=problem.optimizer,
+        compute_dtype=problem.compute_dtype,
     )
     model = jaxlm.ModelConfig(problem.vocab_size, problem.embedding_size, problem.hidden_size)
     state = jaxlm.TrainState.create(jaxlm.LanguageModel(model, rngs=nnx.Rngs(0)), config)
@@ -188,11 +190,12 @@ def _torch_step(problem: Problem, output: Callable) -> Step:
 
     def step(inputs: np.ndarray, labels: np.ndarray) -> float:
         optimizer.zero_grad()
-        hidden, new_carry = lstm(embedding(torch.from_numpy(inputs).long()), tuple(carry))
-        loss = loss_of(hidden.reshape(-1, problem.hidden_size), torch.from_numpy(labels).long().reshape(-1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=problem.compute_dtype == "bfloat16"):
+            hidden, new_carry = lstm(embedding(torch.from_numpy(inputs).long()), tuple(carry))
+            loss = loss_of(hidden.reshape(-1, problem.hidden_size), torch.from_numpy(labels).long().reshape(-1))
         loss.backward()
         optimizer.step()
-        carry[:] = [state.detach() for state in new_carry]
+        carry[:] = [state.detach().float() for state in new_carry]
         return float(loss)
 
     return step

@@ -4,7 +4,7 @@
 
 Each peer runs in a process of its own. They take turns in random order, one step at a time, so that noise
 affects all of them alike. The floor is that of the matrix products with sampled classes, at the speed of a
-2048 x 2048 product in the same run. The torch peers need the extra `bench`.
+2048 x 2048 product in the same run, in float32 and in bfloat16. The torch peers need the extra `bench`.
 """
 
 import json
@@ -23,6 +23,8 @@ import tyro
 
 Peer = Literal[
     "jaxlm-adam",
+    "jaxlm-float32",
+    "jaxlm-bfloat16",
     "jax-dense",
     "keras-full",
     "keras-full-adam",
@@ -30,6 +32,7 @@ Peer = Literal[
     "keras-sampled-adam",
     "tf-sparse",
     "torch-sparse",
+    "torch-sparse-bfloat16",
     "torch-adaptive",
 ]
 
@@ -41,6 +44,9 @@ def serve(name: str, sizes: list) -> None:
     problem = Problem(*sizes)
     if name.endswith("-adam"):
         name, problem = name.removesuffix("-adam"), problem._replace(optimizer="adam")
+    if name.endswith(("-float32", "-bfloat16")):
+        name, dtype = name.rsplit("-", 1)
+        problem = problem._replace(compute_dtype=dtype)
     rng = np.random.default_rng(0)
     step = PEERS[name](problem)
     for _ in sys.stdin:
@@ -88,6 +94,7 @@ def main(
     batch_size: int = 32,
     sequence_length: int = 35,
     optimizer: Literal["adagrad", "adam"] = "adagrad",
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     repeats: int = 15,
 ) -> None:
     """Prints a table.
@@ -101,13 +108,14 @@ def main(
       batch_size: Streams of text.
       sequence_length: Time steps.
       optimizer: For all but tf-sparse and the torch peers, which use Adagrad, and those that name theirs.
+      compute_dtype: Of jaxlm's products; of others' where their name says so.
       repeats: Timed steps of each.
     """
-    sizes = [vocab_size, embedding_size, hidden_size, num_sampled, batch_size, sequence_length, optimizer]
+    sizes: list = [vocab_size, embedding_size, hidden_size, num_sampled, batch_size, sequence_length, optimizer]
     names = ["jaxlm", *peers]
     processes = {}
     for name in names:  # one after the other, since setting up takes memory and both cores
-        processes[name] = Process(name, sizes)
+        processes[name] = Process(name, [*sizes, compute_dtype] if name.startswith("jaxlm") else sizes)
         for _ in range(3):
             processes[name].step()
     answers: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -120,7 +128,8 @@ def main(
 
     words = batch_size * sequence_length
     flop = 6 * words * hidden_size * (4 * (embedding_size + hidden_size) + num_sampled)
-    speed = matmul_speed()
+    speeds = {dtype: matmul_speed(dtype) for dtype in ("float32", "bfloat16")}
+    speed = speeds["float32"]
     ours = statistics.median(seconds for seconds, _, _ in answers["jaxlm"])
     rows = []
     for name in names:
@@ -130,10 +139,20 @@ def main(
         rows.append([name, *milliseconds(times), *numbers, f"{answers[name][-1][2] / 1e6:,.0f}"])
     print(machine("tensorflow", *(["torch"] if any("torch" in name for name in names) else [])))
     print(
-        f"V {vocab_size:,}, E {embedding_size}, H {hidden_size}, S {num_sampled:,}, B {batch_size}, T {sequence_length}"
+        f"V {vocab_size:,}, E {embedding_size}, H {hidden_size}, S {num_sampled:,}, B {batch_size},"
+        f" T {sequence_length}, {optimizer}, compute_dtype {compute_dtype}"
     )
-    print(f"floor: {flop / 1e9:.1f} GFLOP at {speed / 1e9:.0f} GFLOP/s = {1e3 * flop / speed:.0f} ms; {optimizer}")
-    header = ["method", "median ms", "min ms", "words/s", "time over jaxlm's", "share of floor", "peak memory MB"]
+    for dtype, each in speeds.items():
+        print(f"floor in {dtype}: {flop / 1e9:.1f} GFLOP at {each / 1e9:.0f} GFLOP/s = {1e3 * flop / each:.0f} ms")
+    header = [
+        "method",
+        "median ms",
+        "min ms",
+        "words/s",
+        "time over jaxlm's",
+        "share of float32 floor",
+        "peak memory MB",
+    ]
     print_table(header, rows)
 
 
