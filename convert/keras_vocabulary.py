@@ -160,7 +160,7 @@ def _are_counts(counts: Any, size: int) -> bool:
 def _from_list(words: list[str], counts: list[int] | None = None) -> KerasWords:
     counts = counts if counts and any(counts) else None
     if words[:2] == [PAD, KERAS_UNK]:
-        return KerasWords(words, counts, "text_vectorization", guessed=True, may_be_fewer=True)
+        return KerasWords(words, counts, "text_vectorization", guessed=True, unk=KERAS_UNK, may_be_fewer=True)
     return KerasWords(words, counts)
 
 
