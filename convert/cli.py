@@ -14,6 +14,7 @@ import tyro
 from convert.options import Dtype, ExportOptions, FormatName
 from jaxlm.cli import OptionalPath, Run, run_command, show_messages
 from jaxlm.errors import InputError
+from jaxlm.files import readable_size
 
 # how --help names what a command takes
 Model = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
@@ -67,8 +68,7 @@ def to_keras(
     comparison = export(runs.load(run, keep_optimizer=keep_optimizer), out, options, format=format, overwrite=overwrite)
     files = out.rglob("*") if out.is_dir() else out.parent.glob(out.name + "*")
     size = sum(path.stat().st_size for path in files if path.is_file())
-    shown = f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
-    print(f"{comparison}\n{out}: {shown}, verified as above")
+    print(f"{comparison}\n{out}: {readable_size(size)}, verified as above")
 
 
 @app.command(name="from-keras")
