@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 from convert.keras_ids import KerasIds, frequency_order
 from jaxlm.errors import InputError
 from jaxlm.text import KerasTokenizer, Tokenization, read_chunks, tokenization_of
-from jaxlm.vocabulary import EOS, PAD, UNK, UNUSED, Vocabulary
+from jaxlm.vocabulary import EOS, MAX_COUNT, PAD, UNK, UNUSED, Vocabulary
 
 KERAS_UNK = "[UNK]"  # of `TextVectorization`, whose ids 0 and 1 are PAD and this
-MAX_COUNT = 2**62
 EXAMPLES = 5
 
 

@@ -108,7 +108,8 @@ def fuzz_keras_vocabulary(data, directory):
         inner = json.loads(value["config"][key])
         value["config"][key] = json.dumps(mutate(data, inner) if data.draw(st.booleans()) else data.draw(JSON))
     else:
-        value = data.draw(st.just(mutate(data, value)) | JSON | st.lists(st.text(max_size=4), max_size=4))
+        words = st.lists(st.text(max_size=4) | st.just("\ud800"), max_size=4)  # half of a surrogate pair
+        value = data.draw(st.just(mutate(data, value)) | JSON | words)
     (directory / "words.json").write_text(json.dumps(value), encoding="utf-8")
     read(read_keras_words, directory / "words.json", data.draw(st.integers(0, 9)))
 
