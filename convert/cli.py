@@ -2,7 +2,10 @@
 
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +14,7 @@ import tyro
 from convert.options import Dtype, ExportOptions, FormatName
 from jaxlm.cli import OptionalPath, Run, run_command, show_messages
 from jaxlm.errors import InputError
+from jaxlm.files import readable_size
 
 # how --help names what a command takes
 Model = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
@@ -54,8 +58,9 @@ def to_keras(
         (.keras).
       overwrite: Replace an existing file.
     """
-    from convert import runs
-    from convert.export import check_output, export
+    with _quiet_imports():
+        from convert import runs
+        from convert.export import check_output, export
 
     check_output(out, overwrite, format)
     options = ExportOptions(logits, last_only, single_step, dtype)
@@ -63,8 +68,7 @@ def to_keras(
     comparison = export(runs.load(run, keep_optimizer=keep_optimizer), out, options, format=format, overwrite=overwrite)
     files = out.rglob("*") if out.is_dir() else out.parent.glob(out.name + "*")
     size = sum(path.stat().st_size for path in files if path.is_file())
-    shown = f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
-    print(f"{comparison}\n{out}: {shown}, verified as above")
+    print(f"{comparison}\n{out}: {readable_size(size)}, verified as above")
 
 
 @app.command(name="from-keras")
@@ -95,7 +99,8 @@ def from_keras(
         wrote the vocabulary cuts it, or "words".
       keep_optimizer: Continue with the optimizer state (Adam, Adagrad or SGD) of a .keras file.
     """
-    from convert.import_keras import import_run
+    with _quiet_imports():
+        from convert.import_keras import import_run
     from jaxlm.text import tokenization_of
 
     for line in import_run(model, run, vocabulary, unk, eos, tokenization_of(tokenization), keep_optimizer):
@@ -120,9 +125,10 @@ def verify(
       vocabulary: vocabulary.json for the text, if neither model is a run.
       max_tokens: Maximum number of words of the text, from its beginning; 0 for all.
     """
-    from convert.comparison import compare, compare_perplexities
-    from convert.formats import load_predictor
-    from convert.import_keras import encode_text
+    with _quiet_imports():
+        from convert.comparison import compare, compare_perplexities
+        from convert.formats import load_predictor
+        from convert.import_keras import encode_text
 
     ours, theirs = load_predictor(first), load_predictor(second)
     comparison = compare(ours, theirs)
@@ -138,6 +144,27 @@ def verify(
     return 0 if comparison.within_tolerance else 1
 
 
+@contextmanager
+def _quiet_imports() -> Iterator[None]:
+    """Keeps from the screen what TensorFlow writes when it is imported; if that fails, it is shown.
+
+    TensorFlow's C++ code writes to the file descriptor, whatever TF_CPP_MIN_LOG_LEVEL says.
+    """
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as remarks:
+        os.dup2(remarks.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            remarks.seek(0)
+            os.write(screen, remarks.read())
+            raise
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+
+
 def run(args: Sequence[str] | None = None) -> int:
     """Runs the command line, by default that of the process; returns the exit code."""
     commands = (to_keras, from_keras, verify)
@@ -146,6 +173,7 @@ def run(args: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the `jaxlm-convert` command."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # silences TensorFlow's remarks about the machine
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported
+    warnings.filterwarnings("ignore", module="tensorflow")
     show_messages()
     sys.exit(run())

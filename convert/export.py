@@ -17,6 +17,7 @@ from convert.options import DEFAULT_OPTIONS, ExportOptions, FormatName
 from convert.predictor import language_model_predictor
 from convert.runs import Run
 from jaxlm.errors import InputError
+from jaxlm.files import readable_size
 
 LARGE = 500e6  # bytes of a model; larger ones get a progress bar
 
@@ -78,7 +79,7 @@ def check_output(out: Path, overwrite: bool, format: FormatName | None = None) -
     Raises:
       InputError: the ending, the directory or an existing file is in the way.
     """
-    name = format_of(out, format)
+    name = format_of(out, format, is_output=True)
     if not out.parent.is_dir():
         raise InputError(f"{out} cannot be written: the directory {out.parent} does not exist.")
     if out.is_dir() and not (name == "savedmodel" and (out / "saved_model.pb").is_file()):
@@ -127,7 +128,9 @@ def check_space(run: Run, out: Path) -> int:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((run.model, slots)))
     free = shutil.disk_usage(out.parent).free
     if free < size:
-        raise InputError(f"{out} cannot be written: it needs {size / 1e6:,.1f} MB, but {free / 1e6:,.1f} MB are free.")
+        raise InputError(
+            f"{out} cannot be written: it needs {readable_size(size)}, but {readable_size(free)} are free."
+        )
     return size
 
 

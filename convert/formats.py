@@ -53,8 +53,13 @@ FORMATS: dict[FormatName, Format] = {
 ENDINGS: tuple[FormatName, ...] = ("weights.h5", "keras", "h5", "tflite", "onnx")  # a SavedModel has none
 
 
-def format_of(path: Path, format: FormatName | None = None) -> FormatName:
+def format_of(path: Path, format: FormatName | None = None, *, is_output: bool = False) -> FormatName:
     """Returns the name of a path's format: `format`, or what its ending says.
+
+    Args:
+      path: of a model.
+      format: name of the format, if the ending does not say.
+      is_output: whether the model is to be written there, to say so in the error.
 
     Raises:
       InputError: the ending says nothing, or a package is missing.
@@ -63,9 +68,14 @@ def format_of(path: Path, format: FormatName | None = None) -> FormatName:
     if name is None and (path.suffix == "" or (path / "saved_model.pb").exists()):
         name = "savedmodel"
     if name is None or name not in FORMATS:
+        if is_output:
+            raise InputError(
+                f"{path}: expected an output that ends in .keras, .h5, .weights.h5, .tflite or .onnx, or has no ending"
+                f" (a SavedModel directory); or give `format`, one of {tuple(FORMATS)}."
+            )
         raise InputError(
-            f"{path}: expected a name that ends in .keras, .h5, .weights.h5, .tflite or .onnx, or has no ending"
-            f" (a SavedModel directory); or give `format`, one of {tuple(FORMATS)}."
+            f"{path} is not a model that can be read: expected a run, a file that ends in .keras, .h5, .weights.h5,"
+            " .tflite or .onnx, or a SavedModel directory."
         )
     if not all(map(importlib.util.find_spec, FORMATS[name].requires)):
         raise InputError(f"{name} needs {' and '.join(FORMATS[name].requires)}: pip install 'jaxlm[{name}]'.")

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 from convert.keras_ids import KerasIds, frequency_order
 from jaxlm.errors import InputError
 from jaxlm.text import KerasTokenizer, Tokenization, read_chunks, tokenization_of
-from jaxlm.vocabulary import EOS, PAD, UNK, UNUSED, Vocabulary
+from jaxlm.vocabulary import EOS, MAX_COUNT, PAD, UNK, UNUSED, Vocabulary
 
 KERAS_UNK = "[UNK]"  # of `TextVectorization`, whose ids 0 and 1 are PAD and this
-MAX_COUNT = 2**62
 EXAMPLES = 5
 
 
@@ -160,7 +159,7 @@ def _are_counts(counts: Any, size: int) -> bool:
 def _from_list(words: list[str], counts: list[int] | None = None) -> KerasWords:
     counts = counts if counts and any(counts) else None
     if words[:2] == [PAD, KERAS_UNK]:
-        return KerasWords(words, counts, "text_vectorization", guessed=True, may_be_fewer=True)
+        return KerasWords(words, counts, "text_vectorization", guessed=True, unk=KERAS_UNK, may_be_fewer=True)
     return KerasWords(words, counts)
 
 

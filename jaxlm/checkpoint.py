@@ -20,7 +20,7 @@ from flax import nnx
 
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
-from jaxlm.files import read_json, staged, verify_checksums, write_checksums, write_json
+from jaxlm.files import read_json, readable_size, staged, verify_checksums, write_checksums, write_json
 from jaxlm.model import LanguageModel, split_params
 from jaxlm.train_state import initial_opt_state
 
@@ -105,7 +105,7 @@ class Checkpoints:
             self.directory.mkdir(exist_ok=True)
             needed, free = sum(array.nbytes for array in arrays.values()), shutil.disk_usage(self.directory).free
             if needed > free:  # told before Orbax tries
-                return f"it needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free"
+                return f"it needs {readable_size(needed)}, and {readable_size(free)} are free"
             if path.exists():  # a damaged one that was passed over
                 _delete(path)
             with staged(path) as target:

@@ -30,7 +30,7 @@ def wrong_compression(path: Path, start: bytes) -> str | None:
         return None
     name = shlex.quote(str(path))
     if found in UNPACK:
-        target = shlex.quote(f"{path.with_suffix('')}.txt")
+        target = shlex.quote(str(path.with_name(f"{path.stem}.unpacked.txt")))
         command = f"{UNPACK[found]} {name} > {target}"
         return f"{path} is compressed with {found}; expected text, plain, .gz or .xz. Unpack it: {command}"
     if not found:
@@ -82,7 +82,7 @@ def describe_bytes(path: Path, file: IO[bytes], error: UnicodeDecodeError) -> st
     before, after = error.object[: error.start], error.object[error.start :]
     line, has_utf8 = line + before.count(b"\n"), has_utf8 or not before.isascii()
     what = f"{path} is not UTF-8: byte {after[0]:#04x} in line {line} ({error.reason})."
-    if has_utf8 or error.reason == "unexpected end of data":
+    if has_utf8:
         return f"{what} The text before it is UTF-8, so it may be damaged. Drop such bytes: " + _pipe(
             path, "iconv -c -f UTF-8 -t UTF-8"
         )

@@ -16,5 +16,7 @@ def require(condition: bool, argument: str, expected: str, received: object) -> 
 
 
 def reason(error: BaseException) -> str:
-    """Returns the first line of an error of any kind, to go into a message."""
+    """Returns the first line of an error of any kind, to go into a message that names the file."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).strip() or repr(error)).splitlines()[0][:200]

@@ -5,7 +5,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +29,13 @@ def staged(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()
     partial = path.with_name(path.name + ".partial")
-    _remove(partial)  # left by a process that was killed
     try:
+        _remove(partial)  # left by a process that was killed
         yield partial
         partial.replace(path)
     except BaseException as error:
-        _remove(partial)
+        with suppress(OSError):
+            _remove(partial)
         if isinstance(error, OSError):
             raise InputError(f"{path} cannot be written: {reason(error)}") from error
         raise
@@ -45,6 +46,15 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def readable_size(size: float) -> str:
+    """Returns a number of bytes for people.
+
+    >>> readable_size(31_600), readable_size(2_500_000)
+    ('31.6 kB', '2.5 MB')
+    """
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -56,6 +56,8 @@ def open_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunC
     Raises:
       InputError: the directory holds something else, or another run.
     """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file; expected a run directory, or a new one to make, as `out`.")
     if not directory.exists() or not any(directory.iterdir()):
         with staged(directory) as partial:
             partial.mkdir(parents=True)

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Regex, pre_tokenizers
 
 from jaxlm.encodings import describe_bytes, describe_nul, wrong_compression, wrong_encoding
-from jaxlm.errors import InputError
+from jaxlm.errors import InputError, reason
 
 
 class KerasTokenizer(NamedTuple):
@@ -174,7 +174,7 @@ def _read_file(path: Path) -> Iterator[str]:
     except IsADirectoryError as error:
         raise InputError(f"{path} is a directory; expected a text file, plain, .gz or .xz.") from error
     except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {reason(error)}") from error
     if not chars:
         raise InputError(f"{path} is empty; expected text.")
     if rest:

@@ -21,6 +21,7 @@ EOS = "<eos>"  # the end of a line
 PAD = ""  # padding, as Keras' TextVectorization names it; no text has it
 UNUSED = "<unused {}>"  # an id without a word in a Keras model; no text has it, since no word has a space
 FORMAT = 1  # of vocabulary.json
+MAX_COUNT = 2**62  # so that sums fit into 64 bits
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Vocabulary:
         "text_vectorization" or a `KerasTokenizer`.
 
     Raises:
-      InputError: there are no words, words repeat, or counts do not decrease.
+      InputError: there are no words, words repeat or are no text, or counts do not decrease.
     """
 
     words: tuple[str, ...]
@@ -48,12 +49,23 @@ class Vocabulary:
         valid = isinstance(self.tokenization, KerasTokenizer) or self.tokenization in get_args(TokenizationName)[:-1]
         require(valid, "tokenization", f"one of {get_args(TokenizationName)}", self.tokenization)
         require(bool(self.words), "words", "at least one word", self.words)
+        try:
+            "".join(self.words).encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can hold
+            raise InputError(
+                f"Invalid `words`: expected Unicode text. Received: {error.object[error.start]!a}."
+            ) from error
         require(len(self.ids) == len(self.words), "words", "distinct words", f"{len(self.words)} words with repeats")
         if self.counts is None:
             return
         require(len(self.counts) == len(self.words), "counts", f"{len(self.words)}, one a word", len(self.counts))
         decreasing = all(first >= second for first, second in zip(self.counts, self.counts[1:], strict=False))
-        require(decreasing and self.counts[-1] >= 0, "counts", "decreasing counts of at least 0", self.counts[:8])
+        require(
+            decreasing and 0 <= self.counts[-1] <= self.counts[0] < MAX_COUNT,
+            "counts",
+            "decreasing counts of at least 0",
+            self.counts[:8],
+        )
 
     def __len__(self) -> int:
         return len(self.words)

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convert.keras_ids import KERAS_IDS_FILE, KerasIds
+from convert.keras_vocabulary import read_vocabulary, remarks
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.corpus import load_tokens
 from jaxlm.errors import InputError
@@ -77,7 +78,55 @@ def fuzz_bytes(data, directory):
     read(load_config, directory)
 
 
-FUZZERS = [fuzz_config, fuzz_vocabulary, fuzz_bytes]
+TOKENIZER = {
+    "class_name": "Tokenizer",
+    "config": {
+        "num_words": 4,
+        "filters": "!.\n",
+        "lower": True,
+        "split": " ",
+        "char_level": False,
+        "oov_token": "<OOV>",
+        "word_counts": '{"the": 9, "sea": 4, "whale": 1}',
+        "word_index": '{"<OOV>": 1, "the": 2, "sea": 3, "whale": 4}',
+    },
+}
+KERAS_FILES = [TOKENIZER, {"the": 1, "sea": 2}, {"words": ["", "[UNK]", "the"], "counts": None}]
+
+
+def read_keras_words(path, vocab_size: int) -> None:
+    vocabulary, keras_ids = read_vocabulary(path, vocab_size=vocab_size)
+    assert len(vocabulary) >= 1 and (keras_ids is None or keras_ids.ids.size == len(vocabulary))
+    assert all(0 <= i < len(vocabulary) for i in vocabulary.encode("The whale, the <unk> sea\n"))
+    assert all(isinstance(line, str) for line in remarks(vocabulary))
+
+
+def fuzz_keras_vocabulary(data, directory):
+    value = json.loads(json.dumps(data.draw(st.sampled_from(KERAS_FILES))))
+    if "config" in value and data.draw(st.booleans()):  # inside of its strings
+        key = data.draw(st.sampled_from(["word_counts", "word_index"]))
+        inner = json.loads(value["config"][key])
+        value["config"][key] = json.dumps(mutate(data, inner) if data.draw(st.booleans()) else data.draw(JSON))
+    else:
+        words = st.lists(st.text(max_size=4) | st.just("\ud800"), max_size=4)  # half of a surrogate pair
+        value = data.draw(st.just(mutate(data, value)) | JSON | words)
+    (directory / "words.json").write_text(json.dumps(value), encoding="utf-8")
+    read(read_keras_words, directory / "words.json", data.draw(st.integers(0, 9)))
+
+
+def fuzz_keras_words(data, directory):
+    lines = st.lists(
+        st.text(max_size=4) | st.sampled_from(["", "[UNK]", "the\t3", "the 3", "sea\t0", "<unk>"]), max_size=5
+    )
+    end = data.draw(st.sampled_from(["\n", "\r\n", "\r"]))
+    start = data.draw(st.sampled_from([b"", b"\xef\xbb\xbf", b"\xff\xfe", b"\x1f\x8b", b"PK\x03\x04", b"\0"]))
+    content = start + end.join(data.draw(lines)).encode("utf-8", "surrogatepass")
+    for name in ("words.txt", "words.gz", "words.json", "words.pkl"):
+        (directory / name).write_bytes(content if data.draw(st.booleans()) else data.draw(st.binary(max_size=60)))
+        read(read_keras_words, directory / name, data.draw(st.integers(0, 9)))
+
+
+FUZZERS = [fuzz_config, fuzz_vocabulary, fuzz_bytes, fuzz_keras_vocabulary, fuzz_keras_words]
 
 
 @pytest.mark.parametrize("fuzz", FUZZERS)

@@ -49,7 +49,8 @@ TEXTS = [
     "<<unk>> <unk><eos>the<unk>the",
     "the\ufeff\ufffd\U0010ffff\ue000 the",
     "the " * 5000,
-    "می\u200cخواهم क्\u200dष a\u0301, 👩\u200d👩\u200d👧 👍🏽👍🏽, 🇩🇪🇩🇪 ❤\ufe0fthe 1\ufe0f\u20e3 \u200dthe, the\u200d 🏳\ufe0f\u200d🌈",
+    "می\u200cخواهم क्\u200dष a\u0301, \u200dthe, the\u200d",
+    "👩\u200d👩\u200d👧 👍🏽👍🏽, 🇩🇪🇩🇪 ❤\ufe0fthe 1\ufe0f\u20e3 🏳\ufe0f\u200d🌈",
     "The THE naïve NAÏVE É don't #the, ΟΔΟΣ. ΣΑΣ-Σ",
 ]
 
