@@ -63,8 +63,8 @@ def compare(
     Args:
       first: a model.
       second: another model.
-      batch_size: sequences of random ids.
-      sequence_length: length of each.
+      batch_size: sequences of random ids, unless a model accepts only another number.
+      sequence_length: length of each, unless a model accepts only another one.
       seed: random seed for the ids.
 
     Returns:
@@ -73,6 +73,7 @@ def compare(
     names = (first.name, second.name)
     if first.vocab_size != second.vocab_size:
         return Comparison(names, ())
+    batch_size, sequence_length = _accepted_shape(first, second, batch_size, sequence_length)
     ids = _random_ids(first.vocab_size, max(first.first_id, second.first_id), batch_size, sequence_length, seed)
     ours, theirs = _predict_both(first, second, ids)
     allowed = _tolerance(first, second)
@@ -81,6 +82,17 @@ def compare(
         if key in theirs.states:
             rows.append(_difference(key, ours.states[key], theirs.states[key], allowed))
     return Comparison(names, tuple(rows))
+
+
+def _accepted_shape(first: Predictor, second: Predictor, batch_size: int, sequence_length: int) -> tuple[int, int]:
+    """Returns the shape of ids that both models accept: the given one, unless a model accepts only another."""
+    shape = []
+    for name, size in (("batch_size", batch_size), ("sequence_length", sequence_length)):
+        sizes = {getattr(model, name) for model in (first, second)} - {None}
+        if len(sizes) > 1:
+            raise InputError(f"The models accept different shapes: {name} {' and '.join(map(str, sorted(sizes)))}.")
+        shape.append(sizes.pop() if sizes else size)
+    return shape[0], shape[1]
 
 
 def check(first: Predictor, second: Predictor) -> Comparison:
@@ -100,7 +112,8 @@ def precomputed(predictor: Predictor) -> Predictor:
 
     The other side's `first_id` must not be larger than this one's.
     """
-    ids = _random_ids(predictor.vocab_size, predictor.first_id, BATCH_SIZE, SEQUENCE_LENGTH, SEED)
+    batch_size, sequence_length = predictor.batch_size or BATCH_SIZE, predictor.sequence_length or SEQUENCE_LENGTH
+    ids = _random_ids(predictor.vocab_size, predictor.first_id, batch_size, sequence_length, SEED)
     known = {ids.tobytes(): predictor.predict(ids)}
     return predictor._replace(predict=lambda ids: known[ids.tobytes()])
 
@@ -122,10 +135,15 @@ def text_losses(first: Predictor, second: Predictor, tokens: np.ndarray, max_tok
       The losses in nats per word, `[2]` float64, and the number of words.
     """
     words = min(max_tokens or tokens.size, tokens.size - 1)
+    rows, size = _accepted_shape(first, second, 1, WINDOW)
+    if first.sequence_length or second.sequence_length:  # whole windows only
+        if words < size:
+            raise InputError(f"A text of at least {size + 1} words is needed, the length that a model accepts.")
+        words -= words % size
     sums, count = np.zeros(2), 0
-    for start in range(0, words, WINDOW):
-        window = tokens[start : min(start + WINDOW, words) + 1]
-        ids, labels = window[None, :-1], window[1:]
+    for start in range(0, words, size):
+        window = tokens[start : min(start + size, words) + 1]
+        ids, labels = np.repeat(window[None, :-1], rows, axis=0), window[1:]
         labels = labels[-1:] if first.last_only or second.last_only else labels
         for side, predictions in enumerate(_predict_both(first, second, ids)):
             sums[side] -= predictions.log_probabilities[0, np.arange(len(labels)), labels].sum(dtype=np.float64)

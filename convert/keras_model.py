@@ -1,6 +1,7 @@
 """Live Keras models: made from a `LanguageModel`, turned into one, and compared with one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -153,20 +154,48 @@ def keras_predictor(model: Any, name: str = "Keras model") -> Predictor:
     layers, structure = read_live_model(model)
 
     def predict(ids: np.ndarray) -> Predictions:
-        outputs = to_numpy(model(ids))
+        with _zero_states(layers):
+            outputs = to_numpy(model(ids))
         outputs = outputs[:, None] if structure.last_only else outputs
         states: dict[str, np.ndarray] = {}
         hidden: Any = ids
-        for layer in model.layers[: model.layers.index(layers[-1])]:
-            hidden = hidden if type(layer).__name__ == "InputLayer" else layer(hidden)
-            if type(layer).__name__ == "LSTM":
-                h = to_numpy(hidden)
-                states[f"h_{len(states) + 1}"] = h if h.ndim == 2 else h[:, -1]
+        with _zero_states(layers):
+            for layer in model.layers[: model.layers.index(layers[-1])]:
+                hidden = hidden if type(layer).__name__ == "InputLayer" else layer(hidden)
+                if type(layer).__name__ == "LSTM":
+                    h = to_numpy(hidden)
+                    states[f"h_{len(states) + 1}"] = h if h.ndim == 2 else h[:, -1]
         return Predictions(log_probabilities(outputs, structure.logits), states)
 
-    vocab_size = layers[0].get_config()["input_dim"]
-    dtype = keras.backend.standardize_dtype(layers[-1].weights[0].dtype)
-    return Predictor(name, vocab_size, predict, structure.last_only, int(structure.mask_zero), dtype)
+    return Predictor(
+        name,
+        layers[0].get_config()["input_dim"],
+        predict,
+        structure.last_only,
+        first_id=int(structure.mask_zero),
+        batch_size=model.inputs[0].shape[0],
+        sequence_length=model.inputs[0].shape[1],
+        dtype=keras.backend.standardize_dtype(layers[-1].weights[0].dtype),
+    )
+
+
+@contextmanager
+def _zero_states(layers: Sequence[Any]) -> Iterator[None]:
+    """Starts stateful layers from the zero state, and gives them back the states that they had."""
+    variables = [variable for layer in layers if getattr(layer, "stateful", False) for variable in states_of(layer)]
+    before = [np.array(to_numpy(variable)) for variable in variables]
+    for variable in variables:
+        variable.assign(np.zeros(variable.shape, np.float32))
+    yield
+    for variable, array in zip(variables, before, strict=True):
+        variable.assign(array)
+
+
+def states_of(layer: Any) -> list[Any]:
+    """Returns the states h and c of a stateful layer."""
+    if any(state is None for state in layer.states):  # tf_keras makes them when they are needed
+        layer.reset_states()
+    return list(layer.states)
 
 
 def abstract_predictor(model: keras.Model, weights: Sequence[Any], name: str) -> Predictor:

@@ -12,7 +12,7 @@ from flax import nnx
 from convert.keras_compile import Compiled, read_compiled, read_optimizer_state, write_optimizer_state
 from convert.keras_examples import Labels, Shape
 from convert.keras_ids import KerasIds, frequency_order
-from convert.keras_model import from_keras, load_into_keras, read_live_model, to_numpy
+from convert.keras_model import from_keras, load_into_keras, read_live_model, states_of, to_numpy
 from convert.optimizer import from_train_state, to_train_state
 from jaxlm.config import TrainConfig
 from jaxlm.cooccurrence import word_vectors
@@ -50,7 +50,7 @@ class LiveModel(NamedTuple):
           InputError: the model is stateful, and the batches do not fit its states.
         """
         for layer in self.stateful:
-            size = layer.states[0].shape[0]
+            size = states_of(layer)[0].shape[0]
             require(shape.batch_size == size, "batch_size", f"{size}, as the stateful model has", shape.batch_size)
             expected = f"a multiple of {size} examples of equal length, for a stateful model"
             require(shape.is_regular, "x", expected, "another number or length")
@@ -70,7 +70,7 @@ class LiveModel(NamedTuple):
         self._initialize(model, counts, shape, config.seed, initial_biases, initial_embeddings)
         state = TrainState.create(model, config, counts)
         if self.stateful:
-            states = [[jnp.array(to_numpy(array)) for array in layer.states] for layer in self.stateful]
+            states = [[jnp.array(to_numpy(array)) for array in states_of(layer)] for layer in self.stateful]
             state = dataclasses.replace(state, carry=tuple((c, h) for h, c in states))
         if optimizer is None:
             return state
@@ -117,7 +117,7 @@ class LiveModel(NamedTuple):
         if optimizer is not None:
             write_optimizer_state(self.model, self.layers, self.compiled, optimizer, model.config)
         for layer, carry in zip(self.stateful, state.carry, strict=False):  # none if the model is not stateful
-            for variable, array in zip(layer.states, carry[::-1], strict=True):
+            for variable, array in zip(states_of(layer), carry[::-1], strict=True):
                 variable.assign(np.asarray(array))
 
 
