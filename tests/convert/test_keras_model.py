@@ -4,12 +4,13 @@ import jax
 import keras
 import numpy as np
 import pytest
+import tf_keras
 from convert_helpers import ROOT, run_python
 from keras import layers
 
 import convert
 import jaxlm
-from convert.comparison import compare
+from convert.comparison import compare, text_losses
 from convert.keras_model import keras_predictor
 from convert.options import ExportOptions
 from convert.predictor import language_model_predictor
@@ -213,3 +214,30 @@ def test_a_model_of_several_inputs_that_is_not_a_single_step_is_refused():
     for model in (keras.Model([ids, h], outputs), keras.Model({"token_ids": ids, "h": h}, {"logits": outputs})):
         with pytest.raises(InputError, match="several inputs|expected token_ids and states as inputs"):
             keras_predictor(model)
+
+
+@pytest.mark.parametrize("module", [keras, tf_keras])
+def test_a_fixed_shape_is_compared_as_it_is_and_states_stay(module):
+    shape = {"batch_shape" if module is keras else "batch_input_shape": (3, 4)}
+    model = module.Sequential(
+        [
+            module.layers.InputLayer(**shape),
+            module.layers.Embedding(V, 5),
+            module.layers.LSTM(7, return_sequences=True, stateful=True),
+            module.layers.Dense(V, activation="softmax"),
+        ]
+    )
+    model(np.full((3, 4), 2, "int32"))
+    before = np.array(model.layers[1].states)
+    assert np.abs(before).max() > 0
+    language_model = convert.from_keras(model)
+    np.testing.assert_array_equal(model.layers[1].states, before)
+    comparison = compare(keras_predictor(model), language_model_predictor(language_model))
+    assert comparison.within_tolerance
+    assert comparison.differences[0].num_values == 3 * 4 * V
+    other = keras_predictor(chain(lstm(), softmax()))._replace(sequence_length=5)
+    with pytest.raises(InputError, match="different shapes: sequence_length 4 and 5"):
+        compare(keras_predictor(model), other)
+    loss, words = text_losses(keras_predictor(model), language_model_predictor(language_model), np.arange(15) % V)
+    assert words == 12  # whole windows of 4
+    np.testing.assert_allclose(*loss, rtol=1e-5)
