@@ -1,6 +1,7 @@
 """A whole training step against plain autodiff through full tables and dense Optax; memory; determinism."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -343,3 +344,21 @@ def test_exact_and_training_loss_are_those_of_full_logits_and_of_the_step(starts
     np.testing.assert_allclose(exact, expected, rtol=1e-5)
     np.testing.assert_allclose(sampled, train_step(state, batch, 0.1)[1], rtol=1e-5)
     assert sampled < exact
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
+def test_on_a_gpu_tables_are_updated_in_place_and_the_host_is_not_asked(optimizer):
+    """The program that is lowered for CUDA; it was not run on one."""
+    config = dataclasses.replace(TRAIN, optimizer=optimizer, compute_dtype="bfloat16", clip_norm=1.0)
+    state = jax.eval_shape(
+        lambda: TrainState.create(LanguageModel(dataclasses.replace(MODEL, vocab_size=5003), rngs=nnx.Rngs(0)), config)
+    )
+    ids = jax.ShapeDtypeStruct((3, 4), jnp.int32)
+    text = jit_train_step.trace(state, Batch(ids, ids, False), 0.1).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("tf.aliasing_output") == len(jax.tree.leaves(state))
+    assert "callback" not in text and "infeed" not in text and "outfeed" not in text
+    operations = [
+        line for line in text.splitlines() if re.search(r"= \"?stablehlo\.\w+.*tensor<5003(x\d+)?xf32>$", line)
+    ]
+    assert not operations  # that make a whole table, such as a dense gradient; scatters end in a line of their own
+    assert text.count("stablehlo.scatter") >= 3
