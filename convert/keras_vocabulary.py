@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from convert.keras_ids import KerasIds, frequency_order
 from jaxlm.errors import InputError
@@ -30,7 +30,7 @@ def read_vocabulary(
     *,
     unk: str | None = None,
     eos: str | None = None,
-    tokenization: Tokenization | None = None,
+    tokenization: Tokenization | Literal["keras_tokenizer"] | None = None,
     vocab_size: int = 0,
 ) -> tuple[Vocabulary, KerasIds | None]:
     """Reads the words of a Keras model, in the order of its ids.
@@ -61,7 +61,8 @@ def read_vocabulary(
     if order is not None:
         words = [words[i] for i in order]
         counts = None if counts is None else [counts[i] for i in order]
-    cutting = tokenization if found.tokenization is None or (found.guessed and tokenization) else found.tokenization
+    given = tokenization_of(tokenization)
+    cutting = given if found.tokenization is None or (found.guessed and given) else found.tokenization
     try:
         vocabulary = Vocabulary(tuple(words), None if counts is None else tuple(counts), cutting or "words")
     except InputError as error:
