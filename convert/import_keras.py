@@ -76,6 +76,8 @@ def import_run(
 
 def _read(path: Path) -> tuple[LanguageModel, Predictor]:
     """Reads a model twice: as a `LanguageModel`, and as Keras runs it."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; expected a Keras model to read.")
     name = format_of(path)
     if name == "savedmodel":
         from convert import saved_model

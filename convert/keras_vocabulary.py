@@ -72,9 +72,12 @@ def read_vocabulary(
 
 def remarks(vocabulary: Vocabulary) -> list[str]:
     """Returns what people should know of an imported vocabulary."""
-    lines = []
-    cutting = "keras_tokenizer" if isinstance(vocabulary.tokenization, KerasTokenizer) else vocabulary.tokenization
-    lines.append(f"text is cut as --tokenization {cutting} does")
+    cutting = vocabulary.tokenization
+    cutter = f"--tokenization {cutting} does"
+    if isinstance(cutting, KerasTokenizer):
+        case = "in lower case" if cutting.lower else "in its own case"
+        cutter = f"a Keras Tokenizer does, {case} and without the characters {cutting.filters!r}"
+    lines = [f"text is cut as {cutter}"]
     if vocabulary.unk is None:
         lines.append("no word stands for unknown words (name one with --unk): they are left out of a text")
     if vocabulary.eos is None:
