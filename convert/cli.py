@@ -101,9 +101,8 @@ def from_keras(
     """
     with _quiet_imports():
         from convert.import_keras import import_run
-    from jaxlm.text import tokenization_of
 
-    for line in import_run(model, run, vocabulary, unk, eos, tokenization_of(tokenization), keep_optimizer):
+    for line in import_run(model, run, vocabulary, unk, eos, tokenization, keep_optimizer):
         print(line)
 
 

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def import_run(
     vocabulary_file: Path,
     unk: str | None = None,
     eos: str | None = None,
-    tokenization: Tokenization | None = None,
+    tokenization: Tokenization | Literal["keras_tokenizer"] | None = None,
     keep_optimizer: bool = False,
 ) -> Iterator[str]:
     """Makes a run from a Keras model's file, and checks that both predict the same; yields lines for people.
@@ -75,6 +76,8 @@ def import_run(
 
 def _read(path: Path) -> tuple[LanguageModel, Predictor]:
     """Reads a model twice: as a `LanguageModel`, and as Keras runs it."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; expected a Keras model to read.")
     name = format_of(path)
     if name == "savedmodel":
         from convert import saved_model

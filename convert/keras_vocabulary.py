@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from convert.keras_ids import KerasIds, frequency_order
 from jaxlm.errors import InputError
@@ -30,7 +30,7 @@ def read_vocabulary(
     *,
     unk: str | None = None,
     eos: str | None = None,
-    tokenization: Tokenization | None = None,
+    tokenization: Tokenization | Literal["keras_tokenizer"] | None = None,
     vocab_size: int = 0,
 ) -> tuple[Vocabulary, KerasIds | None]:
     """Reads the words of a Keras model, in the order of its ids.
@@ -61,7 +61,8 @@ def read_vocabulary(
     if order is not None:
         words = [words[i] for i in order]
         counts = None if counts is None else [counts[i] for i in order]
-    cutting = tokenization if found.tokenization is None or (found.guessed and tokenization) else found.tokenization
+    given = tokenization_of(tokenization)
+    cutting = given if found.tokenization is None or (found.guessed and given) else found.tokenization
     try:
         vocabulary = Vocabulary(tuple(words), None if counts is None else tuple(counts), cutting or "words")
     except InputError as error:
@@ -71,9 +72,12 @@ def read_vocabulary(
 
 def remarks(vocabulary: Vocabulary) -> list[str]:
     """Returns what people should know of an imported vocabulary."""
-    lines = []
-    cutting = "keras_tokenizer" if isinstance(vocabulary.tokenization, KerasTokenizer) else vocabulary.tokenization
-    lines.append(f"text is cut as --tokenization {cutting} does")
+    cutting = vocabulary.tokenization
+    cutter = f"--tokenization {cutting} does"
+    if isinstance(cutting, KerasTokenizer):
+        case = "in lower case" if cutting.lower else "in its own case"
+        cutter = f"a Keras Tokenizer does, {case} and without the characters {cutting.filters!r}"
+    lines = [f"text is cut as {cutter}"]
     if vocabulary.unk is None:
         lines.append("no word stands for unknown words (name one with --unk): they are left out of a text")
     if vocabulary.eos is None:

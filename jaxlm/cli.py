@@ -65,7 +65,6 @@ def prepare(
       vocabulary: vocabulary.json of an existing model. Replaces --vocab-size and --tokenization.
     """
     from jaxlm import corpus as corpora
-    from jaxlm.text import tokenization_of
     from jaxlm.vocabulary import UNK, Vocabulary, zipf_divergence
 
     if not train:
@@ -74,9 +73,8 @@ def prepare(
         if path is None:
             print(f"no {name} text given: holding out the end of the training text")
     given = Vocabulary.load(vocabulary) if vocabulary else None
-    cutting = tokenization_of(tokenization)
     corpus = corpora.prepare(
-        train, out, valid=valid, test=test, vocab_size=vocab_size, tokenization=cutting, vocabulary=given
+        train, out, valid=valid, test=test, vocab_size=vocab_size, tokenization=tokenization, vocabulary=given
     )
     print(corpora.describe(corpus))
     counts, unk = corpus.counts, corpus.vocabulary.unk
@@ -161,7 +159,7 @@ def evaluate(
       data: Directory made by `jaxlm prepare`, if it is no longer where it was during training.
       max_tokens: Maximum number of words of each text, spread evenly over it; 0 for all.
       batch_size: Streams of text read side by side, each from the zero state: more streams read faster, and their
-        perplexity is a little higher, since their first words have no context.
+        perplexity is a little higher, since the first words of each have no context.
     """
     from jaxlm.corpus import load_corpus
     from jaxlm.evaluation import evaluate as evaluate_model

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from jaxlm.errors import InputError, require
 from jaxlm.files import read_array, staged, verify_checksums, write_checksums
 from jaxlm.remarks import remarks
-from jaxlm.text import PieceEncoder, Tokenization, auto_ids, read_chunks
+from jaxlm.text import PieceEncoder, Tokenization, auto_ids, read_chunks, tokenization_of
 from jaxlm.token_ids import blocks, id_range
 from jaxlm.vocabulary import Vocabulary, log_unigram, select_words
 
@@ -55,7 +55,7 @@ def prepare(
     valid: PathLike | None = None,
     test: PathLike | None = None,
     vocab_size: int = 200_000,
-    tokenization: Tokenization = "words",
+    tokenization: Tokenization | Literal["keras_tokenizer"] = "words",
     vocabulary: Vocabulary | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -70,7 +70,8 @@ def prepare(
       valid: validation text.
       test: test text.
       vocab_size: maximum number of words.
-      tokenization: "words", or "whitespace" for a corpus that is already tokenized (PTB, WikiText).
+      tokenization: "words", "whitespace" for a corpus that is already tokenized (PTB, WikiText), or as Keras cuts
+        text, "text_vectorization" or "keras_tokenizer".
       vocabulary: of an existing model; replaces `vocab_size` and `tokenization`. Words and line ends that it has no
         id for are left out.
       progress: whether to show progress bars.
@@ -88,7 +89,8 @@ def prepare(
     texts = {"train": [train] if isinstance(train, str | os.PathLike) else list(train)}
     texts |= {name: [path] for name, path in (("valid", valid), ("test", test)) if path}
     ids = auto_ids()  # of every token, in the order of first occurrence
-    encoder = PieceEncoder(vocabulary.tokenization if vocabulary else tokenization, ids.__getitem__)
+    tokenization = vocabulary.tokenization if vocabulary else tokenization_of(tokenization)
+    encoder = PieceEncoder(tokenization, ids.__getitem__)
     with staged(out) as partial:
         partial.mkdir(parents=True)
         raw = {}

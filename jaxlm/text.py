@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Regex, pre_tokenizers
 
 from jaxlm.encodings import describe_bytes, describe_nul, wrong_compression, wrong_encoding
-from jaxlm.errors import InputError, reason
+from jaxlm.errors import InputError, reason, require
 
 
 class KerasTokenizer(NamedTuple):
@@ -26,7 +26,6 @@ class KerasTokenizer(NamedTuple):
 
 
 Tokenization = Literal["words", "whitespace", "text_vectorization"] | KerasTokenizer
-TokenizationName = Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"]
 PATTERNS = {  # a line end is a token of its own; <unk> in a prepared corpus stays whole
     # joiners and combining marks stay within a word; a flag, or a symbol with what modifies it, is one token
     "words": r"\n|<unk>|<eos>|\w(?:\w|[\x{200c}\x{200d}])*|[\x{1f1e6}-\x{1f1ff}]{2}|[^\w\s](?:\x{200d}[^\w\s]"
@@ -57,6 +56,9 @@ def tokenizer(tokenization: Tokenization) -> Callable[[str], list[str]]:
     "words" keeps words and punctuation marks, "whitespace" what lies between blanks. "text_vectorization" and
     `KerasTokenizer` cut each line as Keras' layer and Keras' class do.
 
+    Raises:
+      InputError: there is no such tokenization.
+
     >>> tokenizer("words")("Don't stop.\\n")
     ['Don', "'", 't', 'stop', '.', '\\n']
     >>> tokenizer("text_vectorization")("Don't stop.\\n")
@@ -70,6 +72,8 @@ def tokenizer(tokenization: Tokenization) -> Callable[[str], list[str]]:
             return [word for word in text.translate(blanks).split(" ") if word]
 
         return split
+    names = (*PATTERNS, "keras_tokenizer")
+    require(tokenization in names[:-1], "tokenization", f"one of {names}", tokenization)
     splitter = _splitter(PATTERNS[tokenization])
     stripped = ASCII_LOWER | dict.fromkeys(map(ord, PUNCTUATION)) if tokenization == "text_vectorization" else None
 

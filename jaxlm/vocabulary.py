@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxlm.errors import InputError, require
 from jaxlm.files import read_json, write_json
-from jaxlm.text import KerasTokenizer, Tokenization, TokenizationName, tokenization_of, tokenizer
+from jaxlm.text import KerasTokenizer, Tokenization, tokenization_of, tokenizer
 
 UNK = "<unk>"  # any word that is not in the vocabulary
 EOS = "<eos>"  # the end of a line
@@ -46,26 +45,19 @@ class Vocabulary:
     tokenization: Tokenization
 
     def __post_init__(self) -> None:
-        valid = isinstance(self.tokenization, KerasTokenizer) or self.tokenization in get_args(TokenizationName)[:-1]
-        require(valid, "tokenization", f"one of {get_args(TokenizationName)}", self.tokenization)
+        tokenizer(self.tokenization)  # raises what is wrong with it
         require(bool(self.words), "words", "at least one word", self.words)
         try:
             "".join(self.words).encode()
-        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can hold
-            raise InputError(
-                f"Invalid `words`: expected Unicode text. Received: {error.object[error.start]!a}."
-            ) from error
+        except UnicodeEncodeError as error:  # JSON can hold it
+            raise InputError("Invalid `words`: expected Unicode text. Received: half of a surrogate pair.") from error
         require(len(self.ids) == len(self.words), "words", "distinct words", f"{len(self.words)} words with repeats")
         if self.counts is None:
             return
         require(len(self.counts) == len(self.words), "counts", f"{len(self.words)}, one a word", len(self.counts))
         decreasing = all(first >= second for first, second in zip(self.counts, self.counts[1:], strict=False))
-        require(
-            decreasing and 0 <= self.counts[-1] <= self.counts[0] < MAX_COUNT,
-            "counts",
-            "decreasing counts of at least 0",
-            self.counts[:8],
-        )
+        fits = decreasing and 0 <= self.counts[-1] and self.counts[0] < MAX_COUNT
+        require(fits, "counts", "decreasing counts of at least 0", self.counts[:8])
 
     def __len__(self) -> int:
         return len(self.words)

@@ -42,8 +42,28 @@ def test_whole_path(text_file, tmp_path, capsys):
     assert jaxlm("evaluate", run, "--max-tokens", 200) == 0
     output = capsys.readouterr().out
     assert "valid: exact perplexity" in output and "test: exact perplexity" in output and "unigram model" in output
-    assert jaxlm("generate", run, "--prompt", "the whale", "--num-words", 5) == 0
-    assert capsys.readouterr().out.startswith("the whale")
+    assert "read as 32 streams, each from the zero state" in output  # on which the perplexity depends
+    assert jaxlm("generate", run, "--prompt", "the Pequod whale, Queequeg", "--num-words", 5) == 0
+    result = capsys.readouterr()
+    assert result.out.startswith("the <unk> whale")
+    assert result.err == "(not in the vocabulary, so read as <unk>: Pequod, ,, Queequeg)\n"
+
+
+def test_a_pipe_has_no_progress_bars_and_help_names_what_a_command_takes(text_file, run_dir, tmp_path):
+    def lines(*arguments: object) -> tuple[str, str]:
+        command = [sys.executable, "-m", "jaxlm", *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        return result.stdout, result.stderr
+
+    assert lines("prepare", text_file, "--out", tmp_path / "data")[1] == ""
+    flags = ["--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4, "--eval-tokens", 100, "--eval-every", 10]
+    output, errors = lines("train", tmp_path / "data", "--out", tmp_path / "run", "--steps", 20, *flags)
+    assert errors == "" and "step 20: validation perplexity" in output
+    assert lines("evaluate", tmp_path / "run", "--max-tokens", 100)[1] == ""
+    assert "TEXT [TEXT ...]" in lines("prepare", "--help")[0]
+    for command in ("evaluate", "generate", "resume"):
+        usage = lines(command, "--help")[0].splitlines()[0]
+        assert " RUN" in usage and "{None}" not in usage, usage
 
 
 def test_prepare_names_the_sampler_for_counts_far_from_zipf(tmp_path, capsys):

@@ -41,6 +41,19 @@ def test_text_is_cut_into_words_and_punctuation_marks_and_line_ends_are_kept(tmp
     assert words == ["Don't", "stop--Größe", "3.5!", EOS, EOS, "न्यू", UNK, EOS]
 
 
+JOINED = ["می\u200cخواهم", "क्\u200dष", "a\u0301", "👩\u200d👩\u200d👧", "👍🏽", "🇩🇪"]
+JOINED += ["❤\ufe0f", "1\ufe0f\u20e3", "🏳\ufe0f\u200d🌈"]
+
+
+@pytest.mark.parametrize("word", JOINED)
+def test_joiners_stay_within_a_word_in_a_text_and_in_a_prompt(tmp_path, word):
+    path = tmp_path / "a.txt"
+    path.write_text(f"{word}, {word} the\n", encoding="utf-8")
+    vocabulary, words = build(path)
+    assert words == [word, ",", word, "the", EOS]
+    assert vocabulary.words[vocabulary.encode(f"{word}!")[0]] == word
+
+
 def test_encode_gives_the_ids_of_the_token_file_and_decode_inverts_it(tmp_path):
     path = tmp_path / "a.txt"
     text = "It was, he said, the sea.\nThe sea (and <unk> it)!\n<eos> end\n"

@@ -138,3 +138,9 @@ def test_a_file_that_keras_cannot_load_is_not_imported(run_dir, tmp_path):
         list(
             import_run(tmp_path / "a.tflite", tmp_path / "run", run_dir / "vocabulary.json", "<unk>", "<eos>", "words")
         )
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing.keras"])
+def test_a_missing_model_is_an_input_that_does_not_exist(run_dir, tmp_path, name):
+    with pytest.raises(InputError, match=f"{name} does not exist"):
+        list(import_run(tmp_path / name, tmp_path / "run", run_dir / "vocabulary.json"))

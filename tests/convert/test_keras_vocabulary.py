@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from convert_helpers import run_convert, run_jaxlm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -238,6 +239,20 @@ def test_a_keras_model_with_its_vocabulary_is_trained_as_printed_and_given_back(
     assert run_convert("to-keras", run, tmp_path / "strings") == 0
     assert run_jaxlm("generate", run, "--prompt", "The whale", "--num-words", 20) == 0
     text = capsys.readouterr().out.splitlines()[-1]
+    assert run_jaxlm("generate", run, "--num-words", 1) == 2
+    assert "no <eos> to begin with: give a --prompt" in capsys.readouterr().err
+    strings = tf.saved_model.load(str(tmp_path / "strings"))
+    texts = ["The Whale,", "the whale sea's"]
+    best = strings.next_words(tf.constant(texts), tf.constant(3))
+    assert best["words"].shape == (2, 3)
+    encoded = [runs.load(run).words.index(word) for word in ("the", "whale")]
+    logits = keras.models.load_model(tmp_path / "again.keras").predict(np.array([encoded]), verbose=0)[0]
+    np.testing.assert_allclose(best["probabilities"][0], np.sort(logits[-1])[::-1][:3], rtol=1e-4)
+    score = strings.score(tf.constant([texts[0], "the", ""]))
+    np.testing.assert_allclose(score["log_probabilities"][0], np.log(logits[0, encoded[1]]), rtol=1e-4)
+    assert score["num_words"].numpy().tolist() == [1, 0, 0]  # the first word has nothing before it
+    with pytest.raises(tf.errors.InvalidArgumentError, match="no word of the vocabulary"):
+        strings.next_words(tf.constant([""]), tf.constant(3))
     assert text.startswith("the whale ") and "<un" not in text
     assert keras.models.load_model(tmp_path / "again.keras").weights[0].shape == (30, 4)
     expected = make_tokenizer().word_index["whale"] if kind == "tokenizer" else make_layer()("whale").numpy()[0]
