@@ -20,6 +20,7 @@ from .row_updates import sum_duplicates as sum_duplicates
 from .row_updates import update_rows as update_rows
 from .run import load_model as load_model
 from .schedule import learning_rate_schedule as learning_rate_schedule
+from .scoring import score as score
 from .step import train_step as train_step
 from .train_state import TrainState as TrainState
 from .training_loop import resume as resume

@@ -63,7 +63,7 @@ def _losses(inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: ja
     return _forward(inputs, weights, labels, biases, block_size)[0]
 
 
-def _block_logits(
+def block_logits(
     block: jax.Array, weights: jax.Array, biases: jax.Array, inputs_t: jax.Array, block_size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the start of a block, its rows `[block_size, D]` and its logits `[block_size, N]`.
@@ -87,7 +87,7 @@ def _forward(
 
     def add_block(block: jax.Array, running: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         highest, total = running
-        logits = _block_logits(block, weights, biases, inputs_t, block_size)[2]
+        logits = block_logits(block, weights, biases, inputs_t, block_size)[2]
         new_highest = jnp.maximum(highest, logits.max(axis=0))
         total = total * jnp.exp(highest - new_highest) + jnp.exp(logits - new_highest[None, :]).sum(axis=0)
         return new_highest, total
@@ -108,7 +108,7 @@ def _backward(
 
     def add_block(block: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         d_weights, d_biases, d_inputs_t = gradients
-        start, rows, logits = _block_logits(block, weights, biases, inputs_t, block_size)
+        start, rows, logits = block_logits(block, weights, biases, inputs_t, block_size)
         d_logits = jnp.exp(logits - normalizer[None, :]) * cotangent[None, :]  # [block_size, N]
 
         def add(total: jax.Array, value: jax.Array) -> jax.Array:

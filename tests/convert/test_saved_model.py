@@ -16,6 +16,7 @@ from convert.export import export
 from convert.formats import load_predictor
 from convert.predictor import language_model_predictor
 from convert.runs import Run
+from jaxlm.scoring import score
 from jaxlm.vocabulary import Vocabulary
 
 WORDS = ("the", "<eos>", "<unk>", ",", "don", "’", "t", "é", "naïve", "x_1", "_", "🎉", "日本語", "½", ".")
@@ -53,6 +54,9 @@ def test_scores_are_the_log_probabilities_of_the_lines(served):
         expected = log_probabilities[np.arange(len(ids) - 1), ids[1:]].sum()
         np.testing.assert_allclose(scores["log_probabilities"][row], expected, rtol=1e-5)
         assert int(scores["num_words"][row]) == len(ids) - 1
+    lines = list(score(model, VOCABULARY, texts))
+    np.testing.assert_allclose([line.log_probability for line in lines], scores["log_probabilities"], rtol=1e-5)
+    assert [line.num_words for line in lines] == scores["num_words"].numpy().tolist()
 
 
 def test_empty_and_damaged_input_has_a_result(served):

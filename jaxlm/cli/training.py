@@ -1,19 +1,14 @@
-"""Train a word-level LSTM language model over a very large vocabulary."""
+"""The commands that make a model and check it: prepare, train, resume, evaluate, doctor."""
 
 import dataclasses
-import inspect
-import logging
 import math
-import os
-import re
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from jaxlm.cli.arguments import Data, OptionalFloat, OptionalInt, OptionalPath, OptionalPositional, Run, Texts
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
 
@@ -23,17 +18,6 @@ if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does n
 
 ZIPF_LIMIT = 0.3  # nats; English and German novels have 0.12, documentation 0.18, equal counts 0.9 and more
 
-# how --help names what a command takes
-Texts = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="TEXT [TEXT ...]")]
-Data = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
-Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
-OptionalPositional = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]")]
-OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
-OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
-
-app = tyro.extras.SubcommandApp()
-
 
 @dataclass(frozen=True)
 class ModelOptions(ModelConfig):
@@ -41,7 +25,6 @@ class ModelOptions(ModelConfig):
     vocab_size: tyro.conf.Suppress[int] = 1  # the corpus decides
 
 
-@app.command
 def prepare(
     train: Texts,
     /,
@@ -90,7 +73,6 @@ def prepare(
     print(f"written to {out}")
 
 
-@app.command
 def train(
     data: Data,
     /,
@@ -118,7 +100,6 @@ def train(
     _print_result(out, corpus, evaluation)
 
 
-@app.command
 def resume(
     run: Run,
     /,
@@ -144,7 +125,6 @@ def resume(
     _print_result(run, load_corpus(load_config(run).data), evaluation)
 
 
-@app.command
 def evaluate(
     run: Run,
     /,
@@ -178,55 +158,6 @@ def evaluate(
         _print_evaluation(split, result, corpus, f", read as {streams} streams, each from the zero state")
 
 
-@app.command
-def generate(
-    run: Run,
-    /,
-    prompt: str = "",
-    num_words: int = 100,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    seed: int = 0,
-) -> None:
-    """Write text from a prompt with a run's best model.
-
-    Args:
-      run: Run directory.
-      prompt: Text to continue. Without it, the text begins a line.
-      num_words: Words to write.
-      temperature: Below 1 favors likely words; 0 takes the most likely one.
-      top_k: Sample among the k most likely words; 0 for all.
-      seed: Random seed for sampling.
-    """
-    import jax
-    import numpy as np
-
-    from jaxlm.generation import generate as generate_words
-    from jaxlm.run import load_model
-
-    model, vocabulary, _ = load_model(run)
-    ids = vocabulary.encode(prompt)
-    words = dict.fromkeys(vocabulary.tokenize(prompt.replace("\n", " ")))
-    unknown = [word for word in words if word not in vocabulary.ids]
-    if unknown:
-        fate = "left out" if vocabulary.unk is None else "read as <unk>"
-        print(f"(not in the vocabulary, so {fate}: {', '.join(unknown)})", file=sys.stderr)
-    start = np.array([] if vocabulary.eos is None else [vocabulary.eos], np.int32)  # the text begins a line
-    if not start.size + ids.size:
-        raise InputError("The vocabulary has no <eos> to begin with: give a `prompt` of words it has.")
-    drawn = generate_words(
-        model,
-        np.concatenate([start, ids]),
-        num_words,
-        temperature=temperature,
-        top_k=top_k,
-        avoid=vocabulary.placeholders,
-        key=jax.random.key(seed),
-    )
-    print(vocabulary.decode([*ids.tolist(), *drawn]))
-
-
-@app.command
 def doctor(path: OptionalPositional = None, /) -> int:
     """Check this machine, and the files of a run or a corpus. Exits with 1 if something is wrong.
 
@@ -265,71 +196,3 @@ def _print_evaluation(split: str, evaluation: "Evaluation", corpus: "Corpus", ho
         f"{split}: exact perplexity {evaluation.perplexity:.2f} on {evaluation.num_tokens:,} words{how}"
         f" (unigram model, which knows only the word frequencies: {math.exp(unigram):.2f})"
     )
-
-
-def run(args: Sequence[str] | None = None) -> int:
-    """Runs the command line, by default that of the process; returns the exit code."""
-    commands = (prepare, train, resume, evaluate, generate, doctor)
-    return run_command(lambda: app.cli(prog="jaxlm", description=__doc__, args=args), *commands)
-
-
-def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
-    """Runs a command. Bad input becomes one line on stderr and exit code 2.
-
-    Args:
-      command: runs the command line.
-      commands: the functions behind it. Their parameters, in backticks in a message, are shown as options.
-
-    Returns:
-      The exit code.
-    """
-    try:
-        return command() or 0
-    except (InputError, OSError) as error:
-        print(f"error: {_with_options(' '.join(str(error).split()), commands)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-
-
-def _with_options(message: str, commands: tuple[Callable, ...]) -> str:
-    """Writes `num_sampled` as --num-sampled, if a command has such an option."""
-    options = set()
-    for command in commands:
-        for parameter in inspect.signature(command).parameters.values():
-            if dataclasses.is_dataclass(parameter.default):
-                options |= {field.name for field in dataclasses.fields(parameter.default)}
-            elif parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
-                options.add(parameter.name)
-
-    def option(match: re.Match) -> str:
-        return f"--{match[1].replace('_', '-')}" if match[1] in options else match[0]
-
-    return re.sub(r"`(\w+)`", option, message)
-
-
-def show_messages() -> None:
-    """Prints the messages of jaxlm, above its progress bars."""
-    from tqdm import tqdm
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
-
-    logging.getLogger("jaxlm").addHandler(Handler())
-    logging.getLogger("jaxlm").setLevel(logging.INFO)
-    logging.getLogger("jaxlm").propagate = False  # absl adds a handler to the root logger
-
-
-def enable_compilation_cache() -> None:
-    """Lets JAX keep compiled programs in the user's cache directory, unless the environment says otherwise."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-
-
-def main() -> None:
-    """Entry point of the `jaxlm` command."""
-    enable_compilation_cache()  # read when JAX is imported
-    show_messages()
-    sys.exit(run())

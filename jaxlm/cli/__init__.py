@@ -1,0 +1,31 @@
+"""Train a word-level LSTM language model over a very large vocabulary."""
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from jaxlm.cli.arguments import OptionalPath, Run
+from jaxlm.cli.command_line import enable_compilation_cache, run_command, show_messages
+from jaxlm.cli.reading import generate, score
+from jaxlm.cli.training import doctor, evaluate, prepare, resume, train
+
+__all__ = ["OptionalPath", "Run", "main", "run", "run_command", "show_messages"]
+
+COMMANDS = (prepare, train, resume, evaluate, generate, score, doctor)
+
+app = tyro.extras.SubcommandApp()
+for command in COMMANDS:
+    app.command(name=command.__name__.replace("_", "-"))(command)
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, by default that of the process; returns the exit code."""
+    return run_command(lambda: app.cli(prog="jaxlm", description=__doc__, args=args), *COMMANDS)
+
+
+def main() -> None:
+    """Entry point of the `jaxlm` command."""
+    enable_compilation_cache()  # read when JAX is imported
+    show_messages()
+    sys.exit(run())
