@@ -75,7 +75,7 @@ def test_a_run_learns_and_keeps_its_best_checkpoint(run_dir, corpus):
     assert list(losses) == [20, 40, 60]
     loss = evaluate(model, corpus.valid, max_tokens=400).loss
     np.testing.assert_allclose(loss, min(losses.values()), rtol=1e-6)
-    assert loss < unigram_loss(corpus.valid, corpus.vocabulary)
+    assert loss < unigram_loss(corpus.valid, corpus.counts)
     rows = [row for row in read_metrics(run_dir) if "train_loss" in row]
     assert [row["step"] for row in rows] == [20, 40, 60]
     assert all(row["words_per_second"] > 0 for row in rows)
@@ -130,9 +130,9 @@ def test_a_run_that_another_process_trains_is_left_alone(corpus, tmp_path):
 
 
 def test_bad_settings_leave_no_directory(corpus, tmp_path):
-    with pytest.raises(InputError, match="num_sampled"):
-        config = dataclasses.replace(TRAIN, num_sampled=9999)
-        train(corpus, tmp_path / "run", model_config(corpus), config, SCHEDULE)
+    with pytest.raises(InputError, match="log_unigram"):
+        other = dataclasses.replace(model_config(corpus), vocab_size=7)
+        train(corpus, tmp_path / "run", other, TRAIN, SCHEDULE)
     with pytest.raises(InputError, match="corpus.valid"):
         damaged = corpus._replace(valid=corpus.valid + len(corpus.vocabulary))
         train(damaged, tmp_path / "run", model_config(corpus), TRAIN, SCHEDULE)
