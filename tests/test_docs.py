@@ -19,7 +19,18 @@ import jaxlm.cli
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {
-    "jaxlm": ("prepare", "train", "resume", "evaluate", "score", "generate", "doctor"),
+    "jaxlm": (
+        "prepare",
+        "train",
+        "resume",
+        "evaluate",
+        "score",
+        "rescore",
+        "generate",
+        "next-words",
+        "neighbors",
+        "doctor",
+    ),
     "jaxlm-convert": ("to-keras", "from-keras", "verify"),
 }
 # what the pages say, and what runs in seconds

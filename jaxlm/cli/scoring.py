@@ -1,14 +1,14 @@
-"""The commands that use a trained model: score, generate."""
+"""The commands that score what people wrote, or what machines heard: score, rescore."""
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from jaxlm.cli.arguments import Run, TextOrInput
-from jaxlm.errors import InputError
 
 if TYPE_CHECKING:
     from jaxlm.scoring import LineScore
@@ -91,48 +91,49 @@ def _print_rows(rows: Iterable[Row], format: Literal["tsv", "jsonl"]) -> None:
         print(*(f"{v:.9g}" if isinstance(v, float) else " ".join(str(v).split()) for v in row.values()), sep="\t")
 
 
-def generate(
+def rescore(
     run: Run,
+    nbest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="NBEST")],
     /,
-    prompt: str = "",
-    num_words: int = 100,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    seed: int = 0,
+    weight: float = 0.5,
+    costs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH [PATH ...]")] = (),
+    output: Literal["best", "list"] = "best",
+    unk_log_prob: float = 0.0,
 ) -> None:
-    """Write text from a prompt with a run's best model.
+    """Choose the best of the hypotheses of a speech recognizer or a translation system.
+
+    Reads the forms of Kaldi (utterance-N words) and Moses (id ||| text ||| features ||| score). The total is
+    (1 - weight) * score + weight * log-probability.
 
     Args:
       run: Run directory.
-      prompt: Text to continue. Without it, the text begins a line.
-      num_words: Words to write.
-      temperature: Below 1 favors likely words; 0 takes the most likely one.
-      top_k: Sample among the k most likely words; 0 for all.
-      seed: Random seed for sampling.
+      nbest: N-best list; - for the standard input. The hypotheses of an utterance stand together.
+      weight: Weight of the language model, from 0 to 1.
+      costs: Kaldi's tables (utterance-N cost), such as ac_cost and lm_cost. The score is minus their sum; without
+        them it is 0.
+      output: The best path of each utterance, or the list with the score added: a cost for each key for Kaldi, a
+        feature and the total for Moses.
+      unk_log_prob: Added to the log-probability of <unk> for each unknown word, in nats.
     """
-    import jax
-    import numpy as np
-
-    from jaxlm.generation import generate as generate_words
+    from jaxlm import nbest as forms
+    from jaxlm.lines import read_lines
     from jaxlm.run import load_model
 
     model, vocabulary, _ = load_model(run)
-    ids = vocabulary.encode(prompt)
-    words = dict.fromkeys(vocabulary.tokenize(prompt.replace("\n", " ")))
-    unknown = [word for word in words if word not in vocabulary.ids]
-    if unknown:
-        fate = "left out" if vocabulary.unk is None else "read as <unk>"
-        print(f"(not in the vocabulary, so {fate}: {', '.join(unknown)})", file=sys.stderr)
-    start = np.array([] if vocabulary.eos is None else [vocabulary.eos], np.int32)  # the text begins a line
-    if not start.size + ids.size:
-        raise InputError("The vocabulary has no <eos> to begin with: give a `prompt` of words it has.")
-    drawn = generate_words(
+    total: dict[str, float] | None = None
+    for path in costs:
+        table = forms.read_costs(read_lines(path), str(path))
+        total = table if total is None else {key: total[key] + table[key] for key in total.keys() & table.keys()}
+    hypotheses = forms.rescore(
         model,
-        np.concatenate([start, ids]),
-        num_words,
-        temperature=temperature,
-        top_k=top_k,
-        avoid=vocabulary.placeholders,
-        key=jax.random.key(seed),
+        vocabulary,
+        forms.read_nbest(read_lines(nbest), str(nbest), total),
+        weight=weight,
+        unk_log_prob=unk_log_prob,
     )
-    print(vocabulary.decode([*ids.tolist(), *drawn]))
+    if output == "best":
+        for hypothesis in forms.best_paths(hypotheses):
+            print(forms.format_best(hypothesis))
+    else:
+        for hypothesis in hypotheses:
+            print(forms.format_scored(hypothesis))

@@ -1,0 +1,157 @@
+"""The commands that show what a model has learned: generate, next-words, neighbors."""
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from jaxlm.cli.arguments import Run
+from jaxlm.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxlm.vocabulary import Vocabulary
+
+
+def generate(
+    run: Run,
+    /,
+    prompt: str = "",
+    num_words: int = 100,
+    num_samples: int = 1,
+    until_eos: bool = False,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Write text from a prompt with a run's best model, word by word.
+
+    Args:
+      run: Run directory.
+      prompt: Text to continue. Without it, the text begins a line.
+      num_words: Words to write, at most.
+      num_samples: Texts to write, drawn side by side; the n-th is the one of --seed SEED+n-1.
+      until_eos: Stop at the end of a line.
+      temperature: Below 1 favors likely words; 0 takes the most likely one.
+      top_k: Sample among the k most likely words; 0 for all.
+      top_p: Sample among the most likely words that together have this probability; 1 for all.
+      seed: Random seed for sampling.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlm.generation import draw_words
+    from jaxlm.run import load_model
+
+    if num_samples < 1:
+        raise InputError(f"Invalid `num_samples`: expected at least 1. Received: {num_samples}.")
+    model, vocabulary, _ = load_model(run)
+    if until_eos and vocabulary.eos is None:
+        raise InputError("The vocabulary has no <eos>: leave out `until_eos`.")
+    ids, start = _encode_prompt(vocabulary, prompt)
+    steps = draw_words(
+        model,
+        start,
+        num_words,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        avoid=vocabulary.placeholders,
+        keys=jnp.stack([jax.random.key(seed + n) for n in range(num_samples)]),
+    )
+    _print_texts(vocabulary, ids.tolist(), steps, num_samples, vocabulary.eos if until_eos else None)
+
+
+def _encode_prompt(vocabulary: "Vocabulary", prompt: str) -> "tuple[np.ndarray, np.ndarray]":
+    """Returns the ids of a prompt, alone and after the `<eos>` that a text begins with; names unknown words."""
+    import numpy as np
+
+    ids = vocabulary.encode(prompt)
+    words = dict.fromkeys(vocabulary.tokenize(prompt.replace("\n", " ")))
+    unknown = [word for word in words if word not in vocabulary.ids]
+    if unknown:
+        fate = "left out" if vocabulary.unk is None else "read as <unk>"
+        print(f"(not in the vocabulary, so {fate}: {', '.join(unknown)})", file=sys.stderr)
+    start = np.array([] if vocabulary.eos is None else [vocabulary.eos], np.int32)
+    if not start.size + ids.size:
+        raise InputError("The vocabulary has no <eos> to begin with: give a `prompt` of words it has.")
+    return ids, np.concatenate([start, ids])
+
+
+def _print_texts(
+    vocabulary: "Vocabulary", prompt: list[int], steps: "Iterable[np.ndarray]", num_samples: int, stop: int | None
+) -> None:
+    """Prints the first text as it grows, then the others, with an empty line between them."""
+    texts, ended, printed = [list(prompt) for _ in range(num_samples)], [False] * num_samples, ""
+    for words in steps:
+        for n, word in enumerate(words.tolist()):
+            if not ended[n]:
+                texts[n].append(word)
+                ended[n] = word == stop
+        text = vocabulary.decode(texts[0]).rstrip()  # what a next word cannot change
+        if text.startswith(printed):
+            print(text[len(printed) :], end="", flush=True)
+            printed = text
+        if all(ended):
+            break
+    print(vocabulary.decode(texts[0])[len(printed) :].rstrip(" \n") if printed else vocabulary.decode(texts[0]))
+    for text_ids in texts[1:]:
+        print("\n" + vocabulary.decode(text_ids).rstrip(" \n"))
+
+
+def next_words(
+    run: Run,
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")],
+    /,
+    k: int = 10,
+) -> None:
+    """Print the most likely next words of a text, with their probabilities.
+
+    Args:
+      run: Run directory.
+      prompt: Beginning of a line.
+      k: Number of words.
+    """
+    from jaxlm.neighbors import next_words as most_likely
+    from jaxlm.run import load_model
+
+    model, vocabulary, _ = load_model(run)
+    _, start = _encode_prompt(vocabulary, prompt)
+    for word, probability in zip(*most_likely(model, start, min(k, len(vocabulary))), strict=True):
+        print(f"{probability:.6f}\t{vocabulary.words[word]}")
+
+
+def neighbors(
+    run: Run,
+    words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="WORD [WORD ...]")],
+    /,
+    k: int = 10,
+) -> None:
+    """Print the words nearest to some words, by the cosine of their embedding and of their softmax rows.
+
+    Args:
+      run: Run directory.
+      words: Words of the vocabulary.
+      k: Number of neighbors.
+    """
+    from jaxlm.neighbors import TABLES, nearest_words
+    from jaxlm.run import load_model
+
+    model, vocabulary, _ = load_model(run)
+    if not words:
+        raise InputError("No word: expected jaxlm neighbors RUN WORD [WORD ...].")
+    unknown = [word for word in words if word not in vocabulary.ids]
+    if unknown:
+        raise InputError(f"Not in the vocabulary: {', '.join(unknown)}. Give words of {run}/vocabulary.json.")
+    ids = [vocabulary.ids[word] for word in words]
+    print("word", "table", "neighbor", "cosine", sep="\t")
+    avoid = vocabulary.placeholders
+    k = min(k, len(vocabulary) - len(avoid) - 1)
+    found = {table: nearest_words(model, ids, k, table=table, avoid=avoid) for table in TABLES}
+    for n, word in enumerate(words):
+        for table, (neighbor_ids, cosines) in found.items():
+            for neighbor, cosine in zip(neighbor_ids[n], cosines[n], strict=True):
+                print(word, table, vocabulary.words[neighbor], f"{cosine:.3f}", sep="\t")
