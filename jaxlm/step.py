@@ -85,6 +85,8 @@ def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) ->
         (loss, carry), (d_dense, d_embedded, d_rows) = value_and_grad(state.dense, embedded, loss_function.rows)
     embedding_gradient = RowGradient(inputs.reshape(-1), d_embedded.reshape(-1, d_embedded.shape[-1]))
     gradients = _combine(state.tables, embedding_gradient, loss_function.table_gradients(d_rows))
+    if not state.model.config.softmax_bias:  # its biases are zeros, and stay so
+        gradients["biases"] = _scale(gradients["biases"], jnp.float32(0))
     new_state = _update(state, gradients | {"dense": d_dense}, loss, learning_rate, carry)
     return new_state, jnp.where(new_state.skipped[1] > 0, jnp.nan, loss)
 
