@@ -12,7 +12,9 @@ LOWEST = -69.0  # log(1e-30); below it a float32 softmax has lost its digits
 # would show nothing, since they are about 1e-5 at a large vocabulary
 TOLERANCES = {"float32": 1e-4, "float16": 0.03, "bfloat16": 0.25, "int8": 0.3}
 BATCH_SIZE, SEQUENCE_LENGTH, SEED = 2, 9, 0  # of the random ids
-WINDOW = 35  # words of a text read from each zero state
+WINDOW = 35  # words of a text read from each zero state, if the models take any number
+
+Shape = tuple[int | None, int | None]  # batch and length, None for any
 
 
 class Difference(NamedTuple):
@@ -54,8 +56,8 @@ def compare(
     first: Predictor,
     second: Predictor,
     *,
-    batch_size: int = BATCH_SIZE,
-    sequence_length: int = SEQUENCE_LENGTH,
+    batch_size: int | None = None,
+    sequence_length: int | None = None,
     seed: int = SEED,
 ) -> Comparison:
     """Compares log-probabilities and states on random ids, drawn uniformly from the vocabulary.
@@ -63,8 +65,8 @@ def compare(
     Args:
       first: a model.
       second: another model.
-      batch_size: sequences of random ids, unless a model accepts only another number.
-      sequence_length: length of each, unless a model accepts only another one.
+      batch_size: sequences of random ids; by default as many as a model demands, or 2.
+      sequence_length: length of each; by default what a model demands, or 9.
       seed: random seed for the ids.
 
     Returns:
@@ -73,8 +75,9 @@ def compare(
     names = (first.name, second.name)
     if first.vocab_size != second.vocab_size:
         return Comparison(names, ())
-    batch_size, sequence_length = _accepted_shape(first, second, batch_size, sequence_length)
-    ids = _random_ids(first.vocab_size, max(first.first_id, second.first_id), batch_size, sequence_length, seed)
+    batch, length = _shape(first.shape, second.shape)
+    first_id = max(first.first_id, second.first_id)
+    ids = _random_ids(first.vocab_size, first_id, batch_size or batch, sequence_length or length, seed)
     ours, theirs = _predict_both(first, second, ids)
     allowed = _tolerance(first, second)
     rows = [_difference("log-probabilities", ours.log_probabilities, theirs.log_probabilities, allowed)]
@@ -82,17 +85,6 @@ def compare(
         if key in theirs.states:
             rows.append(_difference(key, ours.states[key], theirs.states[key], allowed))
     return Comparison(names, tuple(rows))
-
-
-def _accepted_shape(first: Predictor, second: Predictor, batch_size: int, sequence_length: int) -> tuple[int, int]:
-    """Returns the shape of ids that both models accept: the given one, unless a model accepts only another."""
-    shape = []
-    for name, size in (("batch_size", batch_size), ("sequence_length", sequence_length)):
-        sizes = {getattr(model, name) for model in (first, second)} - {None}
-        if len(sizes) > 1:
-            raise InputError(f"The models accept different shapes: {name} {' and '.join(map(str, sorted(sizes)))}.")
-        shape.append(sizes.pop() if sizes else size)
-    return shape[0], shape[1]
 
 
 def check(first: Predictor, second: Predictor) -> Comparison:
@@ -107,15 +99,20 @@ def check(first: Predictor, second: Predictor) -> Comparison:
     return comparison
 
 
-def precomputed(predictor: Predictor) -> Predictor:
+def precomputed(predictor: Predictor, shape: Shape = (None, None)) -> Predictor:
     """Computes now what `compare` asks for by default, so that the model need not stay in memory.
 
-    The other side's `first_id` must not be larger than this one's.
+    The other side's `first_id` must not be larger than this one's, and its `shape` must be given.
     """
-    batch_size, sequence_length = predictor.batch_size or BATCH_SIZE, predictor.sequence_length or SEQUENCE_LENGTH
-    ids = _random_ids(predictor.vocab_size, predictor.first_id, batch_size, sequence_length, SEED)
+    ids = _random_ids(predictor.vocab_size, predictor.first_id, *_shape(predictor.shape, shape), SEED)
     known = {ids.tobytes(): predictor.predict(ids)}
     return predictor._replace(predict=lambda ids: known[ids.tobytes()])
+
+
+def _shape(first: Shape, second: Shape) -> tuple[int, int]:
+    """Returns the batch and the length at which two models are compared: their own, if they have one."""
+    batch_size, sequence_length = (ours or theirs for ours, theirs in zip(first, second, strict=True))
+    return batch_size or BATCH_SIZE, sequence_length or SEQUENCE_LENGTH
 
 
 def _random_ids(vocab_size: int, first_id: int, batch_size: int, sequence_length: int, seed: int) -> np.ndarray:
@@ -135,15 +132,13 @@ def text_losses(first: Predictor, second: Predictor, tokens: np.ndarray, max_tok
       The losses in nats per word, `[2]` float64, and the number of words.
     """
     words = min(max_tokens or tokens.size, tokens.size - 1)
-    rows, size = _accepted_shape(first, second, 1, WINDOW)
-    if first.sequence_length or second.sequence_length:  # whole windows only
-        if words < size:
-            raise InputError(f"A text of at least {size + 1} words is needed, the length that a model accepts.")
-        words -= words % size
     sums, count = np.zeros(2), 0
-    for start in range(0, words, size):
-        window = tokens[start : min(start + size, words) + 1]
-        ids, labels = np.repeat(window[None, :-1], rows, axis=0), window[1:]
+    batch_size, length = first.shape[0] or second.shape[0] or 1, first.shape[1] or second.shape[1]
+    for start in range(0, words, length or WINDOW):
+        window = tokens[start : min(start + (length or WINDOW), words) + 1]
+        if length and len(window) <= length:  # a model of a fixed length cannot read the rest
+            break
+        ids, labels = np.repeat(window[None, :-1], batch_size, axis=0), window[1:]
         labels = labels[-1:] if first.last_only or second.last_only else labels
         for side, predictions in enumerate(_predict_both(first, second, ids)):
             sums[side] -= predictions.log_probabilities[0, np.arange(len(labels)), labels].sum(dtype=np.float64)

@@ -65,6 +65,7 @@ def format_of(path: Path, format: FormatName | None = None, *, is_output: bool =
       InputError: the ending says nothing, or a package is missing.
     """
     name = format or next((name for name in ENDINGS if path.name.endswith(f".{name}")), None)
+    name = "h5" if name is None and path.suffix == ".hdf5" else name
     if name is None and (path.suffix == "" or (path / "saved_model.pb").exists()):
         name = "savedmodel"
     if name is None or name not in FORMATS:

@@ -10,16 +10,16 @@ from typing import Literal
 import numpy as np
 
 from convert import runs
-from convert.comparison import check, precomputed
-from convert.formats import format_of, load_predictor
+from convert.comparison import check
+from convert.formats import format_of
 from convert.keras_ids import KerasIds
-from convert.keras_reader import read_model, read_optimizer
+from convert.keras_reader import OWN_READING, read_optimizer
 from convert.keras_vocabulary import read_vocabulary, remarks
-from convert.predictor import Predictor, language_model_predictor
+from convert.predictor import language_model_predictor
+from convert.source import Source, not_kept, read_source
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.corpus import VOCABULARY_FILE
 from jaxlm.errors import InputError
-from jaxlm.model import LanguageModel
 from jaxlm.run import CONFIG_FILE
 from jaxlm.text import Tokenization, read_chunks
 from jaxlm.vocabulary import Vocabulary
@@ -53,12 +53,11 @@ def import_run(
     read_words()  # raises what is wrong with it, before a large model is read
     if keep_optimizer and format_of(model) != "keras":
         raise InputError(f"`keep_optimizer` needs a .keras file; others have no optimizer state. Received: {model}.")
-    language_model, source = _read(model)
-    config = language_model.config
+    source = read_source(model)
+    language_model, config = source.model, source.model.config
     vocabulary, keras_ids = read_words(vocab_size=config.vocab_size)
-    yield str(check(language_model_predictor(language_model), source))
-    if source.first_id:
-        yield "compared without id 0: if Keras masks it, it is an ordinary word in jaxlm"
+    yield str(check(language_model_predictor(language_model), source.predictor))
+    yield from _remarks(source, keep_optimizer)
     optimizer = read_optimizer(model, config) if keep_optimizer else None
     runs.write(run, language_model, vocabulary, keras_ids, optimizer)
     if optimizer:
@@ -67,6 +66,8 @@ def import_run(
         yield "the ids were not sorted by frequency: sorted in the run; to-keras restores the original ids"
     yield from remarks(vocabulary)
     options = _options(config, ModelConfig(config.vocab_size))
+    if config.lstms or config.dense or config.dropout_rates or not config.softmax_bias:
+        options = []  # options cannot say it; without any, `jaxlm train` takes the model of the run
     if optimizer:
         trained = TrainConfig(optimizer=optimizer.name, clip_norm=optimizer.clip_norm)
         options += [*_options(trained, TrainConfig()), "--learning-rate", f"{optimizer.learning_rate:g}"]
@@ -74,20 +75,20 @@ def import_run(
     yield f"               jaxlm train DATA --out {shlex.join([str(run), *options])}"
 
 
-def _read(path: Path) -> tuple[LanguageModel, Predictor]:
-    """Reads a model twice: as a `LanguageModel`, and as Keras runs it."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist; expected a Keras model to read.")
-    name = format_of(path)
-    if name == "savedmodel":
-        from convert import saved_model
-
-        language_model = saved_model.read_weights(path)  # before its graph is executed, to compare it
-        return language_model, load_predictor(path)
-    if name not in ("keras", "h5", "weights.h5"):
-        raise InputError(f"{path} cannot be imported: expected .keras, .h5, .weights.h5 or a SavedModel directory.")
-    predictor = precomputed(load_predictor(path))  # so that only one model is in memory at a time
-    return read_model(path), predictor
+def _remarks(source: Source, keep_optimizer: bool) -> Iterator[str]:
+    if OWN_READING in source.predictor.name:
+        yield f"compared {OWN_READING}: it shows that the weights were read, not that Keras computes the same"
+    if source.predictor.first_id:
+        yield "compared without id 0: if Keras masks it, it is an ordinary word in jaxlm"
+    if source.assumed:
+        yield f"assumed: {'; '.join(source.assumed)}"
+    if source.ignored:
+        yield f"trained without: {'; '.join(source.ignored)}"
+    missing = not_kept(source.compiled, keep_optimizer=keep_optimizer)
+    if source.description is None:
+        missing += source.ignored
+    if missing:
+        yield f"not kept: {'; '.join(missing)}"
 
 
 def _options(config: ModelConfig | TrainConfig, default: ModelConfig | TrainConfig) -> list[str]:

@@ -28,8 +28,8 @@ def build(config: ModelConfig, options: ExportOptions = DEFAULT_OPTIONS) -> kera
         return _build_step(config, options)
     inputs = keras.Input((None,), dtype="int32", name="token_ids")
     outputs = _embedding(config, options)(inputs)
-    for n in range(1, config.num_layers + 1):
-        return_sequences = n < config.num_layers or not options.last_only
+    for n in range(1, len(config.lstm_layers) + 1):
+        return_sequences = n < len(config.lstm_layers) or not options.last_only
         outputs = _lstm(config, options, n, return_sequences=return_sequences)(outputs)
     return keras.Model(inputs, _softmax(config, options, outputs), name="language_model")
 
@@ -39,9 +39,9 @@ def _build_step(config: ModelConfig, options: ExportOptions) -> keras.Model:
     states_in: dict[str, Any] = {}
     states_out: dict[str, Any] = {}
     outputs = _embedding(config, options)(token_ids)
-    for n in range(1, config.num_layers + 1):
-        lstm = _lstm(config, options, n, return_sequences=n < config.num_layers, return_state=True)
-        states = {f"{s}_{n}": keras.Input((config.hidden_size,), dtype=options.dtype, name=f"{s}_{n}") for s in "hc"}
+    for n, layer in enumerate(config.lstm_layers, start=1):
+        lstm = _lstm(config, options, n, return_sequences=n < len(config.lstm_layers), return_state=True)
+        states = {f"{s}_{n}": keras.Input((layer.size,), dtype=options.dtype, name=f"{s}_{n}") for s in "hc"}
         outputs, *new = lstm(outputs, initial_state=list(states.values()))
         states_in |= states
         states_out |= dict(zip(states, new, strict=True))
@@ -55,19 +55,24 @@ def _embedding(config: ModelConfig, options: ExportOptions) -> keras.layers.Laye
 
 def _lstm(config: ModelConfig, options: ExportOptions, n: int, **settings: bool) -> keras.layers.Layer:
     initializer = "orthogonal" if options.dtype == "float32" else "glorot_uniform"  # 16 bits have no QR decomposition
+    layer = config.lstm_layers[n - 1]
+    settings |= {"use_bias": layer.use_bias}
     return keras.layers.LSTM(
-        config.hidden_size, dtype=options.dtype, recurrent_initializer=initializer, name=f"lstm_{n}", **settings
+        layer.size, dtype=options.dtype, recurrent_initializer=initializer, name=f"lstm_{n}", **settings
     )
 
 
 def _softmax(config: ModelConfig, options: ExportOptions, outputs: Any) -> Any:
-    """Applies the bottleneck, if there is one, the Dense layer, and the softmax, which is always in float32."""
-    if config.projection_size:
-        dense = keras.layers.Dense(config.projection_size, use_bias=False, dtype=options.dtype, name="projection")
+    """Applies the Dense layers, that of the words last, and the softmax, which is always in float32."""
+    for n, layer in enumerate(config.dense_layers, start=1):
+        name = "projection" if config.projection_size else f"dense_{n}"
+        dense = keras.layers.Dense(
+            layer.size, activation=layer.activation, use_bias=layer.use_bias, dtype=options.dtype, name=name
+        )
         outputs = dense(outputs)
     activation = "softmax" if options.dtype == "float32" and not options.logits else None
-    dense = keras.layers.Dense(config.vocab_size, activation=activation, dtype=options.dtype, name="softmax")
-    outputs = dense(outputs)
+    settings: dict[str, Any] = {"use_bias": config.softmax_bias, "dtype": options.dtype, "name": "softmax"}
+    outputs = keras.layers.Dense(config.vocab_size, activation=activation, **settings)(outputs)
     if options.logits or activation:
         return outputs
     return keras.layers.Activation("softmax", dtype="float32", name="probabilities")(outputs)

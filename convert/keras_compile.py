@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.keras_model import to_numpy
+from convert.keras_live import as_array, weight_variables
 from convert.optimizer import KERAS_OPTIMIZERS, SLOTS, OptimizerState
 from convert.weights import from_keras_weights, to_keras_weights, weight_table
 from jaxlm.config import ModelConfig, Optimizer, ScheduleConfig, TrainConfig
@@ -69,8 +69,8 @@ def _read_optimizer(optimizer: Any) -> tuple[Compiled, list[str]]:
 
     def learning_rate(step: int) -> float:
         if callable(schedule) and hasattr(schedule, "get_config"):
-            return float(to_numpy(schedule(step)))
-        return float(to_numpy(optimizer.learning_rate))  # read at each step, since callbacks change it
+            return float(as_array(schedule(step)))
+        return float(as_array(optimizer.learning_rate))  # read at each step, since callbacks change it
 
     each, together = settings.get("clipnorm"), settings.get("global_clipnorm")
     compiled = Compiled(
@@ -126,16 +126,16 @@ def read_optimizer_state(
       compiled: what the model was compiled with.
       config: of the language model.
     """
-    if not compiled.has_state or not _is_built(model.optimizer) or not int(to_numpy(model.optimizer.iterations)):
+    if not compiled.has_state or not _is_built(model.optimizer) or not int(as_array(model.optimizer.iterations)):
         return None
     names = [weight.keras for weight in weight_table(config)]
     slots = {}
     for slot, variables in _slots(model, compiled):
         arrays = []
         for weight, index in _trainable_index(model, layers):
-            arrays.append(np.zeros(weight.shape, np.float32) if index is None else to_numpy(variables[index]))
+            arrays.append(np.zeros(weight.shape, np.float32) if index is None else as_array(variables[index]))
         slots[slot] = from_keras_weights(dict(zip(names, arrays, strict=True)), config)
-    steps = int(to_numpy(model.optimizer.iterations))
+    steps = int(as_array(model.optimizer.iterations))
     return OptimizerState(compiled.optimizer, steps, compiled.learning_rate(steps), compiled.clip_norm, slots)
 
 
@@ -168,4 +168,4 @@ def _slots(model: Any, compiled: Compiled) -> list[tuple[str, Any]]:
 def _trainable_index(model: Any, layers: Sequence[Any]) -> list[tuple[Any, int | None]]:
     """Returns each weight and its place among the model's trainable variables; None if it is not trained."""
     index = {id(variable): i for i, variable in enumerate(model.trainable_variables)}
-    return [(weight, index.get(id(weight))) for layer in layers for weight in layer.weights]
+    return [(weight, index.get(id(weight))) for layer in layers for weight in weight_variables(layer)]

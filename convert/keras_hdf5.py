@@ -1,6 +1,7 @@
 """Weights in HDF5, as Keras 2 and 3 write them: found, checked, and put into Keras' order."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import h5py
 import ml_dtypes
 import numpy as np
 
+from convert.keras_json import Layer
 from convert.weights import aligned_empty
 from jaxlm.errors import InputError
 
 LEAVES = ("0", "embeddings", "kernel", "1", "recurrent_kernel", "2", "bias")  # order within a layer
+PARTS = ("vars", "cell", "layer")  # groups inside those of the layers
 WRAPPERS = ("model_weights", "layers", "_layer_checkpoint_dependencies")  # groups above those of the layers
 OPTIMIZER = re.compile(r"optimizer/vars/\d+")
 NOT_WEIGHTS = re.compile(r"(^|/)(optimizer|optimizer_weights|seed_generator|metrics|top_level_model_weights)(/|$)")
+Group = tuple[str, ...]  # of a layer in the file
 MAX_COMPRESSION = 64  # of a file; what claims to be larger is damaged
 
 
@@ -42,26 +46,91 @@ def find_datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
     return found
 
 
-def model_weights(path: Path, datasets: dict[str, h5py.Dataset], layer_names: list[str]) -> list[h5py.Dataset]:
-    """Returns the weights of the model in Keras' order.
+def weights_of_layers(
+    path: Path, datasets: dict[str, h5py.Dataset], layers: Sequence[Layer], layer_names: Sequence[str]
+) -> list[h5py.Dataset]:
+    """Returns the weights of layers that are known, in Keras' order.
 
     Args:
       path: of the file, to name in errors.
       datasets: as from `find_datasets`.
-      layer_names: in order, if the file has them.
+      layers: those that have weights, in order.
+      layer_names: of a whole model in `.h5`, whose groups have them; other files have the names of classes.
 
     Raises:
-      InputError: a weight is of another layer, or the order of the layers is ambiguous.
+      InputError: a layer lacks a weight, or the file has one of another layer.
     """
-    layers = _by_layer({name: dataset for name, dataset in datasets.items() if not NOT_WEIGHTS.search(name)})
-    if set(layers) <= set(layer_names):  # a whole model in .h5 has the layers' own names
-        order = [name for name in layer_names if name in layers]
-    else:  # other files have the names of their classes, numbered
-        order = sorted(layers, key=lambda name: (_rank(name, layers[name]), _number(name)))
-        lstms = [re.sub(r"_\d+$", "", name) for name in order if len(layers[name]) == 3]
-        if len(set(lstms)) > 1:
-            raise InputError(f"{path}: the order of the layers {lstms} is ambiguous; convert the whole model instead.")
-    return [dataset for name in order for dataset in layers[name]]
+    groups = _by_layer(_only_weights(datasets), by_class=not layer_names)
+    found: list[h5py.Dataset] = []
+    for layer in layers:
+        keys = [layer.path] if not layer_names else [key for key in groups if _belongs(key, layer)]
+        group = groups.pop(keys[0], []) if len(keys) == 1 else []
+        bias = layer.kind != "Embedding" and bool(layer.config.get("use_bias", True))
+        expected = (2 if layer.kind == "LSTM" else 1) + bias
+        if len(group) != expected:
+            name = layer.config.get("name", "?")
+            raise InputError(f"{path}: layer {name!r} must have {expected} weights. Received: {len(group)}.")
+        found += group
+    if groups:
+        raise InputError(f"{path}: it has weights of no layer of the model: {sorted('/'.join(key) for key in groups)}.")
+    return found
+
+
+def _belongs(key: Group, layer: Layer) -> bool:
+    """Whether a group of a whole model in .h5 is a layer's: its own, or one named like it in that of a model."""
+    return key[0] == layer.names[0] and (len(layer.names) == 1 or layer.names[-1] in key[1:])
+
+
+def weights_alone(path: Path, datasets: dict[str, h5py.Dataset], layer_names: Sequence[str]) -> list[h5py.Dataset]:
+    """Returns the weights of a file without a config in Keras' order: that of `layer_names`, or the only one that fits.
+
+    Raises:
+      InputError: as `weights_of_layers`, or the order of the layers is ambiguous.
+    """
+    groups = _by_layer(_only_weights(datasets), by_class=not layer_names)
+    if layer_names:
+        order = sorted(groups, key=lambda key: layer_names.index(key[0]) if key[0] in layer_names else -1)
+        ambiguous = len({key[0] for key in order}) < len(order)  # models inside the model
+    else:
+        order, ambiguous = _fitting_order(path, groups)
+    if ambiguous:
+        names = ["/".join(key) for key in groups]
+        raise InputError(f"{path}: the order of the layers {names} is ambiguous; convert the whole model instead.")
+    return [dataset for key in order for dataset in groups[key]]
+
+
+def _fitting_order(path: Path, groups: dict[Group, list[h5py.Dataset]]) -> tuple[list[Group], bool]:
+    """Returns layers in the only order in which each fits the one before it, or as far as it is the only one.
+
+    Those of a class are numbered in their order, those of different classes are not.
+    """
+    rest = sorted(groups, key=lambda key: (key[:-1], _number(key[-1])))
+    order = [key for key in rest if key[-1].startswith("embedding")]
+    if len(order) != 1 or len(groups[order[0]][0].shape) != 2:
+        raise InputError(f"{path}: expected the weights of one embedding. Received: {len(order)}.")
+    words, width = groups[order[0]][0].shape
+    rest.remove(order[0])
+    while rest:
+        heads = {(*key[:-1], re.sub(r"_\d+$", "", key[-1])): key for key in reversed(rest)}.values()  # of each class
+        fitting = [key for key in heads if groups[key][0].shape[:1] == (width,) and len(groups[key][0].shape) == 2]
+        recurrent = [key for key in fitting if _is_lstm(groups[key])]
+        inner = [key for key in fitting if groups[key][0].shape[1] != words]
+        fitting = recurrent or (inner if len(rest) > 1 and inner else fitting)
+        if len(fitting) != 1:
+            return order, True
+        order.append(fitting[0])
+        rest.remove(fitting[0])
+        width = groups[fitting[0]][0].shape[1] // (4 if recurrent else 1)
+    return order, False
+
+
+def _is_lstm(group: Sequence[h5py.Dataset]) -> bool:
+    kernel, *others = [dataset.shape for dataset in group]
+    return bool(others) and len(kernel) == 2 and others[0] == (kernel[1] // 4, kernel[1])
+
+
+def _only_weights(datasets: dict[str, h5py.Dataset]) -> dict[str, h5py.Dataset]:
+    return {name: dataset for name, dataset in datasets.items() if not NOT_WEIGHTS.search(name)}
 
 
 def optimizer_variables(datasets: dict[str, h5py.Dataset]) -> list[h5py.Dataset]:
@@ -80,23 +149,17 @@ def read_array(dataset: h5py.Dataset) -> np.ndarray:
     return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array  # as Keras stores bfloat16
 
 
-def _by_layer(datasets: dict[str, h5py.Dataset]) -> dict[str, list[h5py.Dataset]]:
+def _by_layer(datasets: dict[str, h5py.Dataset], *, by_class: bool) -> dict[Group, list[h5py.Dataset]]:
     """Groups datasets by layer, each group in the order kernel, recurrent_kernel, bias."""
-    layers: dict[str, list[tuple[int, h5py.Dataset]]] = {}
+    layers: dict[tuple[str, ...], list[tuple[int, h5py.Dataset]]] = {}
     for name, dataset in datasets.items():
-        groups = [group for group in name.split("/") if group not in WRAPPERS]
-        leaf = groups[-1].split(":")[0]
-        if leaf not in LEAVES:
+        *groups, leaf = [group for group in name.split("/") if group not in WRAPPERS]
+        leaf = leaf.split(":")[0]
+        key = tuple(group for group in groups if not (by_class and group in PARTS))
+        if leaf not in LEAVES or not key:
             raise InputError(f"Weight {name!r} belongs to none of Embedding, LSTM and Dense.")
-        layers.setdefault(groups[0], []).append((LEAVES.index(leaf), dataset))
-    return {name: [dataset for _, dataset in sorted(layer, key=lambda pair: pair[0])] for name, layer in layers.items()}
-
-
-def _rank(name: str, layer: list[h5py.Dataset]) -> int:
-    """Ranks a layer by its weights: one in Embedding, three in LSTM, one in the bottleneck (dense), two in Dense."""
-    if len(layer) == 1:
-        return 2 if name.startswith("dense") else 0
-    return 1 if len(layer) == 3 else 3
+        layers.setdefault(key, []).append((LEAVES.index(leaf), dataset))
+    return {key: [dataset for _, dataset in sorted(layer, key=lambda pair: pair[0])] for key, layer in layers.items()}
 
 
 def _number(name: str) -> int:

@@ -1,49 +1,51 @@
 """Which Keras models jaxlm can represent. Only the configs of the layers are read; nothing in them is executed."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from convert.keras_json import FUNCTIONS, Layer, refusal
+from convert.weights import chain_config
+from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig
 from jaxlm.errors import InputError
 
 SUPPORTED = (
-    "Embedding -> (Dropout) -> LSTM, one or more -> (Dropout) -> (Dense, linear, without bias)"
-    " -> Dense (softmax or logits)"
+    "Embedding -> (Dropout) -> LSTM, one or more -> (Dense: linear, relu or tanh; Dropout) -> Dense (softmax or logits)"
 )
 LETTERS = {
     "Embedding": "E",
     "Dropout": "r",
     "SpatialDropout1D": "r",
+    "GaussianNoise": "r",
     "LSTM": "L",
     "Dense": "D",
     "Activation": "A",
     "Softmax": "A",
+    "ReLU": "A",
 }
+INNER = {"Dense", "Dropout", "Activation", "Softmax", "ReLU"}  # what TimeDistributed leaves as it is
 REQUIRED = {  # what jaxlm's LSTM does; a setting unknown to a Keras version has its default
     "activation": "tanh",
     "recurrent_activation": "sigmoid",
-    "use_bias": True,
     "go_backwards": False,
-    "return_state": False,
-    "recurrent_dropout": 0.0,
+    "time_major": False,
 }
-
-
-class Layer(NamedTuple):
-    """A Keras layer, from a live model or a file."""
-
-    kind: str  # name of its class, such as "LSTM"
-    config: dict[str, Any]  # as from its get_config()
+PLAIN_RELU = {"max_value": None, "negative_slope": 0.0, "threshold": 0.0}
+DTYPES = {"float32": 0, "float64": 0, "float16": 1, "bfloat16": 2}  # from precise to coarse
 
 
 class Structure(NamedTuple):
-    """All that matters of a Keras model, except its sizes."""
+    """All that matters of a Keras model."""
 
     layers: tuple[Layer, ...]  # those with weights: Embedding, LSTM, ..., Dense
-    dropout: float
+    config: ModelConfig
     logits: bool  # no softmax at the end
     last_only: bool  # the last LSTM returns only its last output
     mask_zero: bool
+    dtype: str  # in which the model computes; the coarsest of its layers
+    shape: tuple[int | None, int | None]  # batch and length, if they are fixed
+    ignored: tuple[str, ...]  # settings that jaxlm trains without
+    assumed: tuple[str, ...]  # what the config does not say
 
 
 def read_structure(layers: Sequence[Layer]) -> Structure:
@@ -52,145 +54,180 @@ def read_structure(layers: Sequence[Layer]) -> Structure:
     Raises:
       InputError: it cannot; names the layer and the reason.
     """
-    layers = [_unwrap(layer) for layer in layers if layer.kind != "InputLayer"]
+    shape = _fixed_shape(layers)
+    original, layers = layers, [_unwrap(layer) for layer in layers if layer.kind != "InputLayer"]
     for layer in layers:
         _check_layer(layer)
+    layers = [layer for layer in layers if layer.kind != "Activation" or activation(layer) != "linear"]
     order = "".join(LETTERS[layer.kind] for layer in layers)
-    if not re.fullmatch(r"Er*(Lr*)+D?DA?", order):
+    if not re.fullmatch(r"Er*(Lr*)+(DA?r*)*DA?", order):
         kinds = " -> ".join(layer.kind for layer in layers)
         raise InputError(f"The model's layers are {kinds}; jaxlm can represent {SUPPORTED}.")
     weighted = tuple(layer for layer in layers if LETTERS[layer.kind] in "ELD")
+    embedding, softmax = weighted[0].config, weighted[-1]
     lstms = [layer for layer in weighted if layer.kind == "LSTM"]
-    embedding, dense = weighted[0].config, weighted[-1]
-    _check_lstms(lstms)
-    _check_dense(weighted[1 + len(lstms) :], embedding["input_dim"])
-    rates = {layer.config[name] for layer in layers for name in ("rate", "dropout") if layer.config.get(name)}
-    if len(rates) > 1:
-        raise InputError(f"All dropout rates of the model must be equal; found {sorted(rates)}.")
-    activations = [_activation(layer) for layer in layers[layers.index(dense) :]]  # of Dense, and after it
-    if activations[:-1] == ["softmax"]:
-        raise _refusal(layers[-1], "there is already a softmax before it")
-    last_only = not lstms[-1].config.get("return_sequences")
-    mask_zero = bool(embedding.get("mask_zero"))
-    return Structure(weighted, float(max(rates, default=0.0)), activations[-1] != "softmax", last_only, mask_zero)
-
-
-def _check_lstms(lstms: Sequence[Layer]) -> None:
     for layer in lstms[:-1]:
         if not layer.config.get("return_sequences"):
-            raise _refusal(layer, "return_sequences must be True below another LSTM")
-    units = {layer.config["units"] for layer in lstms}
-    if len(units) > 1:
-        raise _refusal(lstms[1], f"all LSTM layers must have the same number of units; found {sorted(units)}")
-
-
-def _check_dense(layers: Sequence[Layer], vocab_size: int) -> None:
-    """Checks the softmax, and the bottleneck before it if there is one."""
-    *bottleneck, softmax = layers
-    if not softmax.config.get("use_bias", True):
-        raise _refusal(softmax, "jaxlm's softmax needs use_bias=True")
-    for layer in bottleneck:
-        if layer.config.get("use_bias", True) or _activation(layer) != "linear":
-            raise _refusal(layer, "a layer between LSTM and softmax must be linear and have no bias")
-    if softmax.config["units"] != vocab_size:
-        raise _refusal(softmax, f"it has {softmax.config['units']} units, but the embedding has {vocab_size} words")
+            raise refusal(layer, "return_sequences must be True below another LSTM")
+    last = _last_activation(softmax, layers)
+    if softmax.config["units"] != embedding["input_dim"]:
+        units, words = softmax.config["units"], embedding["input_dim"]
+        raise refusal(softmax, f"it has {units} units, but the embedding has {words} words")
+    try:
+        config = chain_config(
+            embedding["input_dim"],
+            embedding["output_dim"],
+            [LSTMConfig(layer.config["units"], layer.config.get("use_bias", True)) for layer in lstms],
+            _dense_configs(layers),
+            _dropout_rates(layers),
+            softmax_bias=softmax.config.get("use_bias", True),
+        )
+    except (InputError, KeyError) as error:
+        raise InputError(f"The config of the Keras model is damaged: {error}") from error
+    return Structure(
+        weighted,
+        config,
+        last != "softmax",
+        not lstms[-1].config.get("return_sequences"),
+        bool(embedding.get("mask_zero")),
+        max((_compute_dtype(layer) for layer in weighted), key=lambda name: DTYPES[name]),
+        shape,
+        tuple(dict.fromkeys(text for layer in layers for text in _ignored(layer))),
+        tuple(dict.fromkeys(text for layer in original for text in _assumed(layer))),
+    )
 
 
 def _unwrap(layer: Layer) -> Layer:
-    """Treats a TimeDistributed Dense as a Dense."""
-    inner = layer.config.get("layer")
-    if layer.kind == "TimeDistributed" and isinstance(inner, dict) and inner.get("class_name") == "Dense":
-        return Layer("Dense", inner["config"] | {"name": layer.config["name"]})
+    """Treats a TimeDistributed Dense as a Dense, an RNN of an LSTMCell and a CuDNNLSTM as an LSTM."""
+    inner = layer.config.get("layer" if layer.kind == "TimeDistributed" else "cell")
+    if isinstance(inner, dict) and isinstance(inner.get("config"), dict):
+        if layer.kind == "TimeDistributed" and inner.get("class_name") in INNER:
+            return layer._replace(kind=inner["class_name"], config=inner["config"] | {"name": layer.config["name"]})
+        if layer.kind == "RNN" and inner.get("class_name") == "LSTMCell":
+            return layer._replace(kind="LSTM", config=inner["config"] | layer.config)
+    if layer.kind == "CuDNNLSTM":
+        return layer._replace(kind="LSTM")
     return layer
 
 
 def _check_layer(layer: Layer) -> None:
     if layer.kind not in LETTERS:
-        raise _refusal(layer, f"jaxlm has no {layer.kind}; it can represent {SUPPORTED}")
+        inner = layer.config.get("layer") or layer.config.get("cell")
+        of = f" of {_short(inner)}" if inner else ""
+        raise refusal(layer, f"jaxlm has no {layer.kind}{of}; it can represent {SUPPORTED}")
     if layer.kind == "LSTM":
         for name, expected in REQUIRED.items():
             value = layer.config.get(name, expected)
+            value = activation(layer, name) if name.endswith("activation") and name in layer.config else value
             if value != expected:
-                raise _refusal(layer, f"jaxlm's LSTM needs {name}={expected!r}; found {_short(value)}")
-    if LETTERS[layer.kind] in "DA" and _activation(layer) not in ("softmax", "linear"):
-        raise _refusal(layer, f"a jaxlm model ends in a softmax or in logits, not in {_short(_activation(layer))}")
-    if layer.kind == "Softmax" and layer.config.get("axis", -1) != -1:
-        raise _refusal(layer, "its softmax must be over the last axis")
+                raise refusal(layer, f"jaxlm's LSTM needs {name}={expected!r}; found {_short(value)}")
+    if layer.kind == "Softmax" and layer.config.get("axis", -1) not in (-1, [-1]):
+        raise refusal(layer, "its softmax must be over the last axis")
+    if layer.kind == "ReLU" and any((layer.config.get(name) or 0) != 0 for name in PLAIN_RELU):
+        raise refusal(layer, "jaxlm has only the plain relu")
+    if _compute_dtype(layer) not in DTYPES:
+        raise refusal(layer, f"jaxlm has no {_compute_dtype(layer)}; expected one of {tuple(DTYPES)}, or mixed")
 
 
-def _activation(layer: Layer) -> Any:
-    return "softmax" if layer.kind == "Softmax" else layer.config.get("activation", "linear")
+def activation(layer: Layer, name: str = "activation") -> Any:
+    """Returns a layer's activation as Keras' name of it, if it has one."""
+    if layer.kind in ("Softmax", "ReLU"):
+        return layer.kind.lower()
+    value = layer.config.get(name)
+    if isinstance(value, dict) and value.get("class_name") == "function":
+        value = value.get("config")
+    return "linear" if value is None else FUNCTIONS.get(value, value) if isinstance(value, str) else value
 
 
-def _refusal(layer: Layer, reason: str) -> InputError:
-    return InputError(f"Layer {layer.config.get('name', '?')!r} ({layer.kind}) cannot be converted: {reason}.")
+def _last_activation(softmax: Layer, layers: Sequence[Layer]) -> str:
+    """Returns that of the last Dense layer, or of the layer after it."""
+    found = [activation(layer) for layer in layers[layers.index(softmax) :]]
+    for layer, value in zip(layers[layers.index(softmax) :], found, strict=True):
+        if value not in ("softmax", "linear"):
+            raise refusal(layer, f"a jaxlm model ends in a softmax or in logits, not in {_short(value)}")
+    if found[:-1] == ["softmax"]:
+        raise refusal(layers[-1], "there is already a softmax before it")
+    return found[-1]
+
+
+def _dense_configs(layers: Sequence[Layer]) -> list[DenseConfig]:
+    """Returns the Dense layers before the last, each with the activation that may follow it."""
+    last = max(i for i, layer in enumerate(layers) if layer.kind == "Dense")
+    found = []
+    for layer, following in zip(layers[:last], layers[1:], strict=False):
+        if layer.kind != "Dense":
+            continue
+        name, source = activation(layer), layer
+        if LETTERS[following.kind] == "A":
+            if name != "linear":
+                raise refusal(following, f"there is already an activation before it, {_short(name)}")
+            name, source = activation(following), following
+        if name not in ("linear", "relu", "tanh"):
+            raise refusal(source, f"jaxlm has linear, relu and tanh between LSTM and softmax, not {_short(name)}")
+        found.append(DenseConfig(layer.config["units"], name, layer.config.get("use_bias", True)))
+    return found
+
+
+def _dropout_rates(layers: Sequence[Layer]) -> list[float]:
+    """Returns the rate after the embedding, after each LSTM and after each Dense layer but the last.
+
+    Two dropouts in the same place keep the product of what each keeps.
+    """
+    kept: list[float] = []
+    for layer in layers:
+        if layer.kind == "LSTM":
+            kept[-1] *= 1.0 - float(layer.config.get("dropout") or 0.0)
+        if LETTERS[layer.kind] in "ELD":
+            kept.append(1.0)
+        elif layer.kind in ("Dropout", "SpatialDropout1D"):
+            kept[-1] *= 1.0 - float(layer.config.get("rate") or 0.0)
+    return [round(1.0 - share, 12) for share in kept[:-1]]
+
+
+def _compute_dtype(layer: Layer) -> str:
+    """Returns the type in which a layer computes."""
+    policy = layer.config.get("dtype") or "float32"
+    if isinstance(policy, dict):
+        settings = policy.get("config")
+        policy = settings.get("name", "?") if isinstance(settings, dict) else settings
+    return str(policy).removeprefix("mixed_")
+
+
+def _fixed_shape(layers: Sequence[Layer]) -> tuple[int | None, int | None]:
+    """Returns the batch and the length that the input layers and the embedding demand."""
+    shape: list[int | None] = [None, None]
+    for layer in layers[: 1 + next((i for i, layer in enumerate(layers) if layer.kind != "InputLayer"), 0)]:
+        found = layer.config.get("batch_shape") or layer.config.get("batch_input_shape") or (None, None)
+        found = (*found, None)[:2] if isinstance(found, list | tuple) else (None, None)
+        found = (found[0], found[1] or layer.config.get("input_length"))
+        for i, size in enumerate(found):
+            shape[i] = size if isinstance(size, int) and size > 0 and not isinstance(size, bool) else shape[i]
+    return shape[0], shape[1]
+
+
+def _ignored(layer: Layer) -> Iterator[str]:
+    """Yields the settings of a layer that jaxlm trains without."""
+    name = layer.config.get("name", "?")
+    if layer.config.get("trainable", True) is False:
+        yield f"{name}: trainable=False"
+    for key, value in layer.config.items():
+        if value and (key.endswith(("_regularizer", "_constraint")) or key == "recurrent_dropout"):
+            yield f"{name}: {key}={_short(value)}"
+    if layer.kind == "GaussianNoise":
+        yield f"{name}: GaussianNoise({_short(layer.config.get('stddev'))})"
+    if layer.kind == "SpatialDropout1D" or layer.kind == "LSTM" and layer.config.get("dropout"):
+        yield f"{name}: one dropout mask for all time steps (jaxlm draws one for each)"
+
+
+def _assumed(layer: Layer) -> Iterator[str]:
+    inner = layer.config.get("layer") if layer.kind == "TimeDistributed" else None
+    settings = inner.get("config", {}) if isinstance(inner, dict) else layer.config
+    value = settings.get("activation") if isinstance(settings, dict) else None
+    if isinstance(value, dict) and value.get("class_name") == "function":
+        yield f"the function {value.get('config')!r} of {layer.config.get('name', '?')} is Keras' own of that name"
+    if layer.kind == "CuDNNLSTM":
+        yield f"{layer.config.get('name', '?')} (CuDNNLSTM) is read as the equal LSTM, and given back as that"
 
 
 def _short(value: Any) -> str:
     return repr(value.get("class_name", "?") if isinstance(value, dict) else value)[:60]
-
-
-def layers_of_json(config: Any) -> list[Layer]:
-    """Reads the layers from a model's JSON config (Keras 2 or 3, Sequential or functional).
-
-    Raises:
-      InputError: it is not such a config, or the layers are not one chain.
-    """
-    try:
-        if config["class_name"] not in ("Sequential", "Functional", "Model"):
-            raise InputError(f"The model must be Sequential or Functional; found {config['class_name']}.")
-        inner = config["config"]
-        entries = inner["layers"] if isinstance(inner, dict) else inner  # a list in the first versions of Keras
-        layers, previous = [], None
-        for entry in entries:
-            settings = dict(entry["config"]) | {"name": entry.get("name") or entry["config"].get("name", "?")}
-            layer = Layer(entry["class_name"], settings)
-            inbound = _names(entry.get("inbound_nodes", []))
-            if previous and config["class_name"] != "Sequential" and inbound != [previous]:
-                raise _refusal(layer, f"its input must be only the layer before it, {previous!r}; found {inbound}")
-            layers.append(layer)
-            previous = settings["name"]
-        if not all(isinstance(layer.kind, str) for layer in layers):
-            raise TypeError("class_name")
-        return layers
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"The config of the Keras model is damaged: {error!r}") from error
-
-
-def _names(nodes: Any) -> list[str]:
-    """Returns the layer names in inbound_nodes: each is a [name, node, tensor] somewhere in lists and dicts."""
-    if isinstance(nodes, dict):
-        nodes = list(nodes.values())
-    if not isinstance(nodes, list):
-        return []
-    if len(nodes) >= 3 and isinstance(nodes[0], str) and isinstance(nodes[1], int):
-        return [nodes[0]]
-    return [name for node in nodes for name in _names(node)]
-
-
-def check_classes(config: Any) -> None:
-    """Checks that a config names no classes but Keras' own, at any depth.
-
-    Raises:
-      InputError: it does; Keras would have to import and run them.
-    """
-    values = list(config.values()) if isinstance(config, dict) else config if isinstance(config, list) else []
-    if isinstance(config, dict) and "class_name" in config:
-        module, registered = config.get("module") or "keras", config.get("registered_name")
-        if str(module).split(".")[0] != "keras" or registered and ">" in str(registered):
-            name = f"{config['class_name']} of {registered or module}"
-            raise InputError(f"The model cannot be converted: {name} is not a class of Keras, and is not executed.")
-    for value in values:
-        check_classes(value)
-
-
-def is_step_model(config: Any) -> bool:
-    """Whether a config is that of a single-step model of jaxlm's, judging by its inputs and layers."""
-    inner = config.get("config") if isinstance(config, dict) else None
-    layers = inner.get("layers") if isinstance(inner, dict) else None
-    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
-        return False
-    kinds = {layer.get("class_name") for layer in layers}
-    names = [str(layer.get("name")) for layer in layers if layer.get("class_name") == "InputLayer"]
-    known = kinds <= {"InputLayer", "Embedding", "LSTM", "Dense", "Activation"}
-    return known and len(names) > 2 and all(re.fullmatch(r"token_ids|[hc]_\d+", name) for name in names)

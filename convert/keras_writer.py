@@ -28,7 +28,7 @@ BLOCK = 1 << 26  # bytes of an array that are copied at a time
 KERAS_2_KEYS = {  # the settings of each layer that Keras 2 and 3 both read; both have the same defaults for the rest
     "InputLayer": ("name", "dtype"),
     "Embedding": ("name", "input_dim", "output_dim"),
-    "LSTM": ("name", "units", "return_sequences"),
+    "LSTM": ("name", "units", "return_sequences", "use_bias"),
     "Dense": ("name", "units", "activation", "use_bias"),
 }
 
@@ -118,8 +118,10 @@ def _arrays(
 
 def _template(config: ModelConfig, options: ExportOptions, optimizer: OptimizerState | None) -> keras.Model:
     """Builds the model one unit wide, each weight filled with its index in `_arrays`."""
-    projection_size = min(config.projection_size, 1)
-    sizes = dataclasses.replace(config, vocab_size=1, embedding_size=1, hidden_size=1, projection_size=projection_size)
+    lstms = tuple(dataclasses.replace(layer, size=1) for layer in config.lstm_layers)
+    dense = tuple(dataclasses.replace(layer, size=1) for layer in config.dense)
+    sizes = ModelConfig(1, 1, lstms=lstms, dense=dense, softmax_bias=config.softmax_bias, tied=config.tied)
+    sizes = dataclasses.replace(sizes, projection_size=min(config.projection_size, 1))
     model, table = build(sizes, options), list(weight_table(sizes))
     assign_weights(model, {weight.keras: np.full(weight.keras_shape, i) for i, weight in enumerate(table)})
     if optimizer:

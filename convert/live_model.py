@@ -12,7 +12,8 @@ from flax import nnx
 from convert.keras_compile import Compiled, read_compiled, read_optimizer_state, write_optimizer_state
 from convert.keras_examples import Labels, Shape
 from convert.keras_ids import KerasIds, frequency_order
-from convert.keras_model import from_keras, load_into_keras, read_live_model, states_of, to_numpy
+from convert.keras_live import as_array, read_live_model
+from convert.keras_model import from_keras, load_into_keras
 from convert.optimizer import from_train_state, to_train_state
 from jaxlm.config import TrainConfig
 from jaxlm.cooccurrence import word_vectors
@@ -50,7 +51,7 @@ class LiveModel(NamedTuple):
           InputError: the model is stateful, and the batches do not fit its states.
         """
         for layer in self.stateful:
-            size = states_of(layer)[0].shape[0]
+            size = _states(layer)[0].shape[0]
             require(shape.batch_size == size, "batch_size", f"{size}, as the stateful model has", shape.batch_size)
             expected = f"a multiple of {size} examples of equal length, for a stateful model"
             require(shape.is_regular, "x", expected, "another number or length")
@@ -70,7 +71,7 @@ class LiveModel(NamedTuple):
         self._initialize(model, counts, shape, config.seed, initial_biases, initial_embeddings)
         state = TrainState.create(model, config, counts)
         if self.stateful:
-            states = [[jnp.array(to_numpy(array)) for array in states_of(layer)] for layer in self.stateful]
+            states = [[jnp.array(as_array(array)) for array in _states(layer)] for layer in self.stateful]
             state = dataclasses.replace(state, carry=tuple((c, h) for h, c in states))
         if optimizer is None:
             return state
@@ -87,6 +88,8 @@ class LiveModel(NamedTuple):
         initial_embeddings: InitialEmbeddings,
     ) -> None:
         """Starts tables anew where the user asks for it."""
+        has_biases = initial_biases is None or model.config.softmax_bias
+        require(has_biases, "initial_biases", "None for a softmax without biases", initial_biases)
         log_unigram = np.log(np.maximum(counts, 1) / np.maximum(counts, 1).sum())
         vectors = None
         if initial_embeddings is not None:
@@ -117,7 +120,7 @@ class LiveModel(NamedTuple):
         if optimizer is not None:
             write_optimizer_state(self.model, self.layers, self.compiled, optimizer, model.config)
         for layer, carry in zip(self.stateful, state.carry, strict=False):  # none if the model is not stateful
-            for variable, array in zip(states_of(layer), carry[::-1], strict=True):
+            for variable, array in zip(_states(layer), carry[::-1], strict=True):
                 variable.assign(np.asarray(array))
 
 
@@ -141,8 +144,16 @@ def open_live_model(model: Any, sequence_length: int | None) -> LiveModel:
                 " Set trainable=True."
             )
     compiled = read_compiled(model, structure.logits)
-    if compiled.unused:
-        warnings.warn(f"fit_keras does not use: {', '.join(compiled.unused)}", stacklevel=3)
-    vocab_size = layers[0].get_config()["input_dim"]
+    unused = (*compiled.unused, *structure.ignored)
+    if unused:
+        warnings.warn(f"fit_keras does not use: {', '.join(unused)}", stacklevel=3)
+    vocab_size = structure.config.vocab_size
     labels = Labels(vocab_size, structure.last_only, structure.mask_zero, compiled.ignore_class, compiled.reduction)
     return LiveModel(model, layers, labels, compiled)
+
+
+def _states(layer: Any) -> list[Any]:
+    """Returns the states h and c of a stateful layer."""
+    if any(state is None for state in layer.states):  # tf_keras makes them when they are needed
+        layer.reset_states()
+    return list(layer.states)

@@ -60,29 +60,34 @@ def write(run: Run, target: Path, options: ExportOptions = DEFAULT_OPTIONS) -> N
       https://onnx.ai/onnx/operators/onnx__LSTM.html: gates in the order i, o, f, c.
     """
     config = run.model.config
-    weights = list(to_keras_weights(language_model_weights(run.model), config).values())
+    weights = to_keras_weights(language_model_weights(run.model), config)
     graph = Graph()
-    graph.tensors = {"embedding": weights[0], "axis_0": np.array([0], np.int64), "axis_1": np.array([1], np.int64)}
+    graph.tensors = {
+        "embedding": weights["embedding/embeddings"],
+        "axis_0": np.array([0], np.int64),
+        "axis_1": np.array([1], np.int64),
+    }
     graph.inputs.append(helper.make_tensor_value_info("token_ids", TensorProto.INT64, ["batch", "time"]))
     graph.add("Transpose", "token_ids", "ids", perm=[1, 0])
     graph.add("Gather", "embedding ids", "layer_0")  # [time, batch, embedding_size]
     result = "logits" if options.logits else "probabilities"
     shape: Shape = ["batch", "time", config.vocab_size]
     graph.outputs.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, shape))
-    for n in range(1, config.num_layers + 1):
-        _add_lstm(graph, n, config.hidden_size, weights[3 * n - 2 : 3 * n + 1])
+    for n, layer in enumerate(config.lstm_layers, start=1):
+        _add_lstm(graph, n, layer.size, {name.split("/")[-1]: w for name, w in weights.items() if f"lstm_{n}/" in name})
     _add_softmax(graph, config, weights, options.logits)
-    large = sum(array.nbytes for array in weights) >= EXTERNAL_BYTES - (1 << 20)
+    large = sum(array.nbytes for array in weights.values()) >= EXTERNAL_BYTES - (1 << 20)
     location = f"{target.name}.data" if large else None
     onnx.save_model(graph.make(), target, save_as_external_data=large, location=location)
     onnx.checker.check_model(str(target))
 
 
-def _add_lstm(graph: Graph, n: int, hidden_size: int, weights: list[np.ndarray]) -> None:
+def _add_lstm(graph: Graph, n: int, hidden_size: int, weights: dict[str, np.ndarray]) -> None:
     """Adds LSTM n, from layer_{n - 1} to layer_{n}, `[time, batch, hidden_size]`."""
-    kernel, recurrent_kernel, bias = map(_iofc, weights)
-    graph.tensors |= {f"W_{n}": kernel.T[None], f"R_{n}": recurrent_kernel.T[None]}  # [directions = 1, ...]
-    graph.tensors[f"B_{n}"] = np.concatenate([bias, np.zeros_like(bias)])[None]
+    weights = {name: _iofc(array) for name, array in weights.items()}
+    bias = weights.get("bias", np.zeros(4 * hidden_size, np.float32))
+    graph.tensors |= {f"W_{n}": weights["kernel"].T[None], f"R_{n}": weights["recurrent_kernel"].T[None]}
+    graph.tensors[f"B_{n}"] = np.concatenate([bias, np.zeros_like(bias)])[None]  # [directions = 1, ...]
     for state in (f"h_{n}", f"c_{n}"):
         shape: Shape = ["batch", hidden_size]
         graph.inputs.append(helper.make_tensor_value_info(state, TensorProto.FLOAT, shape))
@@ -95,19 +100,28 @@ def _add_lstm(graph: Graph, n: int, hidden_size: int, weights: list[np.ndarray])
         graph.add("Squeeze", f"{state}_last axis_0", f"{state}_out")
 
 
-def _add_softmax(graph: Graph, config: ModelConfig, weights: list[np.ndarray], logits: bool) -> None:
-    """Adds the bottleneck, if there is one, the Dense layer and the softmax."""
-    outputs = f"layer_{config.num_layers}"
-    if config.projection_size:
-        graph.tensors["projection"] = weights[-3]
-        graph.add("MatMul", f"{outputs} projection", "projected")
-        outputs = "projected"
-    graph.tensors |= {"kernel": weights[-2], "bias": weights[-1]}
+def _add_softmax(graph: Graph, config: ModelConfig, weights: dict[str, np.ndarray], logits: bool) -> None:
+    """Adds the Dense layers, that of the words last, and the softmax."""
+    outputs = f"layer_{len(config.lstm_layers)}"
+    for n, layer in enumerate(config.dense_layers, start=1):
+        outputs = _add_dense(graph, "projection" if config.projection_size else f"dense_{n}", outputs, weights)
+        if layer.activation != "linear":
+            graph.add("Relu" if layer.activation == "relu" else "Tanh", outputs, f"{outputs}_activated")
+            outputs = f"{outputs}_activated"
     graph.add("Transpose", outputs, "hidden", perm=[1, 0, 2])  # [batch, time, softmax_size]
-    graph.add("MatMul", "hidden kernel", "products")
-    graph.add("Add", "products bias", "logits")
-    if not logits:
-        graph.add("Softmax", "logits", "probabilities", axis=-1)
+    outputs = _add_dense(graph, "softmax", "hidden", weights)
+    graph.add("Identity", outputs, "logits") if logits else graph.add("Softmax", outputs, "probabilities", axis=-1)
+
+
+def _add_dense(graph: Graph, name: str, inputs: str, weights: dict[str, np.ndarray]) -> str:
+    """Adds a Dense layer without its activation; returns the name of its outputs."""
+    graph.tensors[f"{name}_kernel"] = weights[f"{name}/kernel"]
+    graph.add("MatMul", f"{inputs} {name}_kernel", f"{name}_products")
+    if f"{name}/bias" not in weights:
+        return f"{name}_products"
+    graph.tensors[f"{name}_bias"] = weights[f"{name}/bias"]
+    graph.add("Add", f"{name}_products {name}_bias", f"{name}_outputs")
+    return f"{name}_outputs"
 
 
 def _iofc(array: np.ndarray) -> np.ndarray:

@@ -29,9 +29,8 @@ class Predictor(NamedTuple):
     predict: Callable[[np.ndarray], Predictions]  # for ids [batch, time] int32, from the zero state
     last_only: bool = False  # predicts only the word after the last id
     first_id: int = 0  # 1 if id 0 is masked
-    batch_size: int | None = None  # the only one it accepts; None for any
-    sequence_length: int | None = None  # the only one it accepts; None for any
-    dtype: str = "float32"  # of the weights
+    dtype: str = "float32"  # of the weights, or in which it computes
+    shape: tuple[int | None, int | None] = (None, None)  # batch and length, if it takes no other
 
 
 Step = Callable[[np.ndarray, dict[str, np.ndarray]], Mapping[str, np.ndarray]]

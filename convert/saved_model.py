@@ -1,20 +1,38 @@
 """TensorFlow SavedModel directories. They take ids or plain strings, and need only TensorFlow."""
 
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from convert.comparison import compare, precomputed
+from convert.cudnn import equal_arrays
 from convert.errors import library_errors
+from convert.keras_json import layers_of_json
+from convert.keras_layers import Structure, read_structure
 from convert.options import DEFAULT_OPTIONS, ExportOptions
-from convert.predictor import Predictions, Predictor, log_probabilities, result_and_states, step_predictor
+from convert.predictor import (
+    Predictions,
+    Predictor,
+    language_model_predictor,
+    log_probabilities,
+    result_and_states,
+    step_predictor,
+)
 from convert.runs import Run
 from convert.tf_network import Network
 from convert.tf_tokenizer import TfTokenizer
-from convert.weights import model_from_keras_arrays
+from convert.weights import chain_config, language_model_weights, model_from_keras_arrays, to_keras_weights
+from jaxlm.config import Activation, ModelConfig
 from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
+
+LEAVES = ("embeddings", "kernel", "bias")  # weights of the layers that Keras 2 stores by their own names
 
 
 class SavedModel(tf.Module):
@@ -90,59 +108,148 @@ def write(run: Run, target: Path, options: ExportOptions = DEFAULT_OPTIONS) -> N
 
 def load_predictor(path: Path) -> Predictor:
     """Returns the `Predictor` of a SavedModel from `write`, or from Keras' `export` or `save`. Executes its graph."""
-    signatures = tf.saved_model.load(str(path)).signatures
-    if "step" in signatures:
-        return _step_predictor(signatures["step"], path.name)
-    serve = signatures["serve" if "serve" in signatures else "serving_default"]
+    loaded = tf.saved_model.load(str(path))
+    if "step" in loaded.signatures:
+        return _step_predictor(loaded, path.name)
+    name = "serve" if "serve" in loaded.signatures else "serving_default"
+    serve = loaded.signatures[name]
     (argument,) = serve.structured_input_signature[1].values()
     (output,) = serve.structured_outputs
     shape = serve.structured_outputs[output].shape
     last_only = shape.rank == 2
+    fixed = (argument.shape[0] or shape[0], argument.shape[1])
+    states = [variable for variable in serve.graph.variables if _is_state(variable, fixed[0])]
 
     def predict(ids: np.ndarray) -> Predictions:
+        for state in states:
+            state.assign(tf.zeros_like(state))
+        serve = loaded.signatures[name]  # a signature alone does not keep its variables
         outputs = serve(**{argument.name: tf.constant(ids, argument.dtype)})[output].numpy()
         outputs = outputs[:, None] if last_only else outputs
         logits = bool(outputs.min() < 0 or abs(outputs[0, 0].sum() - 1) > 1e-3)
         return Predictions(log_probabilities(outputs, logits), {})
 
-    return Predictor(path.name, int(shape[-1]), predict, last_only, first_id=1)  # id 0 may be masked
+    return Predictor(path.name, int(shape[-1]), predict, last_only, first_id=1, shape=fixed)  # id 0 may be masked
 
 
-def _step_predictor(step: Any, name: str) -> Predictor:
+def _is_state(variable: tf.Variable, batch_size: int | None) -> bool:
+    """Whether a variable is a state of a stateful LSTM, which takes only one batch size."""
+    shape = tuple(variable.shape)
+    return bool(batch_size) and not variable.trainable and variable.dtype.is_floating and shape[:1] == (batch_size,)
+
+
+def _step_predictor(loaded: Any, name: str) -> Predictor:
+    step = loaded.signatures["step"]
     specs = {spec.name: spec for spec in step.structured_input_signature[1].values()}
     result, states = result_and_states(name, specs, step.structured_outputs)
     zeros = {key: np.zeros((1, specs[key].shape[1]), np.float32) for key in states}
 
     def run(ids: np.ndarray, carry: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         arguments = {key: tf.constant(value) for key, value in ({"token_ids": ids} | carry).items()}
-        return {key: value.numpy() for key, value in step(**arguments).items()}
+        return {key: value.numpy() for key, value in loaded.signatures["step"](**arguments).items()}
 
     vocab_size = int(step.structured_outputs[result].shape[-1])
     return step_predictor(name, vocab_size, run, zeros, result)
 
 
-def read_weights(path: Path) -> LanguageModel:
-    """Reads the weights of a SavedModel from Keras 2 or 3, or from `write`. Does not execute its graph.
+def read_model(path: Path) -> tuple[LanguageModel, tuple[str, ...], tuple[str, ...]]:
+    """Reads a SavedModel from Keras 2 or 3, or from `write`.
+
+    Keras 2 also saves the model's JSON. Where there is none, the activations of Dense layers before the last are
+    those with which the model agrees with the graph, which is executed for that.
+
+    Returns:
+      The model, what was assumed about it, and the settings that jaxlm trains without.
 
     Raises:
-      InputError: it is damaged, or its variables are not those of Embedding -> LSTM stack -> Dense.
+      InputError: it is damaged, jaxlm cannot represent it, or its variables are those of other layers.
+    """
+    structure = _read_structure(path)
+    if structure is not None:
+        return read_weights(path, structure.config), structure.assumed, structure.ignored
+    model = read_weights(path)
+    if model.config.dense_layers:
+        model = _with_activations(model, precomputed(load_predictor(path)))
+    words = [f"Dense({layer.size}) {layer.activation}" for layer in model.config.dense_layers]
+    return model, (f"activations: as they agree with the graph: {', '.join(words)}",) if words else (), ()
+
+
+def _with_activations(model: LanguageModel, truth: Predictor) -> LanguageModel:
+    """Returns the model with those activations of its Dense layers with which it agrees with another.
+
+    Raises:
+      InputError: there are none.
+    """
+    weights, layers = language_model_weights(model), model.config.dense_layers
+    choices: tuple[Activation, ...] = ("relu", "tanh", "linear")
+    for names in itertools.product(choices, repeat=len(layers)):
+        dense = [dataclasses.replace(layer, activation=name) for layer, name in zip(layers, names, strict=True)]
+        lstms, rates = model.config.lstm_layers, model.config.dropout_rates
+        sizes = (model.config.vocab_size, model.config.embedding_size)
+        config = chain_config(*sizes, lstms, dense, rates, softmax_bias=model.config.softmax_bias)
+        arrays = to_keras_weights(weights, model.config).values()
+        candidate = model_from_keras_arrays(list(arrays), config)
+        if compare(language_model_predictor(candidate), truth).within_tolerance:
+            return candidate
+    raise InputError(f"{truth.name}: its Dense layers agree with the graph with neither relu nor tanh nor linear.")
+
+
+def _read_structure(path: Path) -> Structure | None:
+    """Reads the JSON that Keras 2 saves beside the graph; None if there is none."""
+    metadata = path / "keras_metadata.pb"
+    if not metadata.is_file():
+        return None
+    from tensorflow.python.keras.protobuf import saved_metadata_pb2
+
+    with library_errors(path, "loaded"):
+        nodes = saved_metadata_pb2.SavedMetadata.FromString(metadata.read_bytes()).nodes
+        config = json.loads(next(node.metadata for node in nodes if node.node_path == "root"))
+        return read_structure(layers_of_json({key: _plain(config[key]) for key in ("class_name", "config")}))
+
+
+def _plain(value: Any) -> Any:
+    """Returns JSON in which what Keras marks as tuples are lists."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("class_name") == "__tuple__":
+        return _plain(value.get("items"))
+    return {key: _plain(entry) for key, entry in value.items()}
+
+
+def read_weights(path: Path, config: ModelConfig | None = None) -> LanguageModel:
+    """Reads the weights of a SavedModel from Keras 2 or 3, or from `write`. Does not execute its graph.
+
+    Args:
+      path: its directory.
+      config: of the model; None takes it from the shapes.
+
+    Raises:
+      InputError: it is damaged, or its variables are not those of Embedding -> LSTM stack -> Dense layers.
     """
     with library_errors(path, "loaded"):
         reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))
         types = reader.get_variable_to_dtype_map()
-        positions = {key: _position(key) for key, dtype in types.items() if dtype.is_floating}
-        keys = sorted((position, key) for key, position in positions.items() if position)
+        keys = _in_order([key for key, dtype in types.items() if dtype.is_floating])
         if not keys:
             raise InputError(f"{path} has no weights that Keras could have written.")
-        return model_from_keras_arrays([reader.get_tensor(key) for _, key in keys])
+        return model_from_keras_arrays(equal_arrays([reader.get_tensor(key) for key in keys]), config)
 
 
-def _position(key: str) -> tuple[int, int] | None:
-    """Returns the position of a variable in Keras' order: the embedding first, the others by number, Dense last."""
-    parts = key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").split("/")
-    if "optimizer" in parts or not key.endswith("VARIABLE_VALUE"):
-        return None
-    if parts[-2:-1] in (["variables"], ["weights"]) and parts[-1].isdigit():
-        return 1, int(parts[-1])
-    leaves = {"embeddings": (0, 0), "kernel": (2, 0), "bias": (2, 1)}
-    return leaves.get(parts[-1]) if parts[0].startswith("layer_with_weights") and len(parts) == 2 else None
+def _in_order(keys: Sequence[str]) -> list[str]:
+    """Returns the keys of the weights in Keras' order: a number is a place in it, and the others fill the rest."""
+    numbered: dict[int, str] = {}
+    named: list[tuple[int, int, str]] = []
+    for key in keys:
+        parts = key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").split("/")
+        if "optimizer" in parts or not key.endswith("VARIABLE_VALUE"):
+            continue
+        if parts[-2:-1] in (["variables"], ["weights"]) and parts[-1].isdigit():
+            numbered[int(parts[-1])] = key
+        elif parts[0].startswith("layer_with_weights-") and len(parts) == 2 and parts[1] in LEAVES:
+            named.append((int(parts[0].split("-")[1]), LEAVES.index(parts[1]), key))
+    rest = iter([key for _, _, key in sorted(named)])
+    places = range(max(numbered, default=-1) + 1)
+    ordered = [numbered[place] if place in numbered else next(rest, "") for place in places]
+    return [key for key in [*ordered, *rest] if key]

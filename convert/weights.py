@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from jaxlm.config import ModelConfig
+from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig
 from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
 
@@ -37,18 +37,25 @@ def weight_table(config: ModelConfig) -> Iterator[Weight]:
     are copied as they are. Only the softmax rows `[V, D]` become a Dense kernel `[D, V]`. Tied rows
     appear twice.
     """
-    embedding = "weights" if config.tied else "embedding"
-    yield Weight(embedding, "embedding/embeddings", (config.vocab_size, config.embedding_size))
-    for layer in range(config.num_layers):
-        input_size = config.hidden_size if layer else config.embedding_size
-        ours, theirs, gates = f"lstms/{layer}", f"lstm_{layer + 1}/lstm_cell", 4 * config.hidden_size
-        yield Weight(f"{ours}/kernel", f"{theirs}/kernel", (input_size, gates))
-        yield Weight(f"{ours}/recurrent_kernel", f"{theirs}/recurrent_kernel", (config.hidden_size, gates))
-        yield Weight(f"{ours}/bias", f"{theirs}/bias", (gates,))
+    embedding, width = "weights" if config.tied else "embedding", config.embedding_size
+    yield Weight(embedding, "embedding/embeddings", (config.vocab_size, width))
+    for n, lstm in enumerate(config.lstm_layers):
+        ours, theirs, gates = f"lstms/{n}", f"lstm_{n + 1}/lstm_cell", 4 * lstm.size
+        yield Weight(f"{ours}/kernel", f"{theirs}/kernel", (width, gates))
+        yield Weight(f"{ours}/recurrent_kernel", f"{theirs}/recurrent_kernel", (lstm.size, gates))
+        if lstm.use_bias:
+            yield Weight(f"{ours}/bias", f"{theirs}/bias", (gates,))
+        width = lstm.size
     if config.projection_size:
-        yield Weight("projection", "projection/kernel", (config.hidden_size, config.projection_size))
+        yield Weight("projection", "projection/kernel", (width, config.projection_size))
+    for n, dense in enumerate(config.dense):
+        yield Weight(f"dense/{n}/kernel", f"dense_{n + 1}/kernel", (width, dense.size))
+        if dense.use_bias:
+            yield Weight(f"dense/{n}/bias", f"dense_{n + 1}/bias", (dense.size,))
+        width = dense.size
     yield Weight("weights", "softmax/kernel", (config.vocab_size, config.softmax_size), transposed=True)
-    yield Weight("biases", "softmax/bias", (config.vocab_size,))
+    if config.softmax_bias:
+        yield Weight("biases", "softmax/bias", (config.vocab_size,))
 
 
 def to_keras_weights(weights: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
@@ -58,7 +65,8 @@ def to_keras_weights(weights: Mapping[str, np.ndarray], config: ModelConfig) -> 
       InputError: a weight is unknown, missing, of another shape, not float32, or not finite.
     """
     table = list(weight_table(config))
-    _check_names(weights, [weight.jaxlm for weight in table])
+    zeros = [] if config.softmax_bias else ["biases"]  # which Keras does not have
+    _check_names(weights, [weight.jaxlm for weight in table] + zeros)
     for weight in table:
         _check_array(weight.jaxlm, weights[weight.jaxlm], weight.shape)
     return {weight.keras: weights[weight.jaxlm].T if weight.transposed else weights[weight.jaxlm] for weight in table}
@@ -72,49 +80,108 @@ def from_keras_weights(weights: Mapping[str, np.ndarray], config: ModelConfig) -
         _check_array(weight.keras, weights[weight.keras], weight.keras_shape)
     if config.tied and not _are_tied(weights["embedding/embeddings"], weights["softmax/kernel"]):
         raise InputError("Invalid weight embedding/embeddings: the model is tied, but softmax/kernel differs from it.")
-    return {weight.jaxlm: weights[weight.keras].T if weight.transposed else weights[weight.keras] for weight in table}
+    zeros = {} if config.softmax_bias else {"biases": np.zeros(config.vocab_size, np.float32)}
+    return zeros | {
+        weight.jaxlm: weights[weight.keras].T if weight.transposed else weights[weight.keras] for weight in table
+    }
 
 
-def model_from_keras_arrays(arrays: Sequence[np.ndarray], dropout: float = 0.0) -> LanguageModel:
-    """Makes a `LanguageModel` from a Keras model's weights, and its config from their shapes.
+def model_from_keras_arrays(arrays: Sequence[np.ndarray], config: ModelConfig | None = None) -> LanguageModel:
+    """Makes a `LanguageModel` from a Keras model's weights.
 
     Args:
-      arrays: in Keras' order: embeddings; kernel, recurrent_kernel and bias of each LSTM; the kernel of a
-        linear bottleneck, if there is one; Dense kernel and bias. Of any float type. If the embedding
-        equals the Dense kernel, the model is tied.
-      dropout: rate for the config.
+      arrays: in Keras' order: embeddings; kernel, recurrent_kernel and bias of each LSTM; kernel and bias of each
+        Dense layer, the softmax last. Of any float type. If the embedding equals the last kernel, the model is
+        tied.
+      config: of the model; None takes it from the shapes, see `config_from_shapes`.
 
     Raises:
-      InputError: the shapes are not those of Embedding -> LSTM stack -> Dense, or a weight is not finite.
+      InputError: the shapes are not those of the config, or of any, or a weight is not finite.
     """
-    config = config_from_shapes([array.shape for array in arrays])
-    config = dataclasses.replace(config, tied=_are_tied(arrays[0], arrays[-2]), dropout=dropout)
-    names = [weight.keras for weight in weight_table(config)]
-    named = {name: np.asarray(array, np.float32) for name, array in zip(names, arrays, strict=True)}
+    shapes = [array.shape for array in arrays]
+    config = config or config_from_shapes(shapes)
+    table = list(weight_table(config))
+    expected = [weight.keras_shape for weight in table]
+    if shapes != expected:
+        raise InputError(f"The weights do not fit the layers: expected shapes {expected}. Received: {shapes}.")
+    named = {weight.keras: np.asarray(array, np.float32) for weight, array in zip(table, arrays, strict=True)}
+    tied = config.softmax_size == config.embedding_size
+    config = dataclasses.replace(config, tied=tied and _are_tied(arrays[0], named["softmax/kernel"]))
     return model_from_weights(from_keras_weights(named, config), config)
 
 
 def config_from_shapes(shapes: Sequence[tuple[int, ...]]) -> ModelConfig:
     """Returns a model's config, read from the shapes of its weights in Keras' order.
 
+    Shapes do not tell activations: Dense layers between LSTM and softmax count as relu if they have a bias, and
+    as linear if not.
+
     Raises:
-      InputError: the shapes are not those of Embedding -> LSTM stack -> Dense.
+      InputError: the shapes are not those of Embedding -> LSTM stack -> Dense layers.
     """
-    if len(shapes) < 6 or len(shapes) % 3 == 2 or any(len(shapes[i]) != 2 for i in (0, 2, -2)):
-        raise InputError(f"The weights are not those of Embedding -> LSTM -> Dense. Received shapes: {shapes}.")
-    vocab_size, embedding_size = map(int, shapes[0])
-    if shapes[-1] != (vocab_size,):
+    problem = InputError(f"The weights are not those of Embedding -> LSTM -> Dense. Received shapes: {list(shapes)}.")
+    rest = [tuple(map(int, shape)) for shape in shapes]
+    if not rest or len(rest[0]) != 2:
+        raise problem
+    vocab_size, embedding_size = rest.pop(0)
+    width = embedding_size
+    lstms: list[LSTMConfig] = []
+    dense: list[DenseConfig] = []
+    while rest:
+        kernel = rest.pop(0)
+        if len(kernel) != 2 or kernel[0] != width or min(kernel) < 1:
+            raise problem
+        recurrent = bool(rest) and 4 * rest[0][0] == kernel[1] and rest[0] == (kernel[1] // 4, kernel[1])
+        if recurrent:
+            rest.pop(0)
+        use_bias = bool(rest) and rest[0] == kernel[1:]
+        if use_bias:
+            rest.pop(0)
+        width = kernel[1] // 4 if recurrent else kernel[1]
+        if recurrent and not dense:
+            lstms.append(LSTMConfig(width, use_bias))
+        elif recurrent:
+            raise problem
+        else:
+            dense.append(DenseConfig(width, "relu" if use_bias else "linear", use_bias))
+    if not lstms or not dense:
+        raise problem
+    softmax = dense.pop()
+    if softmax.size != vocab_size:
         raise InputError(
             f"The Dense layer must have a unit for each of the {vocab_size} words of the embedding."
-            f" Received a bias of shape {shapes[-1]}."
+            f" Received a kernel for {softmax.size}."
         )
-    return ModelConfig(
-        vocab_size,
-        embedding_size,
-        hidden_size=int(shapes[2][0]),
-        num_layers=len(shapes) // 3 - 1,
-        projection_size=int(shapes[-3][1]) if len(shapes) % 3 else 0,
-    )
+    return chain_config(vocab_size, embedding_size, lstms, dense, softmax_bias=softmax.use_bias)
+
+
+def chain_config(
+    vocab_size: int,
+    embedding_size: int,
+    lstms: Sequence[LSTMConfig],
+    dense: Sequence[DenseConfig],
+    rates: Sequence[float] = (),
+    *,
+    softmax_bias: bool = True,
+) -> ModelConfig:
+    """Returns the config of a chain of layers, in its short form where there is one.
+
+    Args:
+      vocab_size: number of words.
+      embedding_size: width of an embedding row.
+      lstms: the LSTM layers.
+      dense: the Dense layers before the softmax.
+      rates: of dropout, as in `ModelConfig.dropout_rates`.
+      softmax_bias: whether the softmax has biases.
+    """
+    shape: dict[str, Any] = {"lstms": tuple(lstms), "dense": tuple(dense), "dropout_rates": tuple(rates)}
+    if set(lstms) == {LSTMConfig(lstms[0].size)}:
+        shape |= {"lstms": (), "hidden_size": lstms[0].size, "num_layers": len(lstms)}
+    if [(layer.activation, layer.use_bias) for layer in dense] == [("linear", False)]:
+        shape |= {"dense": (), "projection_size": dense[0].size}
+    config = ModelConfig(vocab_size, embedding_size, softmax_bias=softmax_bias, **shape)
+    short = dataclasses.replace(config, dropout=rates[0] if rates else 0.0, dropout_rates=())
+    return short if short.dropout_after == config.dropout_after else config
 
 
 def language_model_weights(model: LanguageModel) -> dict[str, np.ndarray]:

@@ -2,6 +2,8 @@ from . import candidate_sampling as candidate_sampling
 from .batches import Batch as Batch
 from .batches import train_batches as train_batches
 from .candidate_sampling.samplers import log_uniform_candidate_sampler as log_uniform_candidate_sampler
+from .config import DenseConfig as DenseConfig
+from .config import LSTMConfig as LSTMConfig
 from .config import ModelConfig as ModelConfig
 from .config import ScheduleConfig as ScheduleConfig
 from .config import TrainConfig as TrainConfig

@@ -12,26 +12,83 @@ Optimizer = Literal["adam", "adagrad", "sgd"]
 Sampler = Literal["log_uniform", "uniform", "unigram"]
 Loss = Literal["sampled_softmax", "nce", "full"]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
+Activation = Literal["linear", "relu", "tanh"]
+
+
+@dataclass(frozen=True)
+class LSTMConfig:
+    """One LSTM layer.
+
+    Args:
+      size: its width.
+      use_bias: whether it has a bias.
+
+    Raises:
+      InputError: a value is out of range.
+    """
+
+    size: int
+    use_bias: bool = True
+
+    def __post_init__(self) -> None:
+        _require_types(self)
+        _require_at_least(self, 1, "size")
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """One Dense layer between the LSTM stack and the softmax.
+
+    Args:
+      size: its width.
+      activation: "linear", "relu" or "tanh".
+      use_bias: whether it has a bias.
+
+    Raises:
+      InputError: a value is out of range.
+    """
+
+    size: int
+    activation: Activation = "linear"
+    use_bias: bool = True
+
+    def __post_init__(self) -> None:
+        _require_types(self)
+        _require_at_least(self, 1, "size")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of an Embedding -> LSTM stack -> softmax language model.
+    """Shape of an Embedding -> LSTM stack -> (Dense layers) -> softmax language model.
+
+    `hidden_size` with `num_layers`, `projection_size` and `dropout` are the short way to describe a chain of
+    layers; `lstms`, `dense` and `dropout_rates` describe any. `lstm_layers`, `dense_layers` and
+    `dropout_after` are the chain in either case.
 
     Args:
       vocab_size: number of words V; ids are sorted by decreasing frequency.
       embedding_size: width of an embedding row.
-      hidden_size: width of each LSTM layer.
+      hidden_size: width of each LSTM layer; with `lstms`, that of the last.
       num_layers: number of LSTM layers.
       projection_size: width of a linear bottleneck between the LSTM and the softmax rows (Sak et al. 2014,
         https://arxiv.org/abs/1402.1128); 0 for none.
       tied: whether the embedding rows also serve as softmax rows (Press and Wolf 2017,
         https://arxiv.org/abs/1608.05859); both must have the same width.
-      dropout: rate on the non-recurrent connections during training (Zaremba et al. 2014,
-        https://arxiv.org/abs/1409.2329, section 3).
+      dropout: rate on the non-recurrent connections during training: after the embedding and after each LSTM
+        layer (Zaremba et al. 2014, https://arxiv.org/abs/1409.2329, section 3).
+      lstms: the LSTM layers, if they differ in width or have no bias.
+      dense: the Dense layers between the LSTM stack and the softmax, other than `projection_size`.
+      dropout_rates: the rate after the embedding, after each LSTM layer and after each Dense layer, if they differ.
+      softmax_bias: whether the softmax has biases. If not, they are zeros that training leaves alone.
 
     Raises:
-      InputError: a value is out of range.
+      InputError: a value is out of range, or the same thing is said in two ways.
+
+    >>> config = ModelConfig(50, lstms=(LSTMConfig(16), LSTMConfig(12)), dense=(DenseConfig(8, "relu"),))
+    >>> config.softmax_size
+    8
+    >>> ModelConfig(50, hidden_size=16, num_layers=2).lstm_layers
+    (LSTMConfig(size=16, use_bias=True), LSTMConfig(size=16, use_bias=True))
     """
 
     vocab_size: int
@@ -41,20 +98,58 @@ class ModelConfig:
     projection_size: int = 0
     tied: bool = False
     dropout: float = 0.0
+    lstms: tuple[LSTMConfig, ...] = ()
+    dense: tuple[DenseConfig, ...] = ()
+    dropout_rates: tuple[float, ...] = ()
+    softmax_bias: bool = True
+
+    @property
+    def lstm_layers(self) -> tuple[LSTMConfig, ...]:
+        """The LSTM layers, from the first to the last."""
+        return self.lstms or (LSTMConfig(self.hidden_size),) * self.num_layers
+
+    @property
+    def dense_layers(self) -> tuple[DenseConfig, ...]:
+        """The Dense layers between the LSTM stack and the softmax."""
+        bottleneck = (DenseConfig(self.projection_size, use_bias=False),) if self.projection_size else ()
+        return self.dense or bottleneck
+
+    @property
+    def dropout_after(self) -> tuple[float, ...]:
+        """The dropout rate after the embedding, after each LSTM layer and after each Dense layer."""
+        usual = (self.dropout,) * (1 + len(self.lstm_layers)) + (0.0,) * len(self.dense_layers)
+        return self.dropout_rates or usual
 
     @property
     def softmax_size(self) -> int:
         """Width of a softmax row."""
-        return self.projection_size or self.hidden_size
+        return self.dense_layers[-1].size if self.dense_layers else self.hidden_size
 
     def __post_init__(self) -> None:
         _require_types(self)
+        self._resolve_lstms()
         _require_at_least(self, 1, "vocab_size", "embedding_size", "hidden_size", "num_layers")
         _require_at_least(self, 0, "projection_size")
+        require(not (self.dense and self.projection_size), "dense", "no `projection_size` beside it", self.dense)
         fits = not self.tied or self.embedding_size == self.softmax_size
         expected = f"an `embedding_size` of {self.softmax_size}, the width of the softmax rows"
         require(fits, "tied", expected, self.embedding_size)
         require(0.0 <= self.dropout < 1.0, "dropout", "a rate in [0, 1)", self.dropout)
+        places = 1 + len(self.lstm_layers) + len(self.dense_layers)
+        if self.dropout_rates:
+            fits = len(self.dropout_rates) == places and all(0.0 <= rate < 1.0 for rate in self.dropout_rates)
+            expected = f"{places} rates in [0, 1): after the embedding, each LSTM and each Dense layer"
+            require(fits, "dropout_rates", expected, self.dropout_rates)
+            require(self.dropout == 0.0, "dropout_rates", "no `dropout` beside it", self.dropout)
+
+    def _resolve_lstms(self) -> None:
+        """Sets `hidden_size` and `num_layers` to those of `lstms`, unless they say something else."""
+        if not self.lstms:
+            return
+        for name, value in (("hidden_size", self.lstms[-1].size), ("num_layers", len(self.lstms))):
+            given, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            require(given in (value, default), name, f"{value}, as `lstms` says", given)
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -159,13 +254,19 @@ def _require_types(config: Any) -> None:
     for field in fields(config):
         kind, value = types[field.name], getattr(config, field.name)
         if get_origin(kind) is Literal:
-            require(value in get_args(kind), field.name, f"one of {get_args(kind)}", value)
-            continue
-        right = isinstance(value, int | float if kind is float else kind) and (
-            kind is bool or not isinstance(value, bool)
-        )
-        right = right and (kind is not float or math.isfinite(value))
-        require(right, field.name, EXPECTED[kind], value)
+            require(isinstance(value, str) and value in get_args(kind), field.name, f"one of {get_args(kind)}", value)
+        elif get_origin(kind) is tuple:
+            require(isinstance(value, tuple), field.name, "a tuple", value)
+            for entry in value:
+                _require_type(field.name, entry, get_args(kind)[0])
+        else:
+            _require_type(field.name, value, kind)
+
+
+def _require_type(name: str, value: Any, kind: type) -> None:
+    right = isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    right = right and (kind is not float or math.isfinite(value))
+    require(right, name, EXPECTED.get(kind, f"a {kind.__name__}"), value)
 
 
 def _require_at_least(config: Any, lowest: int, *names: str) -> None:

@@ -20,24 +20,26 @@ class LSTM(nnx.Module):
     Args:
       input_size: width of the inputs.
       hidden_size: width of the state and of the outputs.
+      use_bias: whether it has a bias.
       rngs: with a `params` stream, for Keras' initializers.
 
     Attributes:
       kernel: `[input_size, 4 * hidden_size]` float32, Glorot uniform.
       recurrent_kernel: `[hidden_size, 4 * hidden_size]` float32, orthogonal.
-      bias: `[4 * hidden_size]` float32, 1 for the forget gate and 0 elsewhere.
+      bias: `[4 * hidden_size]` float32, 1 for the forget gate and 0 elsewhere; None without one.
 
     References:
       `keras.layers.LSTM`; `flax.nnx.OptimizedLSTMCell` (same gate order); Jozefowicz et al. 2015,
       http://proceedings.mlr.press/v37/jozefowicz15.pdf, for the forget bias.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, *, rngs: nnx.Rngs):
+    def __init__(self, input_size: int, hidden_size: int, *, use_bias: bool = True, rngs: nnx.Rngs):
         glorot_uniform, orthogonal = jax.nn.initializers.glorot_uniform(), jax.nn.initializers.orthogonal()
         gates = 4 * hidden_size
         self.kernel = nnx.Param(glorot_uniform(rngs.params(), (input_size, gates), jnp.float32))
         self.recurrent_kernel = nnx.Param(orthogonal(rngs.params(), (hidden_size, gates), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(gates, jnp.float32).at[hidden_size : 2 * hidden_size].set(1.0))
+        bias = jnp.zeros(gates, jnp.float32).at[hidden_size : 2 * hidden_size].set(1.0)
+        self.bias = nnx.Param(bias) if use_bias else None
 
     def __call__(self, inputs: jax.Array, carry: Carry, dtype: ComputeDtype = "float32") -> tuple[jax.Array, Carry]:
         """Runs the layer over a sequence.
@@ -51,8 +53,9 @@ class LSTM(nnx.Module):
           outputs `[batch, time, hidden_size]`, and the carry after the last time step.
         """
         c, h = carry
+        bias = jnp.zeros(self.kernel.shape[1], jnp.float32) if self.bias is None else self.bias[...]
         outputs, (c, h) = lstm(
-            inputs.swapaxes(0, 1), self.kernel[...], self.recurrent_kernel[...], self.bias[...], (c.T, h.T), dtype
+            inputs.swapaxes(0, 1), self.kernel[...], self.recurrent_kernel[...], bias, (c.T, h.T), dtype
         )
         return outputs.swapaxes(0, 1), (c.T, h.T)
 

@@ -57,7 +57,7 @@ def _alternatives(model: ModelConfig, train: TrainConfig) -> Iterator[tuple[str,
             smaller = dataclasses.replace(train, optimizer=optimizer)
             yield f"`optimizer` {optimizer}", state_bytes(model, smaller)
     for width in (512, 256, 128):
-        if width < model.softmax_size and not model.tied:
+        if width < model.softmax_size and not model.tied and not model.dense:
             narrow = dataclasses.replace(model, projection_size=width)
             yield f"`projection_size` {width}", state_bytes(narrow, train)
     for size in (model.vocab_size // 2, model.vocab_size // 4, model.vocab_size // 8):

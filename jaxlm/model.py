@@ -1,5 +1,6 @@
 """`LanguageModel`: embedding -> LSTM stack -> softmax rows, as a Flax NNX module."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
-from jaxlm.config import ComputeDtype, ModelConfig
+from jaxlm.config import ComputeDtype, DenseConfig, ModelConfig
 from jaxlm.errors import require
 from jaxlm.lstm import LSTM, Carry
 from jaxlm.matmul import matmul
@@ -15,10 +16,44 @@ from jaxlm.row_updates import take_rows
 
 EMBEDDING_SCALE = 0.58  # of word vectors in the embedding: the deviation of uniform numbers in [-1, 1]
 SOFTMAX_SCALE = 0.4  # of word vectors in the softmax rows
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "linear": lambda outputs: outputs,
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+}
 
 
 class RowParam(nnx.Param):
     """A table of which each step touches only a few rows. `split_params` separates it from dense parameters."""
+
+
+class Dense(nnx.Module):
+    """One Dense layer: activation(x @ kernel + bias).
+
+    Args:
+      input_size: width of the inputs.
+      config: its width, activation and whether it has a bias.
+      rngs: with a `params` stream.
+
+    Attributes:
+      kernel: `[input_size, size]` float32, Glorot uniform.
+      bias: `[size]` float32, zeros; None without one.
+
+    References:
+      `keras.layers.Dense`.
+    """
+
+    def __init__(self, input_size: int, config: DenseConfig, *, rngs: nnx.Rngs):
+        self.activation = config.activation
+        self.kernel = nnx.Param(_glorot_uniform(rngs, (input_size, config.size)))
+        self.bias = nnx.Param(jnp.zeros(config.size, jnp.float32)) if config.use_bias else None
+
+    def __call__(self, inputs: jax.Array, dtype: ComputeDtype = "float32") -> jax.Array:
+        """Returns outputs `[batch, time, size]` of inputs `[batch, time, input_size]`."""
+        outputs = _linear(inputs, self.kernel[...], dtype)
+        if self.bias is not None:
+            outputs += self.bias[...].reshape((1,) * (outputs.ndim - 1) + (-1,))
+        return ACTIVATIONS[self.activation](outputs)
 
 
 class LanguageModel(nnx.Module):
@@ -36,12 +71,13 @@ class LanguageModel(nnx.Module):
     Attributes:
       embedding: `[vocab_size, embedding_size]` float32, the word vectors or uniform in [-1, 1]. Both are wider
         than in Keras, so that words differ from the first step on. None if `config.tied`.
-      lstms: `num_layers` layers of `LSTM`.
+      lstms: the layers of `LSTM`.
       projection: `[hidden_size, projection_size]` float32, Glorot uniform; None without a bottleneck.
+      dense: the layers of `Dense`.
       weights: `[vocab_size, softmax_size]` float32 softmax rows: the word vectors, rotated into this width, or
         Glorot uniform; if tied, uniform in [-0.1, 0.1] as in Merity et al. 2018,
         https://arxiv.org/abs/1708.02182.
-      biases: `[vocab_size]` float32.
+      biases: `[vocab_size]` float32; zeros without `config.softmax_bias`.
 
     Raises:
       InputError: `log_unigram` or `word_vectors` has the wrong shape.
@@ -64,21 +100,26 @@ class LanguageModel(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        size, width = config.vocab_size, config.hidden_size
+        size = config.vocab_size
         vectors = _checked(word_vectors, (size, config.embedding_size), "word_vectors")
         self.embedding = None if config.tied else RowParam(_initial_embedding(config, vectors, rngs))
-        input_sizes = [config.embedding_size] + [width] * (config.num_layers - 1)
-        self.lstms = nnx.List([LSTM(input_size, width, rngs=rngs) for input_size in input_sizes])
-        shape = (width, config.projection_size)
+        widths = [layer.size for layer in config.lstm_layers] + [layer.size for layer in config.dense]
+        sizes = iter([config.embedding_size, *widths])  # of each layer's inputs
+        self.lstms = nnx.List(
+            [LSTM(next(sizes), lstm.size, use_bias=lstm.use_bias, rngs=rngs) for lstm in config.lstm_layers]
+        )
+        shape = (config.hidden_size, config.projection_size)
         self.projection = nnx.Param(_glorot_uniform(rngs, shape)) if config.projection_size else None
+        self.dense = nnx.List([Dense(next(sizes), dense, rngs=rngs) for dense in config.dense])
         self.weights = RowParam(_initial_weights(config, vectors, rngs))
         biases = _checked(log_unigram, (size,), "log_unigram")
-        self.biases = RowParam(jnp.zeros(size, jnp.float32) if biases is None else biases)
+        zeros = biases is None or not config.softmax_bias
+        self.biases = RowParam(jnp.zeros(size, jnp.float32) if zeros else biases)
 
     def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
         """Returns the zero state: a (c, h) for each layer, each `[batch_size, hidden_size]` float32."""
-        shape = (batch_size, self.config.hidden_size)
-        return tuple((jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)) for _ in self.lstms)
+        shapes = [(batch_size, lstm.size) for lstm in self.config.lstm_layers]
+        return tuple((jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)) for shape in shapes)
 
     def embed(self, inputs: jax.Array) -> jax.Array:
         """Returns the embedding rows `[..., embedding_size]` of ids `[...]`; NaN for ids out of range."""
@@ -91,7 +132,7 @@ class LanguageModel(nnx.Module):
         dropout_key: jax.Array | None = None,
         dtype: ComputeDtype = "float32",
     ) -> tuple[jax.Array, tuple[Carry, ...]]:
-        """Runs the LSTM stack, and the bottleneck if there is one, on embedding rows.
+        """Runs the LSTM stack, and the Dense layers if there are any, on embedding rows.
 
         Args:
           embedded: `[batch, time, embedding_size]` float32, rows of `embedding`.
@@ -102,15 +143,18 @@ class LanguageModel(nnx.Module):
         Returns:
           outputs `[batch, time, softmax_size]` and the carry after the last time step.
         """
-        outputs = _dropout(embedded, self.config.dropout, dropout_key, 0)
+        rates = self.config.dropout_after
+        outputs = _dropout(embedded, rates[0], dropout_key, 0)
         new_carry = []
         for layer, (lstm, layer_carry) in enumerate(zip(self.lstms, carry, strict=True), start=1):
             outputs, layer_carry = lstm(outputs, layer_carry, dtype)
-            outputs = _dropout(outputs, self.config.dropout, dropout_key, layer)
+            outputs = _dropout(outputs, rates[layer], dropout_key, layer)
             new_carry.append(layer_carry)
         if self.projection is not None:
-            projected = matmul(outputs.reshape(-1, outputs.shape[-1]), self.projection[...], dtype)
-            outputs = projected.reshape(*outputs.shape[:2], -1)
+            projected = _linear(outputs, self.projection[...], dtype)
+            outputs = _dropout(projected, rates[-1], dropout_key, len(rates) - 1)
+        for layer, dense in enumerate(self.dense, start=1 + len(self.lstms)):
+            outputs = _dropout(dense(outputs, dtype), rates[layer], dropout_key, layer)
         return outputs, tuple(new_carry)
 
     def __call__(
@@ -173,6 +217,11 @@ def _uniform(key: jax.Array, shape: tuple[int, int], limit: float) -> jax.Array:
 
 def _glorot_uniform(rngs: nnx.Rngs, shape: tuple[int, int]) -> jax.Array:
     return jax.nn.initializers.glorot_uniform()(rngs.params(), shape, jnp.float32)
+
+
+def _linear(inputs: jax.Array, kernel: jax.Array, dtype: ComputeDtype) -> jax.Array:
+    outputs = matmul(inputs.reshape(-1, inputs.shape[-1]), kernel, dtype)
+    return outputs.reshape(*inputs.shape[:-1], -1)
 
 
 def _dropout(inputs: jax.Array, rate: float, key: jax.Array | None, layer: int) -> jax.Array:

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxlm.checkpoint import CHECKPOINTS_DIRECTORY, Checkpoints
-from jaxlm.config import LENGTHS, ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.config import LENGTHS, DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.corpus import VOCABULARY_FILE, PathLike
 from jaxlm.errors import InputError
 from jaxlm.files import read_json, staged, write_json, write_text
@@ -24,7 +24,7 @@ LOCK_FILE = "lock"
 
 logger = logging.getLogger(__name__)
 
-Config = TypeVar("Config", ModelConfig, TrainConfig, ScheduleConfig)
+Config = TypeVar("Config", ModelConfig, LSTMConfig, DenseConfig, TrainConfig, ScheduleConfig)
 
 
 class RunConfig(NamedTuple):
@@ -90,8 +90,8 @@ def _check_same_run(directory: Path, config: RunConfig, old: RunConfig) -> None:
     for ours, theirs in ((config.model, old.model), (config.train, old.train)):
         if ours is None or theirs is None:
             continue
-        for name, value in dataclasses.asdict(ours).items():
-            before = getattr(theirs, name)
+        for name in (field.name for field in dataclasses.fields(ours)):
+            value, before = getattr(ours, name), getattr(theirs, name)
             if value != before:
                 raise InputError(
                     f"{directory} is a run with `{name}`={before!r}, not {value!r}; give the same settings to resume"
@@ -165,16 +165,26 @@ def from_dict(cls: type[Config], values: dict[str, Any], source: str) -> Config:
     Raises:
       InputError: a key is unknown or missing, or a value has the wrong type or range.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: expected an object. Received: {values!r}.")
+    fields, types = {field.name: field for field in dataclasses.fields(cls)}, get_type_hints(cls)
     unknown = sorted(set(values) - set(fields))
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
     missing = sorted(required - set(values))
     if unknown or missing:
         raise InputError(f"{source}: unknown keys {unknown}, missing keys {missing} in the {cls.__name__}.")
     try:
-        return cls(**values)
+        return cls(**{name: _from_json(value, types[name], f"{source}: {name}") for name, value in values.items()})
     except (TypeError, InputError) as error:
         raise InputError(f"{source}: {error}") from error
+
+
+def _from_json(value: Any, kind: Any, source: str) -> Any:
+    """Makes the tuples of a config of JSON's lists."""
+    if get_origin(kind) is not tuple or not isinstance(value, list):
+        return value
+    entry = get_args(kind)[0]
+    return tuple(value) if entry is float else tuple(from_dict(entry, each, source) for each in value)
 
 
 def load_vocabulary(directory: Path, config: RunConfig) -> Vocabulary:

@@ -217,6 +217,8 @@ def _update(
     """
     if not state.config.train_embedding:
         gradients.pop("embedding", None)
+    if not state.model.config.softmax_bias:  # its biases are zeros, and stay so
+        gradients.pop("biases")
     norm = global_norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     gradients = _clip(gradients, norm, state.config)

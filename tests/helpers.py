@@ -2,22 +2,37 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from jaxlm.config import ModelConfig
+from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig
 from jaxlm.files import write_json
 from jaxlm.model import LanguageModel
 
+# chains of layers that only the long form of `ModelConfig` describes
+CHAIN: dict[str, Any] = {
+    "lstms": (LSTMConfig(9), LSTMConfig(6, use_bias=False)),
+    "dense": (DenseConfig(11, "relu"), DenseConfig(4, "tanh", use_bias=False)),
+}
+BARE: dict[str, Any] = {
+    "lstms": (LSTMConfig(7, use_bias=False), LSTMConfig(7, use_bias=False)),
+    "dense": (DenseConfig(5),),
+    "softmax_bias": False,
+}
 
-def make_random_model(num_layers: int = 2, seed: int = 1, **change: int) -> LanguageModel:
+
+def make_random_model(num_layers: int = 2, seed: int = 1, **change: Any) -> LanguageModel:
     """Makes a small model of odd sizes with random weights and biases."""
-    sizes = {"vocab_size": 23, "embedding_size": 5, "hidden_size": 7} | change
+    sizes = {"vocab_size": 23, "embedding_size": 5} | ({} if "lstms" in change else {"hidden_size": 7}) | change
     model = LanguageModel(ModelConfig(num_layers=num_layers, **sizes), rngs=nnx.Rngs(0))
     leaves = nnx.state(model, nnx.Param)
     keys = iter(jax.random.split(jax.random.key(seed), 99))
     nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape), leaves))
+    if not model.config.softmax_bias:
+        model.biases[...] = jnp.zeros_like(model.biases[...])
     return model
 
 

@@ -1,8 +1,10 @@
 """Settings are checked when made."""
 
+import dataclasses
+
 import pytest
 
-from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
 
 
@@ -17,11 +19,39 @@ from jaxlm.errors import InputError
         {"tied": True},
         {"projection_size": -1},
         {"projection_size": 2.5},
+        {"lstms": [LSTMConfig(3)]},
+        {"lstms": ((3, True),)},
+        {"hidden_size": 9, "lstms": (LSTMConfig(3),)},
+        {"num_layers": 2, "lstms": (LSTMConfig(3),)},
+        {"dense": (DenseConfig(3),), "projection_size": 4},
+        {"dropout_rates": (0.1, 0.2, 0.3)},
+        {"dropout_rates": (0.1, 1.0)},
+        {"dropout_rates": (0.1, 0.2), "dropout": 0.1},
+        {"softmax_bias": 1},
     ],
 )
 def test_model_settings_out_of_range_raise(change):
     with pytest.raises(InputError, match=next(iter(change))):
         ModelConfig(**({"vocab_size": 10} | change))
+
+
+def test_layer_settings_out_of_range_raise():
+    for config, arguments in (
+        (LSTMConfig, (0,)),
+        (LSTMConfig, (3, 1)),
+        (DenseConfig, (2.0,)),
+        (DenseConfig, (3, "gelu")),
+    ):
+        with pytest.raises(InputError, match="Invalid"):
+            config(*arguments)
+
+
+def test_the_short_and_the_long_form_describe_the_same_chain():
+    short = ModelConfig(10, hidden_size=7, num_layers=2, projection_size=3, dropout=0.25)
+    long = ModelConfig(10, lstms=(LSTMConfig(7), LSTMConfig(7)), dense=(DenseConfig(3, use_bias=False),))
+    long = dataclasses.replace(long, dropout_rates=(0.25, 0.25, 0.25, 0.0))
+    for name in ("lstm_layers", "dense_layers", "dropout_after", "softmax_size", "hidden_size", "num_layers"):
+        assert getattr(short, name) == getattr(long, name)
 
 
 @pytest.mark.parametrize(

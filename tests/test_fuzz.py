@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from convert.keras_ids import KERAS_IDS_FILE, KerasIds
 from convert.keras_vocabulary import read_vocabulary, remarks
-from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.corpus import load_tokens
 from jaxlm.errors import InputError
 from jaxlm.files import write_json
@@ -50,7 +50,8 @@ def mutate(data: st.DataObject, value: dict) -> dict:
 
 
 def fuzz_config(data, directory):
-    save_config(directory, RunConfig(ModelConfig(4), TrainConfig(), ScheduleConfig(), "data", 3, {"train": "x"}))
+    model = ModelConfig(4, lstms=(LSTMConfig(3),), dense=(DenseConfig(2),), dropout_rates=(0.1, 0.2, 0.3))
+    save_config(directory, RunConfig(model, TrainConfig(), ScheduleConfig(), "data", 3, {"train": "x"}))
     value = json.loads((directory / "config.json").read_text())
     version = value.pop("format")
     write_json(directory / "config.json", mutate(data, {k: v for k, v in value.items() if k != "checksum"}), version)

@@ -1,13 +1,15 @@
 """Files of a run: settings come back, damaged and foreign files are refused."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 from helpers import rewrite_json
 
-from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
+from jaxlm.files import write_json
 from jaxlm.run import RunConfig, from_dict, load_config, load_vocabulary, lock, read_metrics, save_config
 
 CONFIG = RunConfig(
@@ -15,10 +17,39 @@ CONFIG = RunConfig(
 )
 
 
-@pytest.mark.parametrize("config", [CONFIG, RunConfig(CONFIG.model)])
+LONG = ModelConfig(9, lstms=(LSTMConfig(3), LSTMConfig(4, False)), dense=(DenseConfig(5, "relu"),), softmax_bias=False)
+RATES = ModelConfig(9, hidden_size=3, dropout_rates=(0.1, 0.25))
+
+
+@pytest.mark.parametrize("config", [CONFIG, RunConfig(CONFIG.model), RunConfig(LONG), RunConfig(RATES)])
 def test_settings_come_back(tmp_path, config):
     save_config(tmp_path, config)
     assert load_config(tmp_path) == config
+
+
+def test_a_config_from_before_there_were_other_layers_is_read(tmp_path):
+    save_config(tmp_path, CONFIG)
+    value = json.loads((tmp_path / "config.json").read_text())
+    for name in ("lstms", "dense", "dropout_rates", "softmax_bias"):
+        del value["model"][name]
+    write_json(tmp_path / "config.json", {key: value[key] for key in CONFIG._fields}, value["format"])
+    assert load_config(tmp_path) == CONFIG
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lstms": [[3, True]]},
+        {"lstms": [{"size": 3, "bias": True}]},
+        {"lstms": {"size": 3}},
+        {"dense": [{"size": 3, "activation": ["relu"]}]},
+        {"dropout_rates": [0.1, "0.2"]},
+        {"softmax_bias": None},
+    ],
+)
+def test_damaged_layers_are_named(change):
+    with pytest.raises(InputError, match=f"test: .*{next(iter(change))}|test: .*activation"):
+        from_dict(ModelConfig, {"vocab_size": 9} | change, "test")
 
 
 def test_unknown_and_missing_keys_are_named():

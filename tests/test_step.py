@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from helpers import BARE, CHAIN
 
 from jaxlm.batches import Batch
 from jaxlm.candidate_sampling.distributions import unigram_table
@@ -25,6 +26,7 @@ from jaxlm.step import exact_and_training_loss, jit_train_step, train_step
 from jaxlm.train_state import TrainState
 
 MODEL = ModelConfig(50, embedding_size=5, hidden_size=7, num_layers=2)
+CHAIN_SIZES = CHAIN | {"hidden_size": 6}  # replaces that of MODEL
 TRAIN = TrainConfig(
     batch_size=3,
     sequence_length=4,
@@ -43,7 +45,8 @@ def make_model(config: ModelConfig = MODEL) -> LanguageModel:
     model = LanguageModel(config, rngs=nnx.Rngs(1))
     model.biases[...] = jax.random.normal(jax.random.key(2), model.biases.shape)
     for lstm in model.lstms:
-        lstm.bias[...] += jax.random.normal(jax.random.key(3), lstm.bias.shape)
+        if lstm.bias is not None:
+            lstm.bias[...] += jax.random.normal(jax.random.key(3), lstm.bias.shape)
     return model
 
 
@@ -133,6 +136,7 @@ def dense_training(config: TrainConfig, model: LanguageModel, words: list[Batch]
         {"optimizer": "adagrad", "labels": labels_somewhere},
         {"optimizer": "sgd", "labels": labels_somewhere, "loss": "full"},
         {"optimizer": "sgd", "labels": labels_somewhere, "loss": "nce"},
+        {"optimizer": "adagrad", "model": CHAIN_SIZES},
     ],
 )
 def test_steps_equal_dense_optax(change):
@@ -159,6 +163,18 @@ def test_steps_equal_dense_optax(change):
     jax.tree_util.tree_map_with_path(check, start, ours, expected)
     if optimizer != "adam" and not model.tied:
         np.testing.assert_array_equal(ours["embedding"][30:], start["embedding"][30:])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
+def test_a_softmax_without_biases_gets_none(optimizer):
+    model = LanguageModel(ModelConfig(50, embedding_size=5, **BARE), np.ones(50), rngs=nnx.Rngs(0))
+    state = TrainState.create(model, dataclasses.replace(TRAIN, optimizer=optimizer))
+    before = np.asarray(state.tables["weights"])
+    for batch in batches(2):
+        state, loss = train_step(state, batch, 0.1)
+    assert np.isfinite(loss) and not state.tables["biases"].any() and (state.tables["weights"] != before).any()
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.dense)]
+    assert [name for name in names if "bias" in name] == ["['dense'][0]['bias']"]
 
 
 @pytest.mark.parametrize("change", [{}, {"loss": "full"}, {"model": {"projection_size": 6}}])

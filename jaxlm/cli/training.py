@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from jaxlm.cli.arguments import Data, OptionalFloat, OptionalInt, OptionalPath, OptionalPositional, Run, Texts
-from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
 
 if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does not
@@ -23,6 +23,9 @@ ZIPF_LIMIT = 0.3  # nats; English and German novels have 0.12, documentation 0.1
 class ModelOptions(ModelConfig):
     __doc__ = ModelConfig.__doc__
     vocab_size: tyro.conf.Suppress[int] = 1  # the corpus decides
+    lstms: tyro.conf.Suppress[tuple[LSTMConfig, ...]] = ()  # too long for options: imported models have them
+    dense: tyro.conf.Suppress[tuple[DenseConfig, ...]] = ()
+    dropout_rates: tyro.conf.Suppress[tuple[float, ...]] = ()
 
 
 def prepare(
@@ -87,7 +90,7 @@ def train(
       data: Directory made by `jaxlm prepare`.
       out: Run directory. Resumes the run it holds, if the settings of the model and of a training step are the
         same; the schedule may change.
-      model: Shape of the model.
+      model: Shape of the model. Without any of its options, that of the run.
       config: What a training step does.
       schedule: Learning rate, length and evaluations.
     """
@@ -95,9 +98,18 @@ def train(
     from jaxlm.training_loop import train as train_model
 
     corpus = load_corpus(data)
-    shape = ModelConfig(**dataclasses.asdict(model) | {"vocab_size": len(corpus.vocabulary)})
+    shape = _model_config(model, out, len(corpus.vocabulary))
     evaluation = train_model(corpus, out, shape, config, schedule, data=data.resolve())
     _print_result(out, corpus, evaluation)
+
+
+def _model_config(options: ModelOptions, out: Path, vocab_size: int) -> ModelConfig:
+    """Returns what the options say, or if none is given, the config of an existing run: options cannot say it all."""
+    from jaxlm.run import CONFIG_FILE, load_config
+
+    if options == ModelOptions() and (out / CONFIG_FILE).exists():
+        return load_config(out).model
+    return ModelConfig(**dataclasses.asdict(options) | {"vocab_size": vocab_size})
 
 
 def resume(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from convert_helpers import assert_models_equal, make_optimizer_state, mutated, skip_without
+from helpers import BARE, CHAIN
 
 from convert import keras_reader, saved_model
 from convert.comparison import compare
@@ -17,13 +18,19 @@ exhaustive = pytest.mark.exhaustive
 
 @pytest.mark.parametrize("name", ["a.tflite", "a.onnx", pytest.param("a", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("logits", "change"), [(False, {}), pytest.param(True, {"projection_size": 5, "tied": True}, marks=exhaustive)]
+    ("logits", "change"),
+    [
+        (False, {}),
+        (False, CHAIN),
+        (True, BARE),
+        pytest.param(True, {"projection_size": 5, "tied": True}, marks=exhaustive),
+    ],
 )
 def test_formats_without_keras_show_log_probabilities_and_all_states(random_run, tmp_path, name, logits, change):
     skip_without(name)
-    run = random_run(3, **change)
+    run = random_run(2 if "lstms" in change else 3, **change)
     comparison = export(run, tmp_path / name, ExportOptions(logits=logits))
-    states = {f"{state}_{n}" for state in "hc" for n in (1, 2, 3)}
+    states = {f"{state}_{n}" for state in "hc" for n in range(1, run.model.config.num_layers + 1)}
     assert {row.quantity for row in comparison.differences} == {"log-probabilities"} | states
     exported = load_predictor(tmp_path / name)
     again = compare(language_model_predictor(run.model), exported, batch_size=3, sequence_length=11, seed=5)

@@ -11,7 +11,7 @@ from keras import layers
 import convert
 import jaxlm
 from convert.comparison import compare, text_losses
-from convert.keras_model import keras_predictor
+from convert.keras_live import keras_predictor
 from convert.options import ExportOptions
 from convert.predictor import language_model_predictor
 from jaxlm.errors import InputError

@@ -16,7 +16,7 @@ from keras import layers
 from convert.comparison import compare
 from convert.export import export
 from convert.formats import load_predictor
-from convert.keras_model import keras_predictor
+from convert.keras_live import keras_predictor
 from convert.keras_reader import open_file, read_model
 from convert.predictor import language_model_predictor
 from convert.weights import model_from_keras_arrays

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from convert_helpers import assert_models_equal
+from helpers import BARE, CHAIN
 
 from convert.keras_builder import build
 from convert.keras_ids import KerasIds
@@ -15,7 +16,7 @@ from convert.weights import (
 )
 from jaxlm.errors import InputError
 
-CASES = [(1, {}), (2, {"projection_size": 4}), (3, {"projection_size": 5, "tied": True})]
+CASES = [(1, {}), (2, {"projection_size": 4}), (3, {"projection_size": 5, "tied": True}), (2, CHAIN), (2, BARE)]
 
 
 @pytest.mark.parametrize(("num_layers", "change"), CASES)

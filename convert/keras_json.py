@@ -1,0 +1,125 @@
+"""The JSON of Keras models (Keras 2 or 3, Sequential or functional), read as a chain of layers. Nothing is executed."""
+
+import re
+from typing import Any, NamedTuple
+
+from jaxlm.errors import InputError
+
+MODELS = ("Sequential", "Functional", "Model")
+# what functions of Keras and TensorFlow are called in files; a file cannot say whose function a name means
+FUNCTIONS = {"softmax": "softmax", "softmax_v2": "softmax", "relu": "relu", "tanh": "tanh", "sigmoid": "sigmoid"}
+
+
+class Layer(NamedTuple):
+    """A Keras layer, from a live model or a file."""
+
+    kind: str  # name of its class, such as "LSTM"
+    config: dict[str, Any]  # as from its get_config()
+    path: tuple[str, ...] = ()  # its groups in the files of Keras 3, such as ("sequential", "lstm_1")
+    names: tuple[str, ...] = ()  # its name, after those of the models around it
+
+
+def layers_of_json(config: Any) -> list[Layer]:
+    """Reads the layers from a model's JSON config, those of models inside it in their place.
+
+    Raises:
+      InputError: it is not such a config, or the layers are not one chain.
+    """
+    try:
+        return _layers(config, (), ())
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(f"The config of the Keras model is damaged: {error!r}") from error
+    except RecursionError as error:
+        raise InputError("The config of the Keras model is damaged: too many models inside each other.") from error
+
+
+def _layers(model: Any, path: tuple[str, ...], names: tuple[str, ...]) -> list[Layer]:
+    kind, inner = model["class_name"], model["config"]
+    if kind not in MODELS:
+        raise InputError(f"The model must be Sequential or Functional; found {kind}.")
+    entries = inner["layers"] if isinstance(inner, dict) else inner  # a list in the first versions of Keras
+    layers: list[Layer] = []
+    counts: dict[str, int] = {}
+    previous = None
+    for entry in entries:
+        if not isinstance(entry["class_name"], str):
+            raise TypeError("class_name")
+        name = str(entry.get("name") or entry["config"].get("name", "?"))
+        key = _snake_case(entry["class_name"])
+        counts[key] = counts.get(key, -1) + 1
+        key = f"{key}_{counts[key]}" if counts[key] else key
+        inbound = _references(entry.get("inbound_nodes", []))
+        if previous is not None and kind != "Sequential" and inbound != [(previous, 0)]:
+            layer = Layer(entry["class_name"], {"name": name})
+            raise refusal(layer, f"its input must be only the layer before it, {previous!r}; found {inbound}")
+        if entry["class_name"] in MODELS:
+            layers += _layers(entry, (*path, key), (*names, name))
+        else:
+            settings = dict(entry["config"]) | {"name": name}
+            layers.append(Layer(entry["class_name"], settings, (*path, key), (*names, name)))
+        previous = name
+    outputs = _references(inner.get("output_layers", [])) if isinstance(inner, dict) else []
+    if kind != "Sequential" and outputs != [(previous, 0)]:
+        raise InputError(f"The model must have one output, that of its last layer {previous!r}; found {outputs}.")
+    return layers
+
+
+def _snake_case(name: str) -> str:
+    """Names a class as Keras names its group in a file."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _references(nodes: Any) -> list[tuple[str, int]]:
+    """Returns layer and tensor of each [name, node, tensor] somewhere in lists and dicts."""
+    if isinstance(nodes, dict):
+        nodes = list(nodes.values())
+    if not isinstance(nodes, list | tuple):
+        return []
+    if len(nodes) >= 3 and isinstance(nodes[0], str) and isinstance(nodes[1], int) and isinstance(nodes[2], int):
+        return [(nodes[0], nodes[2])]
+    return [reference for node in nodes for reference in _references(node)]
+
+
+def check_classes(config: Any) -> None:
+    """Checks that a config names no classes but Keras' own, at any depth.
+
+    Raises:
+      InputError: it does; Keras would have to import and run them.
+    """
+    values = list(config.values()) if isinstance(config, dict) else config if isinstance(config, list) else []
+    if isinstance(config, dict) and "class_name" in config:
+        module, registered = config.get("module") or "keras", config.get("registered_name")
+        if str(module).split(".")[0] not in ("keras", "tf_keras") or registered and ">" in str(registered):
+            name = f"{config['class_name']} of {registered or module}"
+            raise InputError(f"The model cannot be converted: {name} is not a class of Keras, and is not executed.")
+    for value in values:
+        check_classes(value)
+
+
+def without_functions(config: Any) -> Any:
+    """Returns a config in which functions that are known by name are names, as in Keras' own activations."""
+    if isinstance(config, list):
+        return [without_functions(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "function" and str(config.get("config")) in FUNCTIONS:
+        return FUNCTIONS[str(config["config"])]
+    return {key: without_functions(value) for key, value in config.items()}
+
+
+def is_step_model(config: Any) -> bool:
+    """Whether a config is that of a single-step model of jaxlm's, judging by its inputs and layers."""
+    inner = config.get("config") if isinstance(config, dict) else None
+    layers = inner.get("layers") if isinstance(inner, dict) else None
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        return False
+    kinds = {layer.get("class_name") for layer in layers}
+    names = [str(layer.get("name")) for layer in layers if layer.get("class_name") == "InputLayer"]
+    known = kinds <= {"InputLayer", "Embedding", "LSTM", "Dense", "Activation"}
+    return known and len(names) > 2 and all(re.fullmatch(r"token_ids|[hc]_\d+", name) for name in names)
+
+
+def refusal(layer: Layer, reason: str) -> InputError:
+    """Returns the error that names a layer and the reason why it cannot be converted."""
+    return InputError(f"Layer {layer.config.get('name', '?')!r} ({layer.kind}) cannot be converted: {reason}.")

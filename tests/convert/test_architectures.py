@@ -1,0 +1,186 @@
+"""Architectures that people publish, in every form of both versions of Keras: read, compared, trained, given back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+import pytest
+
+import convert
+import jaxlm
+from convert.comparison import compare
+from convert.keras_live import as_array, chain, weight_variables, zero_states
+from convert.predictor import language_model_predictor
+from convert.source import read_source
+from jaxlm.batches import Batch
+
+V = 23
+
+
+def lstm(k, size=7, **settings):
+    return k.layers.LSTM(size, return_sequences=True, **settings)
+
+
+def softmax(k, **settings):
+    return k.layers.Dense(V, activation="softmax", **settings)
+
+
+def published_tutorial(k):
+    hidden = k.layers.Dense(9, activation="relu")
+    return [k.layers.Embedding(V, 5), lstm(k), k.layers.LSTM(6), hidden, softmax(k)]
+
+
+def dense_layers(k):
+    hidden = [k.layers.Dense(9, activation="tanh", use_bias=False), k.layers.Dense(4)]
+    return [k.layers.Embedding(V, 5), lstm(k), *hidden, softmax(k)]
+
+
+def sizes_and_biases(k):
+    softmax_without = softmax(k, use_bias=False)
+    return [k.layers.Embedding(V, 5), lstm(k, 9, use_bias=False), lstm(k, 6, name="first"), softmax_without]
+
+
+def dropouts(k):
+    middle = [k.layers.Dropout(0.5), lstm(k, dropout=0.25, recurrent_dropout=0.1), k.layers.GaussianNoise(0.3)]
+    return [k.layers.Embedding(V, 5), *middle, lstm(k), k.layers.SpatialDropout1D(0.2), softmax(k)]
+
+
+def wrapped(k):
+    rnn = k.layers.RNN(k.layers.LSTMCell(6), return_sequences=True)
+    hidden = k.layers.TimeDistributed(k.layers.Dense(4, activation="relu"))
+    inner = k.Sequential([k.layers.Dense(8), k.layers.Activation("tanh"), k.layers.Dropout(0.1)])
+    return [k.layers.Embedding(V, 5), rnn, hidden, inner, k.layers.Dense(V), k.layers.Activation("softmax")]
+
+
+def function(k):
+    import tensorflow as tf
+
+    return [k.layers.Embedding(V, 5), lstm(k), k.layers.Dense(V, activation=tf.nn.softmax)]
+
+
+def stateful(k):
+    return [k.layers.Embedding(V, 5), lstm(k, stateful=True), lstm(k, 6, stateful=True), k.layers.Dense(V)]
+
+
+def mixed(policy: str) -> Callable[[Any], list]:
+    def make(k):
+        inner = [k.layers.Embedding(V, 5, dtype=policy), lstm(k, dtype=policy), k.layers.Dense(V, dtype=policy)]
+        return [*inner, k.layers.Activation("softmax", dtype="float32")]
+
+    return make
+
+
+ARCHITECTURES = {
+    "published tutorial": published_tutorial,
+    "dense layers": dense_layers,
+    "sizes and biases": sizes_and_biases,
+    "dropouts": dropouts,
+    "wrapped": wrapped,
+    "function": function,
+    "stateful": stateful,
+    "mixed_float16": mixed("mixed_float16"),
+    "mixed_bfloat16": mixed("mixed_bfloat16"),
+    "float64": mixed("float64"),
+}
+TOLERANCES = {"mixed_float16": 0.01, "mixed_bfloat16": 0.1}
+FIXED = {"stateful": (3, 4)}
+
+
+def make_model(name: str, k: Any, *, functional: bool = False) -> Any:
+    """Makes an architecture with random weights and biases."""
+    layers, (batch_size, length) = ARCHITECTURES[name](k), FIXED.get(name, (None, None))
+    ids = k.Input((length,), batch_size=batch_size, dtype="int32")
+    if functional:
+        outputs = ids
+        for layer in layers:
+            outputs = layer(outputs)
+        model = k.Model(ids, outputs)
+    else:
+        model = k.Sequential(
+            [ids, *layers] if k is keras else [k.layers.InputLayer(ids.shape[1:], batch_size), *layers]
+        )
+    rng = np.random.default_rng(0)
+    for layer in chain(model):
+        for variable in weight_variables(layer):
+            variable.assign(rng.normal(0, 0.5, variable.shape))
+    return model
+
+
+def keras_module(version: int) -> Any:
+    return keras if version == 3 else pytest.importorskip("tf_keras", reason="Keras 2 is not installed")
+
+
+def outputs_of(model: Any, ids: np.ndarray) -> np.ndarray:
+    """Returns Keras' own log-probabilities from zero states."""
+    with zero_states(chain(model)):
+        outputs = as_array(model(ids)).astype(np.float64)
+    if outputs.min() < 0:
+        return np.asarray(jax.nn.log_softmax(outputs))
+    return np.log(outputs)
+
+
+def assert_equal_function(language_model: jaxlm.LanguageModel, model: Any, name: str) -> None:
+    batch_size, length = FIXED.get(name, (2, 6))
+    ids = np.random.default_rng(1).integers(0, V, (batch_size, length)).astype(np.int32)
+    ours, theirs = np.asarray(jax.nn.log_softmax(language_model(ids)[0])), outputs_of(model, ids)
+    tolerance = TOLERANCES.get(name, 1e-5)
+    np.testing.assert_allclose(ours[:, -1] if theirs.ndim == 2 else ours, theirs, atol=tolerance)
+
+
+def trained(language_model: jaxlm.LanguageModel) -> jaxlm.LanguageModel:
+    """Trains two steps."""
+    config = jaxlm.TrainConfig(num_sampled=9, batch_size=2, sequence_length=3)
+    state = jaxlm.TrainState.create(language_model, config)
+    ids = np.random.default_rng(2).integers(0, V, (2, 2, 4)).astype(np.int32)
+    for words in ids:
+        state, loss = jaxlm.train_step(state, Batch(words[:, :-1], words[:, 1:]), 0.01)
+    assert np.isfinite(loss)
+    return state.model
+
+
+@pytest.mark.parametrize("version", [3, 2])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_live(name, version):
+    k = keras_module(version)
+    model = make_model(name, k, functional=version == 3)
+    config = model.get_config()
+    language_model = convert.from_keras(model)
+    assert_equal_function(language_model, model, name)
+    language_model = trained(language_model)
+    convert.load_into_keras(language_model, model)
+    assert_equal_function(language_model, model, name)
+    assert model.get_config() == config
+
+
+FORMS = ["a.keras", "a.h5", "a.hdf5", "a.weights.h5"]
+
+
+@pytest.mark.parametrize("version", [3, 2])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_files(name, form, version, tmp_path):
+    model = make_model(name, keras_module(version), functional=form != "a.keras")
+    path = tmp_path / form
+    model.save_weights(path) if "weights" in form else model.save(path)
+    source = read_source(path)
+    comparison = compare(language_model_predictor(source.model), source.predictor)
+    assert comparison.within_tolerance, str(comparison)
+    if form == "a.weights.h5" and name in ("dense layers", "wrapped"):
+        assert any("relu" in text for text in source.assumed)  # which these files do not say, and here is wrong
+        return
+    assert_equal_function(source.model, model, name)
+    assert ("own reading" in source.predictor.name) == ("weights" in form)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [3, 2])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_saved_models(name, version, tmp_path):
+    model = make_model(name, keras_module(version))
+    model.export(tmp_path / "a", verbose=False) if version == 3 else model.save(tmp_path / "a", save_format="tf")
+    source = read_source(tmp_path / "a")
+    comparison = compare(language_model_predictor(source.model), source.predictor)
+    assert comparison.max_difference < TOLERANCES.get(name, 1e-4), str(comparison)
+    assert_equal_function(source.model, model, name)
