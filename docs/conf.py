@@ -2,11 +2,14 @@
 
 import importlib.metadata
 import inspect
+import json
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+ROOT = Path(__file__).parent.parent
 
 project = "jaxlm"
 version = release = importlib.metadata.version("jaxlm")
@@ -48,7 +51,29 @@ def skip_fields(app: Any, what: str, name: str, target: Any, skip: bool, options
     return skip or "Alias for field" in (getattr(target, "__doc__", None) or "")
 
 
+def notebook_page(notebook: dict[str, Any], name: str) -> str:
+    """Returns a notebook as Markdown: text, code, and what the code printed."""
+    title, *cells = notebook["cells"]
+    link = f"*This page is the notebook `examples/notebooks/{name}`.*"
+    parts = ["".join(title["source"]), link]
+    for cell in cells:
+        source = "".join(cell["source"])
+        parts.append(f"```python\n{source}\n```" if cell["cell_type"] == "code" else source)
+        printed = "".join(line for output in cell.get("outputs", ()) for line in output["text"])
+        parts += [f"```text\n{printed.rstrip()}\n```"] if printed else []
+    return "\n\n".join(parts) + "\n"
+
+
+def write_notebook_pages(app: Any) -> None:
+    """Writes the pages of the notebooks, which are not in the repository, before Sphinx looks for pages."""
+    (ROOT / "docs" / "notebooks").mkdir(exist_ok=True)
+    for path in (ROOT / "examples" / "notebooks").glob("*.ipynb"):
+        text = notebook_page(json.loads(path.read_text(encoding="utf-8")), path.name)
+        (ROOT / "docs" / "notebooks" / f"{path.stem}.md").write_text(text, encoding="utf-8")
+
+
 def setup(app: Any) -> None:
-    """Connects the functions above, before napoleon reads the docstrings."""
+    """Connects the functions above; the docstrings are changed before napoleon reads them."""
+    app.connect("builder-inited", write_notebook_pages)
     app.connect("autodoc-process-docstring", add_fields, priority=400)
     app.connect("autodoc-skip-member", skip_fields)

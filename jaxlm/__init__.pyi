@@ -19,6 +19,7 @@ from .losses import sampled_softmax_loss as sampled_softmax_loss
 from .model import LanguageModel as LanguageModel
 from .neighbors import nearest_words as nearest_words
 from .neighbors import next_words as next_words
+from .report import write_report as write_report
 from .row_updates import RowGradient as RowGradient
 from .row_updates import sum_duplicates as sum_duplicates
 from .row_updates import update_rows as update_rows

@@ -36,7 +36,7 @@ def nearest_words(
 ) -> NearestWords:
     """Finds the words whose rows point in the directions nearest to those of some words.
 
-    cosine = row @ other / (|row| |other|)
+    cosine = row @ other / (norm(row) * norm(other))
 
     Args:
       model: the language model.

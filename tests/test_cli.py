@@ -39,6 +39,7 @@ def test_whole_path(text_file, tmp_path, capsys):
     assert jaxlm("train", data, "--out", run, "--steps", 40, "--eval-every", 20, *flags) == 0
     assert "exact perplexity" in capsys.readouterr().out
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert jaxlm("evaluate", run, "--max-tokens", 200) == 0
     output = capsys.readouterr().out
     assert "valid: exact perplexity" in output and "test: exact perplexity" in output and "unigram model" in output

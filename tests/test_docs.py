@@ -29,6 +29,7 @@ COMMANDS = {
         "generate",
         "next-words",
         "neighbors",
+        "report",
         "doctor",
     ),
     "jaxlm-convert": ("to-keras", "from-keras", "verify"),

@@ -1,9 +1,9 @@
-"""Times exact evaluation and generation with a large vocabulary against the matrix products they consist of.
+"""Times exact evaluation, scoring and generation with a large vocabulary against the matrix products they consist of.
 
     python examples/benchmarks/evaluation.py
 
-Evaluation takes 2 H V FLOP per word besides its LSTM. Generation, one word at a time, has to read all softmax
-rows for each word: 4 H V bytes.
+Evaluation and scoring take 2 H V FLOP per word besides the LSTM. Generation, one word at a time, has to read all
+softmax rows for each word: 4 H V bytes.
 """
 
 import statistics
@@ -31,17 +31,20 @@ def main(vocab_size: int = 200_000, words: int = 2240, generated: int = 50, repe
     model = jax.jit(lambda: jaxlm.LanguageModel(config, rngs=nnx.Rngs(0)))()
     tokens = np.random.default_rng(0).integers(0, vocab_size, words + 1).astype(np.int32)
     prompt = tokens[:20]
+    vocabulary = jaxlm.Vocabulary((*(f"w{n}" for n in range(vocab_size - 1)), "<eos>"), None, "whitespace")
+    lines = [" ".join(vocabulary.words[i % (vocab_size - 1)] for i in tokens[n : n + 19]) for n in range(0, words, 20)]
     product = matmul()
     read = jax.jit(lambda rows: jnp.sum(rows, axis=1))  # as many bytes as generating a word has to read
     rows = model.weights[...]
     functions = {
         f"evaluate, {words:,} words": lambda: jaxlm.evaluate(model, tokens),
+        f"score, {20 * len(lines):,} words in lines": lambda: list(jaxlm.score(model, vocabulary, lines)),
         f"generate, {generated} words": lambda: jaxlm.generate(model, prompt, generated, key=jax.random.key(0)),
         "read the softmax rows once": lambda: read(rows).block_until_ready(),
         "ten products of 2048 x 2048": lambda: [product() for _ in range(10)],
     }
     times = interleaved(functions, repeats)
-    (evaluate, evaluated), (generate, wrote), (_, read_once), (_, products) = times.items()
+    (evaluate, evaluated), (score, scored), (generate, wrote), (_, read_once), (_, products) = times.items()
     lstm = 4 * config.hidden_size * (config.embedding_size + config.hidden_size)
     flop = 2 * words * (config.hidden_size * vocab_size + lstm)
     floor = flop / (10 * MATMUL_FLOP / statistics.median(products))
@@ -49,6 +52,7 @@ def main(vocab_size: int = 200_000, words: int = 2240, generated: int = 50, repe
     print(f"floor of evaluation: {flop / 1e9:,.0f} GFLOP, {1e3 * floor:,.0f} ms; of generation: {generated} reads")
     table = [
         [evaluate, *milliseconds(evaluated), f"{floor / statistics.median(evaluated):.0%}"],
+        [score, *milliseconds(scored), f"{floor / statistics.median(scored):.0%}"],
         [generate, *milliseconds(wrote), f"{generated * statistics.median(read_once) / statistics.median(wrote):.0%}"],
     ]
     print_table(["what", "median ms", "min ms", "share of floor"], table)

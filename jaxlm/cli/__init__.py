@@ -9,11 +9,11 @@ from jaxlm.cli.arguments import OptionalPath, Run
 from jaxlm.cli.command_line import enable_compilation_cache, run_command, show_messages
 from jaxlm.cli.generation import generate, neighbors, next_words
 from jaxlm.cli.scoring import rescore, score
-from jaxlm.cli.training import doctor, evaluate, prepare, resume, train
+from jaxlm.cli.training import doctor, evaluate, prepare, report, resume, train
 
 __all__ = ["OptionalPath", "Run", "main", "run", "run_command", "show_messages"]
 
-COMMANDS = (prepare, train, resume, evaluate, score, rescore, generate, next_words, neighbors, doctor)
+COMMANDS = (prepare, train, resume, evaluate, score, rescore, generate, next_words, neighbors, report, doctor)
 
 app = tyro.extras.SubcommandApp()
 for command in COMMANDS:

@@ -1,10 +1,10 @@
-"""The commands that make a model and check it: prepare, train, resume, evaluate, doctor."""
+"""The commands that make a model and check it: prepare, train, resume, evaluate, report, doctor."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -170,6 +170,26 @@ def evaluate(
         _print_evaluation(split, result, corpus, f", read as {streams} streams, each from the zero state")
 
 
+def report(
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")],
+    /,
+    out: OptionalPath = None,
+    max_tokens: int = 2000,
+    seed: int = 0,
+) -> None:
+    """Write a report of one run, or of several side by side, as one HTML file. `jaxlm train` writes it at the end.
+
+    Args:
+      runs: Run directories.
+      out: File to write; by default report.html in the first run directory.
+      max_tokens: Words of the validation text whose surprisal is computed.
+      seed: Random seed of the samples.
+    """
+    from jaxlm.report import write_report
+
+    print(f"report: {write_report(runs, out, max_tokens=max_tokens, seed=seed)}")
+
+
 def doctor(path: OptionalPositional = None, /) -> int:
     """Check this machine, and the files of a run or a corpus. Exits with 1 if something is wrong.
 
@@ -187,8 +207,10 @@ def doctor(path: OptionalPositional = None, /) -> int:
 
 def _print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None") -> None:
     from jaxlm.plot import plot_metrics
+    from jaxlm.report import write_report
 
     print(f"curve: {plot_metrics(run, corpus)}")
+    print(f"report: {write_report([run])}")
     if evaluation is not None:
         _print_evaluation("valid", evaluation, corpus)
 
