@@ -40,7 +40,8 @@ def load(directory: Path, config: ModelConfig) -> dict[str, Any] | None:
         return None
     description = read_json(path, FORMAT).get("model")
     try:
-        found = read_structure_of(description).config
+        with library_errors(path, "loaded"):
+            found = read_structure_of(description).config
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     shape, expected = (dataclasses.replace(each, tied=False, dropout=0.0, dropout_rates=()) for each in (found, config))

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import h5py
 import jax
 import keras
 import numpy as np
@@ -22,6 +23,7 @@ from convert.predictor import language_model_predictor
 from convert.source import read_source
 from convert.weights import language_model_weights, model_from_weights, to_keras_weights
 from jaxlm.batches import Batch
+from jaxlm.errors import InputError
 
 V = 23
 
@@ -247,3 +249,91 @@ def without_ids(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: without_ids(entry) for key, entry in value.items() if key != "shared_object_id"}
+
+
+REFUSED = {
+    "bidirectional": (
+        lambda k: [k.layers.Embedding(V, 5), k.layers.Bidirectional(lstm(k), name="x"), softmax(k)],
+        "'x'",
+    ),
+    "gru": (lambda k: [k.layers.Embedding(V, 5), k.layers.GRU(7, return_sequences=True, name="x"), softmax(k)], "'x'"),
+    "hard": (
+        lambda k: [k.layers.Embedding(V, 5), lstm(k, recurrent_activation="hard_sigmoid"), softmax(k)],
+        "hard_sig",
+    ),
+    "relu": (lambda k: [k.layers.Embedding(V, 5), lstm(k, activation="relu"), softmax(k)], "'relu'"),
+    "norm": (lambda k: [k.layers.Embedding(V, 5), lstm(k), k.layers.BatchNormalization(name="x"), softmax(k)], "'x'"),
+}
+
+
+@pytest.mark.parametrize("version", [3, 2])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_refused_from_every_form(name, version, tmp_path):
+    k, (make, message) = keras_module(version), REFUSED[name]
+    model = k.Sequential(make(k))
+    model.build((None, None))
+    with pytest.raises(InputError, match=message):
+        convert.from_keras(model)
+    forms = ["a.keras", "a.h5"] + (["a"] if version == 2 and name == "hard" else [])
+    for form in forms:
+        model.save(tmp_path / form, **({"save_format": "tf"} if form == "a" else {}))
+        with pytest.raises(InputError, match=message) as raised:
+            read_source(tmp_path / form)
+        assert "\n" not in str(raised.value)
+
+
+def test_time_major_is_refused():
+    k = keras_module(2)
+    ids = k.Input((None,), dtype="int32")
+    hidden = k.layers.LSTM(7, return_sequences=True, time_major=True)(k.layers.Embedding(V, 5)(ids))
+    with pytest.raises(InputError, match="time_major=False; found True"):
+        convert.from_keras(k.Model(ids, softmax(k)(hidden)))
+
+
+def test_a_cudnn_lstm_is_read_as_keras_2_itself_reads_it(tmp_path):
+    """Keras 2 turns its weights into those of the equal LSTM when it loads them into one."""
+    k = keras_module(2)
+    from tf_keras.src.layers.rnn.cudnn_lstm import CuDNNLSTM
+
+    models = []
+    for layer in (CuDNNLSTM(7, return_sequences=True), lstm(k)):
+        models.append(k.Sequential([k.layers.Embedding(V, 5), layer, softmax(k)]))
+    rng = np.random.default_rng(0)
+    cudnn, usual = models
+    cudnn.layers[0].build((None, None))
+    cudnn.layers[1].build((None, None, 5))
+    cudnn.layers[2].build((None, None, 7))
+    cudnn.built = True
+    for layer in cudnn.layers:
+        layer.set_weights([rng.normal(0, 0.5, weight.shape) for weight in layer.get_weights()])
+    usual.build((None, None))
+    cudnn.save_weights(tmp_path / "a.h5")
+    usual.load_weights(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file.attrs["keras_version"] = "2.2.4"
+    source = read_source(tmp_path / "a.h5")
+    assert_equal_function(source.model, usual, "cudnn")
+    assert "hard_sigmoid" in source.assumed[-1] and "own reading" in source.predictor.name
+
+
+def test_what_is_not_kept_is_said(tmp_path):
+    model = make_model("dropouts", keras)
+    model.layers[0].trainable = False
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 9), clipvalue=0.5, use_ema=True)
+
+    @keras.saving.register_keras_serializable(package="mine")
+    def surprise(labels, predictions):
+        return keras.losses.sparse_categorical_crossentropy(labels, predictions)
+
+    model.compile(optimizer, surprise, metrics=["accuracy"])
+    model.save(tmp_path / "a.keras")
+    del keras.saving.get_custom_objects()["mine>surprise"]
+    (tmp_path / "words.txt").write_text("\n".join(["<unk>", "<eos>", *(f"w{i}" for i in range(V - 2))]))
+    lines = list(import_run(tmp_path / "a.keras", tmp_path / "run", tmp_path / "words.txt", "<unk>", "<eos>", "words"))
+    (ignored,) = [line for line in lines if line.startswith("trained without")]
+    (missing,) = [line for line in lines if line.startswith("not kept: ")]
+    for text in (": trainable=False", "recurrent_dropout=0.1", "GaussianNoise(0.3)"):
+        assert text in ignored and "kept in what to-keras writes" in ignored
+    for text in ("Adam(", "learning_rate=CosineDecay", "clipvalue=0.5", "use_ema=True", "surprise", "accuracy"):
+        assert text in missing
+    assert lines[-1].endswith(f"jaxlm train DATA --out {tmp_path / 'run'}")
