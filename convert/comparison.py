@@ -99,12 +99,12 @@ def check(first: Predictor, second: Predictor) -> Comparison:
     return comparison
 
 
-def precomputed(predictor: Predictor, shape: Shape = (None, None)) -> Predictor:
+def precomputed(predictor: Predictor) -> Predictor:
     """Computes now what `compare` asks for by default, so that the model need not stay in memory.
 
-    The other side's `first_id` must not be larger than this one's, and its `shape` must be given.
+    The other side's `first_id` must not be larger than this one's, and its `shape` must not be narrower.
     """
-    ids = _random_ids(predictor.vocab_size, predictor.first_id, *_shape(predictor.shape, shape), SEED)
+    ids = _random_ids(predictor.vocab_size, predictor.first_id, *_shape(predictor.shape, (None, None)), SEED)
     known = {ids.tobytes(): predictor.predict(ids)}
     return predictor._replace(predict=lambda ids: known[ids.tobytes()])
 

@@ -12,9 +12,10 @@ from convert import keras_reader
 from convert.comparison import Comparison, compare, precomputed
 from convert.errors import library_errors
 from convert.formats import FORMATS, format_of, load_predictor
+from convert.kept_model import read_structure_of
 from convert.optimizer import states_equal
 from convert.options import DEFAULT_OPTIONS, ExportOptions, FormatName
-from convert.predictor import language_model_predictor
+from convert.predictor import Predictor, language_model_predictor
 from convert.runs import Run
 from jaxlm.errors import InputError
 from jaxlm.files import readable_size
@@ -57,7 +58,7 @@ def export(
     )
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory, bar:
         target = Path(directory) / (out.name.removesuffix(ending) + ending)  # an ONNX file names its data file
-        expected = precomputed(language_model_predictor(run.model, "run"))
+        expected = precomputed(_predictor(run, options))
         with library_errors(out, "written"):
             FORMATS[name].write_module.write(run, target, options)
         del run  # so that its memory serves the reloaded model
@@ -71,6 +72,15 @@ def export(
             raise InputError("The exported optimizer state differs from the run's, so it is not written.")
         _move_into_place(target, out)
     return comparison
+
+
+def _predictor(run: Run, options: ExportOptions) -> Predictor:
+    """Returns the run's `Predictor`, with the limits of the Keras model that it came from, if that is rebuilt."""
+    predictor = language_model_predictor(run.model, "run")
+    if run.description is None or options != DEFAULT_OPTIONS:
+        return predictor
+    structure = read_structure_of(run.description)
+    return predictor._replace(first_id=int(structure.mask_zero), shape=structure.shape)
 
 
 def check_output(out: Path, overwrite: bool, format: FormatName | None = None) -> FormatName:

@@ -59,7 +59,7 @@ def import_run(
     yield str(check(language_model_predictor(language_model), source.predictor))
     yield from _remarks(source, keep_optimizer)
     optimizer = read_optimizer(model, config) if keep_optimizer else None
-    runs.write(run, language_model, vocabulary, keras_ids, optimizer)
+    runs.write(run, language_model, vocabulary, keras_ids, optimizer, source.description)
     if optimizer:
         yield f"{optimizer.name} continues after {optimizer.steps:,} steps: --learning-rate {optimizer.learning_rate:g}"
     if keras_ids is not None:
@@ -83,7 +83,8 @@ def _remarks(source: Source, keep_optimizer: bool) -> Iterator[str]:
     if source.assumed:
         yield f"assumed: {'; '.join(source.assumed)}"
     if source.ignored:
-        yield f"trained without: {'; '.join(source.ignored)}"
+        kept = ", but kept in what to-keras writes" if source.description else ""
+        yield f"trained without{kept}: {'; '.join(source.ignored)}"
     missing = not_kept(source.compiled, keep_optimizer=keep_optimizer)
     if source.description is None:
         missing += source.ignored

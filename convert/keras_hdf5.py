@@ -33,6 +33,9 @@ def find_datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
 
     def visit(name: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset):
+            links = [key for key in item if not isinstance(item.get(key, getlink=True), h5py.HardLink)]
+            if links:
+                raise InputError(f"{path}: {name}/{links[0]} is not an array of numbers inside the file, but a link.")
             return
         if item.dtype.kind not in "fiuV" or item.external or item.is_virtual:
             raise InputError(f"{path}: {name} is not an array of numbers inside the file (dtype {item.dtype}).")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
-import keras
 import numpy as np
 
 from convert.cudnn import equal_arrays, equal_shapes
 from convert.errors import library_errors
+from convert.kept_model import deserialize
 from convert.keras_archive import open_archive
 from convert.keras_builder import abstract, build, tensor_of
 from convert.keras_hdf5 import find_datasets, optimizer_variables, read_array, weights_alone, weights_of_layers
@@ -163,7 +163,7 @@ def load_predictor(path: Path) -> Predictor:
     if description is not None and source.version[:1] == (3,):
         with library_errors(path, "loaded"):
             weights = [tensor_of(array) for array in arrays]
-            return abstract_predictor(abstract(lambda: _deserialize(_stateless(description))), weights, path.name)
+            return abstract_predictor(abstract(lambda: deserialize(_stateless(description))), weights, path.name)
     if description is not None and structure is not None and importlib.util.find_spec("tf_keras"):
         predictor = _keras_2_predictor(description, structure, arrays, path.name)
         if predictor is not None:
@@ -183,15 +183,6 @@ def _stateless(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     return {key: False if key == "stateful" else _stateless(value) for key, value in config.items()}
-
-
-def _deserialize(config: dict[str, Any]) -> keras.Model:
-    if "module" in config:
-        return keras.saving.deserialize_keras_object(config, safe_mode=True)
-    kind = (
-        keras.Sequential if config["class_name"] == "Sequential" else keras.Model
-    )  # .h5 has no modules, as in Keras 2
-    return kind.from_config(config["config"])
 
 
 def _keras_2_predictor(

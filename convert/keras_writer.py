@@ -17,9 +17,10 @@ import keras
 import ml_dtypes
 import numpy as np
 
+from convert import kept_model
 from convert.keras_builder import abstract, assign_weights, build
 from convert.optimizer import SLOTS, OptimizerState, compile_model
-from convert.options import ExportOptions
+from convert.options import DEFAULT_OPTIONS, ExportOptions
 from convert.runs import Run
 from convert.weights import language_model_weights, to_keras_weights, weight_table
 from jaxlm.config import ModelConfig
@@ -52,13 +53,27 @@ def write(run: Run, target: Path, options: ExportOptions) -> None:
     Raises:
       InputError: a weight is NaN or infinite.
     """
-    if target.suffix == ".keras":
+    if run.description is not None and options == DEFAULT_OPTIONS:
+        _write_rebuilt(run, run.description, target)
+    elif target.suffix == ".keras":
         _write_archive(run, target, options)
     elif target.name.endswith(".weights.h5"):
         _write_hdf5(run, target, options, lambda model, path: model.save_weights(path), {})
     else:
         config = {"model_config": _keras_2_config(run.model.config, options)}
         _write_hdf5(run, target, options, lambda model, path: model.save(path, include_optimizer=False), config)
+
+
+def _write_rebuilt(run: Run, description: dict[str, Any], target: Path) -> None:
+    """Lets Keras write the model that the run came from: it takes more memory, but any layer in any order."""
+    weights = to_keras_weights(language_model_weights(run.model), run.model.config)
+    model = kept_model.rebuild(description, weights)
+    if run.optimizer:
+        compile_model(model, run.optimizer, run.model.config)
+    if target.name.endswith(".weights.h5"):
+        model.save_weights(target)
+    else:
+        model.save(target, **({} if target.suffix == ".keras" else {"include_optimizer": False}))
 
 
 def _write_archive(run: Run, target: Path, options: ExportOptions) -> None:

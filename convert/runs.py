@@ -2,8 +2,9 @@
 
 import gc
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from convert import kept_model
 from convert.keras_ids import KerasIds
 from convert.optimizer import OptimizerState, from_train_state, to_train_state
 from jaxlm.checkpoint import Checkpoints, Progress
@@ -24,6 +25,7 @@ class Run(NamedTuple):
     words: tuple[str, ...]
     tokenization: Tokenization
     optimizer: OptimizerState | None = None  # only if asked for
+    description: dict[str, Any] | None = None  # JSON of the Keras model it came from, checked
 
 
 def load(directory: Path, *, keep_optimizer: bool = False) -> Run:
@@ -34,12 +36,14 @@ def load(directory: Path, *, keep_optimizer: bool = False) -> Run:
     """
     model, vocabulary, config = load_model(directory)
     optimizer = _load_optimizer(directory, config) if keep_optimizer else None
+    description = kept_model.load(directory, config.model)
     keras_ids = KerasIds.load(directory, len(vocabulary))
     if keras_ids is None:
-        return Run(model, vocabulary.words, vocabulary.tokenization, optimizer)
+        return Run(model, vocabulary.words, vocabulary.tokenization, optimizer, description)
     model, optimizer = keras_ids.model_for_keras(model, optimizer)
     gc.collect()  # Flax modules are reference cycles
-    return Run(model, keras_ids.words_for_keras(vocabulary.words), vocabulary.tokenization, optimizer)
+    words = keras_ids.words_for_keras(vocabulary.words)
+    return Run(model, words, vocabulary.tokenization, optimizer, description)
 
 
 def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
@@ -58,6 +62,7 @@ def write(
     vocabulary: Vocabulary,
     keras_ids: KerasIds | None = None,
     optimizer: OptimizerState | None = None,
+    description: dict[str, Any] | None = None,
 ) -> None:
     """Writes a run of no steps, which `jaxlm train` continues with any training settings.
 
@@ -67,6 +72,7 @@ def write(
       vocabulary: by decreasing counts.
       keras_ids: the Keras id of each id of the vocabulary; None if they are the same.
       optimizer: in the ids of the Keras model; None to start with a fresh one.
+      description: JSON of the Keras model, which `to-keras` rebuilds.
 
     Raises:
       InputError: the directory exists, or the sizes differ.
@@ -82,6 +88,8 @@ def write(
         if keras_ids is not None:
             keras_ids.save(partial)
             model, optimizer = keras_ids.model_for_run(model, optimizer)
+        if description is not None:
+            kept_model.save(partial, description)
         _, tables, dense = split_params(model)
         saved, config = {"tables": tables, "dense": dense}, RunConfig(model.config)
         if optimizer is not None:

@@ -30,7 +30,7 @@ class Source(NamedTuple):
 
     model: LanguageModel
     predictor: Predictor
-    description: dict[str, Any] | None  # JSON of the model, to rebuild it; None if jaxlm has to build its own
+    description: dict[str, Any] | None  # JSON of the model, for Keras 3 to rebuild it; None if it cannot
     assumed: tuple[str, ...]  # what the file does not say
     ignored: tuple[str, ...]  # settings that jaxlm trains without
     compiled: dict[str, Any]  # how the model was compiled, JSON
@@ -54,7 +54,8 @@ def read_source(path: Path) -> Source:
     with open_file(path) as file:
         model = model_from_keras_arrays(file.arrays(), file.config)
         ignored = file.structure.ignored if file.structure else ()
-        return Source(model, predictor, file.description, tuple(_assumed(file)), ignored, file.compiled)
+        description = file.description if file.structure and file.version[:1] == (3,) else None
+        return Source(model, predictor, description, tuple(_assumed(file)), ignored, file.compiled)
 
 
 def _assumed(file: KerasFile) -> Iterator[str]:

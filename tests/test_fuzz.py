@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from convert import kept_model
 from convert.keras_ids import KERAS_IDS_FILE, KerasIds
 from convert.keras_vocabulary import read_vocabulary, remarks
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
@@ -127,7 +128,26 @@ def fuzz_keras_words(data, directory):
         read(read_keras_words, directory / name, data.draw(st.integers(0, 9)))
 
 
-FUZZERS = [fuzz_config, fuzz_vocabulary, fuzz_bytes, fuzz_keras_vocabulary, fuzz_keras_words]
+def fuzz_kept_model(data, directory):
+    """Also what Keras would make of it is the model, or one `InputError`."""
+    layers = [
+        {"class_name": "InputLayer", "config": {"batch_shape": [None, None], "dtype": "int32", "name": "ids"}},
+        {"class_name": "Embedding", "config": {"name": "e", "input_dim": 4, "output_dim": 3}},
+        {"class_name": "LSTM", "config": {"name": "l", "units": 5, "return_sequences": True, "dropout": 0.1}},
+        {"class_name": "Dense", "config": {"name": "d", "units": 2, "activation": "relu"}},
+        {"class_name": "Dense", "config": {"name": "s", "units": 4, "activation": "softmax"}},
+    ]
+    model = {"class_name": "Sequential", "config": {"name": "m", "layers": {str(i): x for i, x in enumerate(layers)}}}
+    model = mutate(data, model)
+    inner = model.get("config")
+    if isinstance(inner, dict) and isinstance(inner.get("layers"), dict):
+        inner["layers"] = list(inner["layers"].values())
+    kept_model.save(directory, model)
+    config = ModelConfig(4, 3, 5, dense=(DenseConfig(2, "relu"),))
+    read(kept_model.load, directory, config)
+
+
+FUZZERS = [fuzz_kept_model, fuzz_config, fuzz_vocabulary, fuzz_bytes, fuzz_keras_vocabulary, fuzz_keras_words]
 
 
 @pytest.mark.parametrize("fuzz", FUZZERS)

@@ -1,20 +1,29 @@
 """Architectures that people publish, in every form of both versions of Keras: read, compared, trained, given back."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import h5py
 import jax
 import keras
 import numpy as np
 import pytest
+from flax import nnx
 
 import convert
 import jaxlm
+from convert import runs
 from convert.comparison import compare
+from convert.export import export
+from convert.import_keras import import_run
+from convert.keras_json import without_functions
 from convert.keras_live import as_array, chain, weight_variables, zero_states
 from convert.predictor import language_model_predictor
 from convert.source import read_source
+from convert.weights import language_model_weights, model_from_weights, to_keras_weights
 from jaxlm.batches import Batch
+from jaxlm.errors import InputError
 
 V = 23
 
@@ -85,7 +94,7 @@ ARCHITECTURES = {
     "float64": mixed("float64"),
 }
 TOLERANCES = {"mixed_float16": 0.01, "mixed_bfloat16": 0.1}
-FIXED = {"stateful": (3, 4)}
+FIXED = {"stateful": (3, 4), "wrapped": (2, 6)}  # Keras 3 exports TimeDistributed wrongly if the length is unknown
 
 
 def make_model(name: str, k: Any, *, functional: bool = False) -> Any:
@@ -184,3 +193,147 @@ def test_saved_models(name, version, tmp_path):
     comparison = compare(language_model_predictor(source.model), source.predictor)
     assert comparison.max_difference < TOLERANCES.get(name, 1e-4), str(comparison)
     assert_equal_function(source.model, model, name)
+
+
+@pytest.mark.parametrize("loss", ["full", "sampled_softmax"])
+@pytest.mark.parametrize("name", ["dense layers", "sizes and biases", "wrapped"])
+def test_gradients_are_those_of_keras(name, loss):
+    """All classes drawn with equal probability make the sampled softmax the exact one."""
+    import tensorflow as tf
+
+    model = make_model(name, keras)
+    language_model = convert.from_keras(model)
+    settings = {"num_sampled": V, "sampler": "uniform", "optimizer": "sgd", "clip_norm": 0.0}
+    config = jaxlm.TrainConfig(batch_size=2, sequence_length=6, loss=loss, **settings)
+    before = language_model_weights(language_model)
+    before = {key: array.copy() for key, array in before.items()}
+    language_model = jaxlm.LanguageModel(dataclasses.replace(language_model.config, dropout_rates=()), rngs=nnx.Rngs(0))
+    state = jaxlm.TrainState.create(model_from_weights(before, language_model.config), config)
+    ids, labels = np.random.default_rng(3).integers(0, V, (2, 2, 6)).astype(np.int32)
+    state, _ = jaxlm.train_step(state, (ids, labels), 1.0)
+    after = language_model_weights(state.model)
+    moved = to_keras_weights({key: before[key] - after[key] for key in before}, language_model.config)
+    variables = [variable for layer in chain(model) for variable in weight_variables(layer)]
+    with tf.GradientTape() as tape:
+        value = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, model(ids)))
+    gradients = tape.gradient(value, [variable.value for variable in variables])
+    for (key, ours), theirs in zip(moved.items(), gradients, strict=True):
+        np.testing.assert_allclose(ours, tf.convert_to_tensor(theirs), atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("form", ["a.keras", "a.h5"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_run_gives_back_the_model_that_it_came_from(name, form, tmp_path):
+    model, words = make_model(name, keras, functional=form == "a.keras"), tmp_path / "words.txt"
+    model.save(tmp_path / form)
+    words.write_text("\n".join(f"w{i}\t{i}" for i in range(V - 2)) + "\n<unk>\t9\n<eos>\t5\n")
+    list(import_run(tmp_path / form, tmp_path / "run", words, "<unk>", "<eos>", "words"))
+    run = runs.load(tmp_path / "run")
+    assert_equal_function(run.model, model, name)
+    run = run._replace(model=trained(run.model))
+    exported = tmp_path / f"exported{form}"
+    comparison = export(run, exported)
+    assert comparison.within_tolerance
+    config = model.get_config()
+    if name == "function":  # a file cannot say whose function it is; Keras' own is given back
+        config = without_functions(config)
+    given_back = keras.models.load_model(exported, compile=False)
+    assert without_ids(given_back.get_config()) == without_ids(config)
+    assert_equal_function(run.model, given_back, name)
+
+
+def without_ids(value: Any) -> Any:
+    """Returns a config without the numbers by which Keras recognizes shared objects, and without tuples."""
+    if isinstance(value, list | tuple):
+        return [without_ids(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: without_ids(entry) for key, entry in value.items() if key != "shared_object_id"}
+
+
+REFUSED = {
+    "bidirectional": (
+        lambda k: [k.layers.Embedding(V, 5), k.layers.Bidirectional(lstm(k), name="x"), softmax(k)],
+        "'x'",
+    ),
+    "gru": (lambda k: [k.layers.Embedding(V, 5), k.layers.GRU(7, return_sequences=True, name="x"), softmax(k)], "'x'"),
+    "hard": (
+        lambda k: [k.layers.Embedding(V, 5), lstm(k, recurrent_activation="hard_sigmoid"), softmax(k)],
+        "hard_sig",
+    ),
+    "relu": (lambda k: [k.layers.Embedding(V, 5), lstm(k, activation="relu"), softmax(k)], "'relu'"),
+    "norm": (lambda k: [k.layers.Embedding(V, 5), lstm(k), k.layers.BatchNormalization(name="x"), softmax(k)], "'x'"),
+}
+
+
+@pytest.mark.parametrize("version", [3, 2])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_refused_from_every_form(name, version, tmp_path):
+    k, (make, message) = keras_module(version), REFUSED[name]
+    model = k.Sequential(make(k))
+    model.build((None, None))
+    with pytest.raises(InputError, match=message):
+        convert.from_keras(model)
+    forms = ["a.keras", "a.h5"] + (["a"] if version == 2 and name == "hard" else [])
+    for form in forms:
+        model.save(tmp_path / form, **({"save_format": "tf"} if form == "a" else {}))
+        with pytest.raises(InputError, match=message) as raised:
+            read_source(tmp_path / form)
+        assert "\n" not in str(raised.value)
+
+
+def test_time_major_is_refused():
+    k = keras_module(2)
+    ids = k.Input((None,), dtype="int32")
+    hidden = k.layers.LSTM(7, return_sequences=True, time_major=True)(k.layers.Embedding(V, 5)(ids))
+    with pytest.raises(InputError, match="time_major=False; found True"):
+        convert.from_keras(k.Model(ids, softmax(k)(hidden)))
+
+
+def test_a_cudnn_lstm_is_read_as_keras_2_itself_reads_it(tmp_path):
+    """Keras 2 turns its weights into those of the equal LSTM when it loads them into one."""
+    k = keras_module(2)
+    from tf_keras.src.layers.rnn.cudnn_lstm import CuDNNLSTM
+
+    models = []
+    for layer in (CuDNNLSTM(7, return_sequences=True), lstm(k)):
+        models.append(k.Sequential([k.layers.Embedding(V, 5), layer, softmax(k)]))
+    rng = np.random.default_rng(0)
+    cudnn, usual = models
+    cudnn.layers[0].build((None, None))
+    cudnn.layers[1].build((None, None, 5))
+    cudnn.layers[2].build((None, None, 7))
+    cudnn.built = True
+    for layer in cudnn.layers:
+        layer.set_weights([rng.normal(0, 0.5, weight.shape) for weight in layer.get_weights()])
+    usual.build((None, None))
+    cudnn.save_weights(tmp_path / "a.h5")
+    usual.load_weights(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file.attrs["keras_version"] = "2.2.4"
+    source = read_source(tmp_path / "a.h5")
+    assert_equal_function(source.model, usual, "cudnn")
+    assert "hard_sigmoid" in source.assumed[-1] and "own reading" in source.predictor.name
+
+
+def test_what_is_not_kept_is_said(tmp_path):
+    model = make_model("dropouts", keras)
+    model.layers[0].trainable = False
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 9), clipvalue=0.5, use_ema=True)
+
+    @keras.saving.register_keras_serializable(package="mine")
+    def surprise(labels, predictions):
+        return keras.losses.sparse_categorical_crossentropy(labels, predictions)
+
+    model.compile(optimizer, surprise, metrics=["accuracy"])
+    model.save(tmp_path / "a.keras")
+    del keras.saving.get_custom_objects()["mine>surprise"]
+    (tmp_path / "words.txt").write_text("\n".join(["<unk>", "<eos>", *(f"w{i}" for i in range(V - 2))]))
+    lines = list(import_run(tmp_path / "a.keras", tmp_path / "run", tmp_path / "words.txt", "<unk>", "<eos>", "words"))
+    (ignored,) = [line for line in lines if line.startswith("trained without")]
+    (missing,) = [line for line in lines if line.startswith("not kept: ")]
+    for text in (": trainable=False", "recurrent_dropout=0.1", "GaussianNoise(0.3)"):
+        assert text in ignored and "kept in what to-keras writes" in ignored
+    for text in ("Adam(", "learning_rate=CosineDecay", "clipvalue=0.5", "use_ema=True", "surprise", "accuracy"):
+        assert text in missing
+    assert lines[-1].endswith(f"jaxlm train DATA --out {tmp_path / 'run'}")

@@ -12,8 +12,8 @@ BIAS = "layers/dense/vars/1"
     [
         ("strings", "is not an array of numbers"),
         ("external", "is not an array of numbers"),
-        ("link", "not those of Embedding"),
-        ("missing", "not those of Embedding"),
+        ("link", "is not an array of numbers inside the file, but a link"),
+        ("missing", "is ambiguous|not those of Embedding"),
         ("huge", "is larger than the file"),
     ],
 )
@@ -21,7 +21,7 @@ def test_a_dataset_that_is_missing_or_elsewhere_is_refused(tmp_path, change, mes
     path = tmp_path / "a.weights.h5"
     make_keras_model().save_weights(path)
     with h5py.File(path, "r+") as file:
-        del file[BIAS]
+        del file["layers/lstm/cell/vars/1" if change == "missing" else BIAS]  # a Dense without bias is none missing
         if change == "strings":
             file.create_dataset(BIAS, data=["x"] * 23, dtype=h5py.string_dtype())
         elif change == "external":
