@@ -4,6 +4,8 @@ import gc
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from convert import kept_model
 from convert.keras_ids import KerasIds
 from convert.optimizer import OptimizerState, from_train_state, to_train_state
@@ -52,8 +54,18 @@ def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
         step = checkpoints.best_step()
         opt_state = checkpoints.restore_optimizer(step, config.model, config.train)
         if opt_state is not None:
-            return from_train_state(opt_state, config.train, config.schedule.learning_rate, step)
+            state = from_train_state(opt_state, config.train, config.schedule.learning_rate, step)
+            return state if config.model.softmax_bias else _without_biases(state)
     raise InputError(f"{directory} has no optimizer state; leave `keep_optimizer` out.")
+
+
+def _without_biases(state: OptimizerState) -> OptimizerState:
+    """Returns a state as Keras keeps it of a softmax without biases: nothing of them."""
+    slots = {
+        slot: {name: np.zeros_like(array) if name == "biases" else array for name, array in arrays.items()}
+        for slot, arrays in state.slots.items()
+    }
+    return state._replace(slots=slots)
 
 
 def write(

@@ -1,9 +1,11 @@
 """Runs made from Keras models: the same weights, ids sorted by frequency, and training that continues."""
 
 import dataclasses
+import json
 import logging
 
 import jax
+import keras
 import numpy as np
 import pytest
 from convert_helpers import (
@@ -12,6 +14,7 @@ from convert_helpers import (
     run_convert,
     run_jaxlm,
 )
+from keras import layers
 
 from convert import runs
 from convert.export import export
@@ -144,3 +147,25 @@ def test_a_file_that_keras_cannot_load_is_not_imported(run_dir, tmp_path):
 def test_a_missing_model_is_an_input_that_does_not_exist(run_dir, tmp_path, name):
     with pytest.raises(InputError, match=f"{name} does not exist"):
         list(import_run(tmp_path / name, tmp_path / "run", run_dir / "vocabulary.json"))
+
+
+def test_a_chain_that_no_option_describes_is_trained_and_given_back(corpus_dir, tmp_path, capsys):
+    words = len(json.loads((corpus_dir / "vocabulary.json").read_text())["words"])
+    model = keras.Sequential([layers.Embedding(words, 7), layers.LSTM(11, return_sequences=True), layers.LSTM(6)])
+    model.add(layers.Dense(9, activation="relu"))
+    model.add(layers.Dense(words, activation="softmax"))
+    model.build((None, None))
+    model.save(tmp_path / "a.keras")
+    run, out = tmp_path / "run", tmp_path / "b.keras"
+    assert run_convert("from-keras", tmp_path / "a.keras", run, "--vocabulary", corpus_dir / "vocabulary.json") == 0
+    assert f"jaxlm train DATA --out {run}\n" in capsys.readouterr().out
+    settings = ("--batch-size", 4, "--sequence-length", 5, "--num-sampled", 20, "--eval-tokens", 100, "--steps", 3)
+    assert run_jaxlm("train", corpus_dir, "--out", run, *settings) == 0
+    assert run_jaxlm("train", corpus_dir, "--out", run, *settings[:-1], 4) == 0  # resumed without options, too
+    assert run_jaxlm("evaluate", run, "--max-tokens", 50) == run_jaxlm("generate", run, "--num-words", 3) == 0
+    assert run_convert("to-keras", run, out) == run_convert("verify", run, out) == 0
+    trained = keras.models.load_model(out)
+    assert trained.get_config() == keras.models.load_model(tmp_path / "a.keras").get_config()
+    assert all((one != two).any() for one, two in zip(trained.get_weights(), model.get_weights(), strict=True))
+    assert run_convert("to-keras", run, tmp_path / "c.keras", "--logits") == 0
+    assert run_jaxlm("train", corpus_dir, "--out", run, *settings, "--hidden-size", 12) == 2

@@ -39,7 +39,7 @@ def test_a_file_of_keras_3_is_read(tmp_path, name):
     model = read_model(path)
     assert_models_equal(model, model_from_keras_arrays(keras_model.get_weights()))
     with open_file(path) as source:
-        assert (source.config is not None) == ("weights" not in name)
+        assert (source.description is not None) == ("weights" not in name)
     assert compare(language_model_predictor(model), load_predictor(path)).within_tolerance
 
 

@@ -8,6 +8,7 @@ import optax
 import pytest
 from convert_helpers import assert_states_equal, make_optimizer_state
 from flax import nnx
+from helpers import CHAIN
 
 from convert.export import export
 from convert.keras_reader import read_optimizer
@@ -20,7 +21,8 @@ from jaxlm.train_state import TrainState, optimizer
 
 @pytest.mark.parametrize("name", ["adam", "adagrad"])
 @pytest.mark.parametrize(
-    ("num_layers", "change"), [(1, {}), pytest.param(3, {"projection_size": 4}, marks=pytest.mark.exhaustive)]
+    ("num_layers", "change"),
+    [(1, {}), (2, CHAIN), pytest.param(3, {"projection_size": 4}, marks=pytest.mark.exhaustive)],
 )
 def test_a_state_comes_back_from_a_keras_file(random_run, tmp_path, name, num_layers, change):
     run = random_run(num_layers, **change)
