@@ -42,6 +42,8 @@ def read_source(path: Path) -> Source:
     Raises:
       InputError: the file is damaged or unsafe, or jaxlm cannot represent the model.
     """
+    if not path.exists():
+        raise InputError(f"{path} does not exist; expected a Keras model to read.")
     name = format_of(path)
     if name == "savedmodel":
         from convert import saved_model

@@ -204,7 +204,7 @@ def test_gradients_are_those_of_keras(name, loss):
     model = make_model(name, keras)
     language_model = convert.from_keras(model)
     settings = {"num_sampled": V, "sampler": "uniform", "optimizer": "sgd", "clip_norm": 0.0}
-    config = jaxlm.TrainConfig(batch_size=2, sequence_length=6, loss=loss, **settings)
+    config = jaxlm.TrainConfig(batch_size=2, sequence_length=6, loss=loss, compute_dtype="float32", **settings)
     before = language_model_weights(language_model)
     before = {key: array.copy() for key, array in before.items()}
     language_model = jaxlm.LanguageModel(dataclasses.replace(language_model.config, dropout_rates=()), rngs=nnx.Rngs(0))

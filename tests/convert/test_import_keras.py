@@ -137,6 +137,7 @@ def test_only_a_keras_file_can_keep_the_optimizer(run_dir, tmp_path):
 
 
 def test_a_file_that_keras_cannot_load_is_not_imported(run_dir, tmp_path):
+    (tmp_path / "a.tflite").write_bytes(b"TFL3")
     with pytest.raises(InputError, match="cannot be imported: expected .keras"):
         list(
             import_run(tmp_path / "a.tflite", tmp_path / "run", run_dir / "vocabulary.json", "<unk>", "<eos>", "words")

@@ -278,9 +278,6 @@ def test_a_fixed_shape_is_compared_as_it_is_and_states_stay(module):
     comparison = compare(keras_predictor(model), language_model_predictor(language_model))
     assert comparison.within_tolerance
     assert comparison.differences[0].num_values == 3 * 4 * V
-    other = keras_predictor(chain(lstm(), softmax()))._replace(sequence_length=5)
-    with pytest.raises(InputError, match="different shapes: sequence_length 4 and 5"):
-        compare(keras_predictor(model), other)
     loss, words = text_losses(keras_predictor(model), language_model_predictor(language_model), np.arange(15) % V)
     assert words == 12  # whole windows of 4
     np.testing.assert_allclose(*loss, rtol=1e-5)
