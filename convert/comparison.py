@@ -109,10 +109,17 @@ def precomputed(predictor: Predictor) -> Predictor:
     return predictor._replace(predict=lambda ids: known[ids.tobytes()])
 
 
-def _shape(first: Shape, second: Shape) -> tuple[int, int]:
+def _shape(
+    first: Shape, second: Shape, batch_size: int = BATCH_SIZE, sequence_length: int = SEQUENCE_LENGTH
+) -> tuple[int, int]:
     """Returns the batch and the length at which two models are compared: their own, if they have one."""
-    batch_size, sequence_length = (ours or theirs for ours, theirs in zip(first, second, strict=True))
-    return batch_size or BATCH_SIZE, sequence_length or SEQUENCE_LENGTH
+    names, defaults = ("batch_size", "sequence_length"), (batch_size, sequence_length)
+    shape = []
+    for name, default, ours, theirs in zip(names, defaults, first, second, strict=True):
+        if ours and theirs and ours != theirs:
+            raise InputError(f"The models accept different shapes: {name} {ours} and {theirs}.")
+        shape.append(ours or theirs or default)
+    return shape[0], shape[1]
 
 
 def _random_ids(vocab_size: int, first_id: int, batch_size: int, sequence_length: int, seed: int) -> np.ndarray:
@@ -130,14 +137,21 @@ def text_losses(first: Predictor, second: Predictor, tokens: np.ndarray, max_tok
 
     Returns:
       The losses in nats per word, `[2]` float64, and the number of words.
+
+    Raises:
+      InputError: the models accept different shapes, or the text is shorter than the length that one accepts.
     """
     words = min(max_tokens or tokens.size, tokens.size - 1)
     sums, count = np.zeros(2), 0
-    batch_size, length = first.shape[0] or second.shape[0] or 1, first.shape[1] or second.shape[1]
-    for start in range(0, words, length or WINDOW):
-        window = tokens[start : min(start + (length or WINDOW), words) + 1]
-        if length and len(window) <= length:  # a model of a fixed length cannot read the rest
-            break
+    batch_size, length = _shape(first.shape, second.shape, 1, WINDOW)
+    if first.shape[1] or second.shape[1]:  # a model of a fixed length cannot read the rest
+        words -= words % length
+        if not words:
+            raise InputError(
+                f"The text is too short: expected at least {length + 1} words, since a model reads {length}."
+            )
+    for start in range(0, words, length):
+        window = tokens[start : min(start + length, words) + 1]
         ids, labels = np.repeat(window[None, :-1], batch_size, axis=0), window[1:]
         labels = labels[-1:] if first.last_only or second.last_only else labels
         for side, predictions in enumerate(_predict_both(first, second, ids)):

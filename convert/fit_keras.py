@@ -111,7 +111,7 @@ def fit_keras(
     config = TrainConfig(
         batch_size=shape.batch_size,
         sequence_length=shape.sequence_length,
-        num_sampled=min(num_sampled, live.labels.vocab_size),
+        num_sampled=num_sampled,
         sampler=sampler,
         optimizer=live.compiled.optimizer,
         initial_accumulator_value=live.compiled.initial_accumulator_value,
@@ -125,7 +125,9 @@ def fit_keras(
     state = live.read(config, shape, initial_biases, initial_embeddings)
     shown = 1 if verbose == "auto" else verbose
     if shown:
-        print(f"loss: sampled softmax over {config.num_sampled:,} words, lower than the exact loss; val_loss: exact")
+        print(
+            f"loss: sampled softmax over {state.config.num_sampled:,} words, lower than the exact loss; val_loss: exact"
+        )
     params = {"epochs": epochs, "steps": shape.num_batches, "verbose": shown}
     hooks = callback_list(keras_of(model), model, list(callbacks or ()), bool(shown), **params)
     _run_epochs(live, state, data, hooks, range(initial_epoch, epochs), shows_weights(callbacks or ()))

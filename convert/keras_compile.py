@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convert.keras_live import as_array, weight_variables
-from convert.optimizer import KERAS_OPTIMIZERS, SLOTS, OptimizerState
+from convert.optimizer import KERAS_OPTIMIZERS, SLOTS, OptimizerState, unusual_settings
 from convert.weights import from_keras_weights, to_keras_weights, weight_table
 from jaxlm.config import ModelConfig, Optimizer, ScheduleConfig, TrainConfig
 
@@ -17,8 +17,7 @@ KERAS_SLOTS: dict[Optimizer, tuple[str, ...]] = {  # attributes of Keras' optimi
     "adagrad": ("_accumulators",),
     "sgd": (),
 }
-HONOURED = {"name", "learning_rate", "clipnorm", "global_clipnorm", "initial_accumulator_value"}
-IRRELEVANT = {"jit_compile", "is_legacy_optimizer"}
+HONOURED = {"learning_rate", "clipnorm", "global_clipnorm", "initial_accumulator_value"}
 LOSSES = {  # as a name, a function or an object
     "sparse_categorical_crossentropy",
     "categorical_crossentropy",
@@ -62,9 +61,7 @@ def _read_optimizer(optimizer: Any) -> tuple[Compiled, list[str]]:
     name = KERAS_OPTIMIZERS[kind] if known else "adam"
     unused = [] if known else [f"optimizer {kind} (Adam takes its place)"]
     if known:
-        defaults = type(optimizer)().get_config()
-        names = settings.keys() - HONOURED - IRRELEVANT
-        unused = [f"{key}={settings[key]}" for key in sorted(names) if settings[key] != defaults.get(key)]
+        unused = [f"{key}={value}" for key, value in unusual_settings(settings) if key not in HONOURED]
     schedule = getattr(optimizer, "_learning_rate", None)
 
     def learning_rate(step: int) -> float:

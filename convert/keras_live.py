@@ -105,25 +105,22 @@ def keras_predictor(model: Any, name: str = "Keras model") -> Predictor:
 @contextmanager
 def zero_states(layers: Sequence[Any]) -> Iterator[None]:
     """Sets the states of stateful layers to zero, and at the end to what they were."""
-    stateful = [layer for layer in layers if getattr(layer, "stateful", False)]
-    kept = [(layer, [(state, as_array(state)) for state in _states(layer)]) for layer in stateful]
-    for _, states in kept:
-        for state, array in states:
-            state.assign(np.zeros_like(array))
+    states = [state for layer in layers if getattr(layer, "stateful", False) for state in states_of(layer)]
+    before = [np.array(as_array(state)) for state in states]
+    for state, array in zip(states, before, strict=True):
+        state.assign(np.zeros_like(array))
     try:
         yield
     finally:
-        for layer, states in kept:
-            for state, array in states:
-                state.assign(array)
-            if not states and _states(layer):  # Keras 2 makes them when the layer is first called
-                layer.reset_states()
+        for state, array in zip(states, before, strict=True):
+            state.assign(array)
 
 
-def _states(layer: Any) -> list[Any]:
-    states = getattr(layer, "states", None) or []
-    states = states if isinstance(states, list | tuple) else [states]
-    return [state for state in states if hasattr(state, "assign")]
+def states_of(layer: Any) -> list[Any]:
+    """Returns the states h and c of a stateful layer."""
+    if any(state is None for state in layer.states):  # Keras 2 makes them when they are needed
+        layer.reset_states()
+    return list(layer.states)
 
 
 def abstract_predictor(model: keras.Model, weights: Sequence[Any], name: str) -> Predictor:

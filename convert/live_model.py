@@ -12,7 +12,7 @@ from flax import nnx
 from convert.keras_compile import Compiled, read_compiled, read_optimizer_state, write_optimizer_state
 from convert.keras_examples import Labels, Shape
 from convert.keras_ids import KerasIds, frequency_order
-from convert.keras_live import as_array, read_live_model
+from convert.keras_live import as_array, read_live_model, states_of
 from convert.keras_model import from_keras, load_into_keras
 from convert.optimizer import from_train_state, to_train_state
 from jaxlm.config import TrainConfig
@@ -20,6 +20,7 @@ from jaxlm.cooccurrence import word_vectors
 from jaxlm.errors import InputError, require
 from jaxlm.model import LanguageModel
 from jaxlm.train_state import TrainState
+from jaxlm.vocabulary import log_unigram
 
 InitialBiases = Literal["unigram"] | None
 InitialEmbeddings = Literal["counts"] | None
@@ -33,16 +34,12 @@ class LiveModel(NamedTuple):
     labels: Labels
     compiled: Compiled
     keras_ids: KerasIds | None = None  # None if the ids are sorted by frequency
+    rank: np.ndarray | None = None  # [V] the id in jaxlm of each Keras id; None if they are the same
 
     @property
     def stateful(self) -> list[Any]:
         """The LSTM layers, if they keep their state between batches."""
         return [layer for layer in self.layers if getattr(layer, "stateful", False)]
-
-    @property
-    def rank(self) -> np.ndarray | None:
-        """The id in jaxlm of each Keras id, `[V]`; None if they are the same."""
-        return None if self.keras_ids is None else np.argsort(self.keras_ids.ids).astype(np.int32)
 
     def sorted_by(self, shape: Shape) -> "LiveModel":
         """Returns this model with ids sorted by how often they are labels.
@@ -51,13 +48,15 @@ class LiveModel(NamedTuple):
           InputError: the model is stateful, and the batches do not fit its states.
         """
         for layer in self.stateful:
-            size = _states(layer)[0].shape[0]
+            size = states_of(layer)[0].shape[0]
             require(shape.batch_size == size, "batch_size", f"{size}, as the stateful model has", shape.batch_size)
             expected = f"a multiple of {size} examples of equal length, for a stateful model"
             require(shape.is_regular, "x", expected, "another number or length")
             require(not shape.is_masked, "x", "no 0 for a stateful model that masks it", "0")
         order = frequency_order(shape.counts)
-        return self if order is None else self._replace(keras_ids=KerasIds(order))
+        if order is None:
+            return self
+        return self._replace(keras_ids=KerasIds(order), rank=np.argsort(order).astype(np.int32))
 
     def read(
         self, config: TrainConfig, shape: Shape, initial_biases: InitialBiases, initial_embeddings: InitialEmbeddings
@@ -71,7 +70,7 @@ class LiveModel(NamedTuple):
         self._initialize(model, counts, shape, config.seed, initial_biases, initial_embeddings)
         state = TrainState.create(model, config, counts)
         if self.stateful:
-            states = [[jnp.array(as_array(array)) for array in _states(layer)] for layer in self.stateful]
+            states = [[jnp.array(as_array(array)) for array in states_of(layer)] for layer in self.stateful]
             state = dataclasses.replace(state, carry=tuple((c, h) for h, c in states))
         if optimizer is None:
             return state
@@ -88,14 +87,15 @@ class LiveModel(NamedTuple):
         initial_embeddings: InitialEmbeddings,
     ) -> None:
         """Starts tables anew where the user asks for it."""
+        if initial_biases is None and initial_embeddings is None:
+            return
         has_biases = initial_biases is None or model.config.softmax_bias
         require(has_biases, "initial_biases", "None for a softmax without biases", initial_biases)
-        log_unigram = np.log(np.maximum(counts, 1) / np.maximum(counts, 1).sum())
         vectors = None
         if initial_embeddings is not None:
             ids = shape.ids if self.rank is None else self.rank[shape.ids]
             vectors = word_vectors(ids, model.config.vocab_size, model.config.embedding_size)
-        fresh = LanguageModel(model.config, log_unigram, vectors, rngs=nnx.Rngs(seed))
+        fresh = LanguageModel(model.config, log_unigram(counts), vectors, rngs=nnx.Rngs(seed))
         if initial_biases is not None:
             model.biases = fresh.biases
         if initial_embeddings is not None:
@@ -120,7 +120,7 @@ class LiveModel(NamedTuple):
         if optimizer is not None:
             write_optimizer_state(self.model, self.layers, self.compiled, optimizer, model.config)
         for layer, carry in zip(self.stateful, state.carry, strict=False):  # none if the model is not stateful
-            for variable, array in zip(_states(layer), carry[::-1], strict=True):
+            for variable, array in zip(states_of(layer), carry[::-1], strict=True):
                 variable.assign(np.asarray(array))
 
 
@@ -150,10 +150,3 @@ def open_live_model(model: Any, sequence_length: int | None) -> LiveModel:
     vocab_size = structure.config.vocab_size
     labels = Labels(vocab_size, structure.last_only, structure.mask_zero, compiled.ignore_class, compiled.reduction)
     return LiveModel(model, layers, labels, compiled)
-
-
-def _states(layer: Any) -> list[Any]:
-    """Returns the states h and c of a stateful layer."""
-    if any(state is None for state in layer.states):  # tf_keras makes them when they are needed
-        layer.reset_states()
-    return list(layer.states)

@@ -1,6 +1,6 @@
 """The optimizer state, jaxlm <-> Keras. Moments have the layout of the weights, so the weight table serves them too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,16 @@ FIXED = {  # in jaxlm; Keras' defaults
     "weight_decay": None,
 }
 
+USUAL = {  # Keras' defaults, of which there is nothing to say
+    "beta_1": 0.9,
+    "beta_2": 0.999,
+    "epsilon": 1e-7,
+    "ema_momentum": 0.99,
+    "initial_accumulator_value": 0.1,
+    "loss_scale_factor": None,
+    "gradient_accumulation_steps": None,
+}
+
 
 class OptimizerState(NamedTuple):
     """Everything an optimizer remembers between steps."""
@@ -36,6 +46,14 @@ class OptimizerState(NamedTuple):
     learning_rate: float
     clip_norm: float  # of all gradients together; 0 for no clipping
     slots: dict[str, dict[str, np.ndarray]]  # by Optax's names: an array for each weight, by its jaxlm name
+
+
+def unusual_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the settings of a Keras optimizer, from its config, that are not Keras' defaults."""
+    for name, value in settings.items():
+        value = value.get("class_name", "?") if isinstance(value, dict) else value
+        if name not in ("name", "jit_compile") and value not in (None, False) and value != USUAL.get(name):
+            yield name, value
 
 
 def from_train_state(

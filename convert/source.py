@@ -7,21 +7,13 @@ from typing import Any, NamedTuple
 from convert.comparison import precomputed
 from convert.formats import format_of, load_predictor
 from convert.keras_reader import KerasFile, open_file
+from convert.optimizer import unusual_settings
 from convert.predictor import Predictor
 from convert.weights import model_from_keras_arrays
 from jaxlm.config import ModelConfig
 from jaxlm.errors import InputError
 from jaxlm.model import LanguageModel
 
-USUAL = {  # Keras' defaults, of which there is nothing to say
-    "beta_1": 0.9,
-    "beta_2": 0.999,
-    "epsilon": 1e-7,
-    "ema_momentum": 0.99,
-    "initial_accumulator_value": 0.1,
-    "loss_scale_factor": None,
-    "gradient_accumulation_steps": None,
-}
 KEPT = ("learning_rate", "global_clipnorm")  # by `keep_optimizer`
 
 
@@ -82,12 +74,11 @@ def not_kept(compiled: Mapping[str, Any], *, keep_optimizer: bool) -> list[str]:
     if isinstance(optimizer, dict):
         settings = optimizer.get("config")
         settings = settings if isinstance(settings, dict) else {}
-        words = []
-        for name, value in settings.items():
-            value = value.get("class_name", "?") if isinstance(value, dict) else value
-            plain = name in ("name", "jit_compile") or value in (None, False) or value == USUAL.get(name)
-            if not plain and not (keep_optimizer and name in KEPT and isinstance(value, float)):
-                words.append(f"{name}={value}")
+        words = [
+            f"{name}={value}"
+            for name, value in unusual_settings(settings)
+            if not (keep_optimizer and name in KEPT and isinstance(value, float))
+        ]
         name = str(optimizer.get("class_name"))
         if not keep_optimizer:
             found.append(f"optimizer {name}({', '.join(words)})")

@@ -18,9 +18,8 @@ class Batch(NamedTuple):
     inputs: Ids  # [batch_size, sequence_length]
     labels: Ids  # [batch_size, sequence_length]
     starts_epoch: bool | jax.Array = False  # whether the LSTM starts from the zero state
-    positions: Ids | None = None  # [batch_size, P] time steps that have labels, then of this shape; None for all
-    weights: np.ndarray | jax.Array | None = None  # [batch_size, P] the loss is the sum of these times the losses;
-    # None for the mean
+    positions: Ids | None = None  # [batch_size, P] time steps that the labels [batch_size, P] belong to; None for all
+    weights: np.ndarray | jax.Array | None = None  # of the labels; the loss is the weighted sum, None for the mean
 
 
 def outputs_with_labels(batch: Batch, outputs: jax.Array) -> jax.Array:

@@ -116,7 +116,7 @@ def _words(
     graphdef, params = nnx.split(model)
     carry = model.initial_carry(1)
     for word in ids[:-1]:
-        _, carry = _read(graphdef, params, jnp.int32(word)[None], carry)
+        _, carry = read_word(graphdef, params, jnp.int32(word), carry)
     carry = jax.tree.map(lambda state: jnp.repeat(state, keys.shape[0], axis=0), carry)
     words = jnp.full(keys.shape, ids[-1], jnp.int32)
     numbers = np.float32(temperature), np.float32(top_p)
@@ -131,8 +131,16 @@ def _advance(model: LanguageModel, words: jax.Array, carry: tuple[Carry, ...]) -
 
 
 @partial(jax.jit, static_argnums=0)
-def _read(graphdef: nnx.GraphDef, params: Any, words: jax.Array, carry: tuple[Carry, ...]) -> Any:
-    return _advance(nnx.merge(graphdef, params), words, carry)
+def read_word(
+    graphdef: nnx.GraphDef, params: Any, word: jax.Array, carry: tuple[Carry, ...]
+) -> tuple[jax.Array, tuple[Carry, ...]]:
+    """Reads one word of a prompt; returns the output `[1, softmax_size]` and the carry after it."""
+    return _advance(nnx.merge(graphdef, params), word[None], carry)
+
+
+def next_logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:
+    """Returns the logits of the next word, `[N, vocab_size]`, of outputs `[N, softmax_size]`."""
+    return (model.weights[...] @ hidden.T).T + model.biases[...][None, :]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -150,9 +158,7 @@ def _next_words(
     model = nnx.merge(graphdef, params)
     temperature, top_p = numbers
     hidden, carry = _advance(model, words, carry)
-    logits = (model.weights[...] @ hidden.T).T  # [num_samples, vocab_size]
-    logits = logits if model.biases is None else logits + model.biases[...][None, :]
-    logits = jnp.where(banned[None, :], -jnp.inf, logits)
+    logits = jnp.where(banned[None, :], -jnp.inf, next_logits(model, hidden))  # [num_samples, vocab_size]
     if choice.top_k:
         logits = jnp.where(logits < jax.lax.top_k(logits, choice.top_k)[0][:, -1:], -jnp.inf, logits)
     scaled = logits / jnp.maximum(temperature, 1e-6)

@@ -10,6 +10,7 @@ from flax import nnx
 from numpy.typing import ArrayLike
 
 from jaxlm.errors import require
+from jaxlm.generation import next_logits, read_word
 from jaxlm.model import LanguageModel
 from jaxlm.token_ids import check_ids
 
@@ -102,21 +103,12 @@ def next_words(model: LanguageModel, prompt: ArrayLike, k: int = 10) -> NextWord
     graphdef, params = nnx.split(model)
     carry = model.initial_carry(1)
     for word in ids:
-        hidden, carry = _read(graphdef, params, jnp.int32(word), carry)
+        hidden, carry = read_word(graphdef, params, jnp.int32(word), carry)
     return NextWords(*map(np.asarray, _most_likely(graphdef, params, hidden, k)))
-
-
-@partial(jax.jit, static_argnums=0)
-def _read(graphdef: nnx.GraphDef, params: Any, word: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
-    model = nnx.merge(graphdef, params)
-    hidden, carry = model.hidden(model.embed(word[None, None]), carry)
-    return hidden[0, 0], carry
 
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _most_likely(graphdef: nnx.GraphDef, params: Any, hidden: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    model = nnx.merge(graphdef, params)
-    logits = model.weights[...] @ hidden  # [vocab_size]
-    logits = logits if model.biases is None else logits + model.biases[...]
+    (logits,) = next_logits(nnx.merge(graphdef, params), hidden)
     probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), k)
     return ids, probabilities

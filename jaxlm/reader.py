@@ -112,5 +112,4 @@ def _statistics(
     graphdef: nnx.GraphDef, params: Any, outputs: jax.Array | np.ndarray, labels: jax.Array | np.ndarray
 ) -> WordStatistics:
     model = nnx.merge(graphdef, params)
-    biases = None if model.biases is None else model.biases[...]
-    return word_statistics(jnp.asarray(outputs), model.weights[...], labels, biases=biases)
+    return word_statistics(jnp.asarray(outputs), model.weights[...], labels, biases=model.biases[...])

@@ -278,6 +278,11 @@ def test_a_fixed_shape_is_compared_as_it_is_and_states_stay(module):
     comparison = compare(keras_predictor(model), language_model_predictor(language_model))
     assert comparison.within_tolerance
     assert comparison.differences[0].num_values == 3 * 4 * V
+    other = keras_predictor(chain(lstm(), softmax()))._replace(shape=(None, 5))
+    with pytest.raises(InputError, match="different shapes: sequence_length 4 and 5"):
+        compare(keras_predictor(model), other)
+    with pytest.raises(InputError, match="too short: expected at least 5 words"):
+        text_losses(keras_predictor(model), language_model_predictor(language_model), np.arange(4))
     loss, words = text_losses(keras_predictor(model), language_model_predictor(language_model), np.arange(15) % V)
     assert words == 12  # whole windows of 4
     np.testing.assert_allclose(*loss, rtol=1e-5)
