@@ -24,6 +24,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 WORDS = ["the", "of", "and", "whale", "sea", "Ahab", "harpoon", "ship", "don", "t"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """A process may map 65,530 areas of memory; a compiled program takes several, and JAX keeps each it has made."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12,000 words of a language with structure: each word depends on the one before."""
