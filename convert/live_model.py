@@ -144,7 +144,8 @@ def open_live_model(model: Any, sequence_length: int | None) -> LiveModel:
                 " Set trainable=True."
             )
     compiled = read_compiled(model, structure.logits)
-    unused = (*compiled.unused, *structure.ignored)
+    # the embedding's trainable=False is honoured
+    unused = (*compiled.unused, *(setting for setting in structure.ignored if not setting.endswith("trainable=False")))
     if unused:
         warnings.warn(f"fit_keras does not use: {', '.join(unused)}", stacklevel=3)
     vocab_size = structure.config.vocab_size

@@ -161,7 +161,8 @@ class TrainConfig:
       sequence_length: time steps of truncated backpropagation.
       loss: "sampled_softmax", "nce" (noise-contrastive estimation), or "full" for the exact softmax, the slow
         baseline to compare with.
-      num_sampled: classes sampled per step and shared by the batch; not used by loss "full".
+      num_sampled: classes sampled per step and shared by the batch, at most the whole vocabulary; not used by loss
+        "full".
       sampler: distribution they are drawn from: "log_uniform" suits words sorted by frequency (Zipf's law),
         "unigram" follows the word counts, "uniform" suits classes of similar frequency.
       optimizer: for the LSTM (dense) and the table rows (sparse, so that adam is lazy).

@@ -1,11 +1,13 @@
 """What several test modules share."""
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 from flax import nnx
 
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig
@@ -22,6 +24,11 @@ BARE: dict[str, Any] = {
     "dense": (DenseConfig(5),),
     "softmax_bias": False,
 }
+
+
+def quick_if(condition: Callable[..., bool], cases: Iterable[tuple]) -> list:
+    """Returns cases for `pytest.mark.parametrize`; `make test` runs the quick ones, and `make test-all` all of them."""
+    return [pytest.param(*case, marks=() if condition(*case) else pytest.mark.exhaustive) for case in cases]
 
 
 def make_random_model(num_layers: int = 2, seed: int = 1, **change: Any) -> LanguageModel:

@@ -1,10 +1,8 @@
 """A full disk: one clear line, and nothing half written; training goes on with the checkpoints there are."""
 
 import os
-import resource
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.run import read_metrics
 
+LARGE = 10**9
 TRAIN = (
     "--hidden-size 64 --embedding-size 8 --batch-size 4 --sequence-length 5 --num-sampled 20 --eval-tokens 100".split()
 )
@@ -19,16 +18,11 @@ TRAIN = (
 
 def run(limit: int, module: str, *arguments: object) -> subprocess.CompletedProcess:
     """Runs a command that may not write files of more than so many bytes."""
-
-    def set_limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as cache:  # programs that are compiled now may be cut off
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
-        return subprocess.run(
-            command, preexec_fn=set_limit, env=environment, capture_output=True, text=True, timeout=300
-        )
+    code = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)"
+    command = [sys.executable, "-c", f"{code}; runpy.run_module('{module}')", str(limit), *map(str, arguments)]
+    # a program that is compiled now might be cut off in the cache
+    environment = os.environ | ({} if limit == LARGE else {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"})
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def errors(result: subprocess.CompletedProcess) -> list[str]:
@@ -45,14 +39,14 @@ def test_preparing_leaves_nothing(text_file, tmp_path):
 @pytest.mark.slow
 def test_training_continues_with_the_checkpoints_there_are(corpus_dir, tmp_path):
     arguments = ["train", corpus_dir, "--out", tmp_path / "run", *TRAIN, "--eval-every", 20]
-    assert run(10**9, "jaxlm", *arguments, "--steps", 20).returncode == 0
+    assert run(LARGE, "jaxlm", *arguments, "--steps", 20).returncode == 0
     result = run(50_000, "jaxlm", *arguments, "--steps", 60)  # too little for the LSTM's kernel
     assert result.returncode == 2 and "training continues, and tries again" in result.stderr
     (error,) = errors(result)
     assert "at step 60, could not be written. Make room on the disk, and resume with: jaxlm resume" in error
     assert Checkpoints(tmp_path / "run").steps() == [20] and Checkpoints(tmp_path / "run").is_intact(20)
     assert not list((tmp_path / "run").rglob("*.partial"))
-    assert run(10**9, "jaxlm", "resume", tmp_path / "run").returncode == 0
+    assert run(LARGE, "jaxlm", "resume", tmp_path / "run").returncode == 0
     assert [row["step"] for row in read_metrics(tmp_path / "run") if "train_loss" in row] == [20, 40, 60]
 
 
@@ -72,12 +66,12 @@ def test_on_a_small_file_system(text_file, tmp_path):
     if mount.returncode:
         return  # the limits above have tested the same
     try:
-        prepared = run(10**9, "jaxlm", "prepare", text_file, "--out", mounted / "data", "--vocab-size", 120)
+        prepared = run(LARGE, "jaxlm", "prepare", text_file, "--out", mounted / "data", "--vocab-size", 120)
         assert prepared.returncode == 0, prepared.stderr
         arguments = ["train", mounted / "data", "--out", mounted / "run", *TRAIN, "--steps", 40, "--eval-every", 20]
-        result = run(10**9, "jaxlm", *arguments)
+        result = run(LARGE, "jaxlm", *arguments)
         assert result.returncode == 2 and len(errors(result)) == 1
-        again = run(10**9, "jaxlm", "prepare", text_file, text_file, "--out", mounted / "more")
+        again = run(LARGE, "jaxlm", "prepare", text_file, text_file, "--out", mounted / "more")
         assert again.returncode == 2 and len(errors(again)) == 1
         assert not (mounted / "more").exists() and not (mounted / "more.partial").exists()
     finally:

@@ -205,31 +205,49 @@ def torch_sparse(problem: Problem) -> Step:
     """PyTorch, sampled softmax by hand (it has none), sparse gradients, Adagrad."""
 
     def output(torch) -> tuple[list, Callable]:
-        size, log_size = problem.vocab_size, np.log(problem.vocab_size + 1)
-        weights = torch.nn.Embedding(size, problem.hidden_size, sparse=True)
-        biases = torch.nn.Embedding(size, 1, sparse=True)
+        weights = torch.nn.Embedding(problem.vocab_size, problem.hidden_size, sparse=True)
+        biases = torch.nn.Embedding(problem.vocab_size, 1, sparse=True)
         rng = np.random.default_rng(0)
 
-        def log_count(ids, tries: int):
-            return torch.log(-torch.expm1(tries * torch.log1p(-torch.log1p(1.0 / (ids + 1.0)) / log_size)))
-
         def loss_of(hidden, labels):
-            draws = np.exp(rng.random(4 * problem.num_sampled) * log_size).astype(np.int64).clip(1, size) - 1
-            _, first = np.unique(draws, return_index=True)
-            first = np.sort(first)[: problem.num_sampled]
-            sampled = torch.from_numpy(draws[first])
-            rows, bias = weights(torch.cat([labels, sampled])), biases(torch.cat([labels, sampled]))[:, 0]
-            count = labels.numel()
-            tries = int(first[-1]) + 1
-            true = (hidden * rows[:count]).sum(1) + bias[:count] - log_count(labels, tries)
-            logits = hidden @ rows[count:].T + bias[count:] - log_count(sampled, tries)
-            logits = logits.masked_fill(labels[:, None] == sampled[None, :], -1e30)
-            logits = torch.cat([true[:, None], logits], dim=1)
-            return torch.nn.functional.cross_entropy(logits, torch.zeros(count, dtype=torch.long))
+            return torch_sampled_loss(hidden, labels, weights, biases, problem.num_sampled, rng)
 
         return [*weights.parameters(), *biases.parameters()], loss_of
 
     return _torch_step(problem, output)
+
+
+def torch_sampled_loss(hidden, labels, weights, biases, num_sampled: int, rng: np.random.Generator):
+    """The sampled softmax that a user writes in PyTorch: log-uniform candidates, distinct, shared by the batch.
+
+    Args:
+      hidden: `[N, D]` tensor.
+      labels: `[N]` tensor of ids.
+      weights, biases: `torch.nn.Embedding` of V rows, D and 1 wide.
+      num_sampled: candidates.
+      rng: they are drawn with.
+
+    Returns:
+      The mean loss.
+    """
+    import torch
+
+    size, count = weights.num_embeddings, labels.numel()
+    log_size = np.log(size + 1)
+    draws = np.exp(rng.random(4 * num_sampled) * log_size).astype(np.int64).clip(1, size) - 1
+    _, first = np.unique(draws, return_index=True)
+    first = np.sort(first)[:num_sampled]
+    sampled, tries = torch.from_numpy(draws[first]), int(first[-1]) + 1
+
+    def log_count(ids):
+        return torch.log(-torch.expm1(tries * torch.log1p(-torch.log1p(1.0 / (ids + 1.0)) / log_size)))
+
+    rows, bias = weights(torch.cat([labels, sampled])), biases(torch.cat([labels, sampled]))[:, 0]
+    true = (hidden * rows[:count]).sum(1) + bias[:count] - log_count(labels)
+    logits = hidden @ rows[count:].T + bias[count:] - log_count(sampled)
+    logits = logits.masked_fill(labels[:, None] == sampled[None, :], -1e30)
+    logits = torch.cat([true[:, None], logits], dim=1)
+    return torch.nn.functional.cross_entropy(logits, torch.zeros(count, dtype=torch.long))
 
 
 def torch_adaptive(problem: Problem) -> Step:

@@ -1,6 +1,7 @@
 """Architectures that people publish, in every form of both versions of Keras: read, compared, trained, given back."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import quick_if
 
 import convert
 import jaxlm
@@ -164,11 +166,13 @@ def test_live(name, version):
 
 
 FORMS = ["a.keras", "a.h5", "a.hdf5", "a.weights.h5"]
+QUICK = "published tutorial"  # in every form
 
 
-@pytest.mark.parametrize("version", [3, 2])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("name", "form", "version"),
+    quick_if(lambda name, form, _: form != "a.hdf5" or name == QUICK, itertools.product(ARCHITECTURES, FORMS, [3, 2])),
+)
 def test_files(name, form, version, tmp_path):
     model = make_model(name, keras_module(version), functional=form != "a.keras")
     path = tmp_path / form
@@ -184,8 +188,10 @@ def test_files(name, form, version, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", [3, 2])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("name", "version"),
+    quick_if(lambda name, version: version == 3 or name == QUICK, itertools.product(ARCHITECTURES, [3, 2])),
+)
 def test_saved_models(name, version, tmp_path):
     model = make_model(name, keras_module(version))
     model.export(tmp_path / "a", verbose=False) if version == 3 else model.save(tmp_path / "a", save_format="tf")
@@ -221,8 +227,10 @@ def test_gradients_are_those_of_keras(name, loss):
         np.testing.assert_allclose(ours, tf.convert_to_tensor(theirs), atol=1e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("form", ["a.keras", "a.h5"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    quick_if(lambda name, form: form == "a.keras" or name == QUICK, itertools.product(ARCHITECTURES, FORMS[:2])),
+)
 def test_a_run_gives_back_the_model_that_it_came_from(name, form, tmp_path):
     model, words = make_model(name, keras, functional=form == "a.keras"), tmp_path / "words.txt"
     model.save(tmp_path / form)
