@@ -1,5 +1,6 @@
 """The LSTM layer (Flax NNX) with Keras' weights, a feature-major loop and a hand-written backward pass."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ from jaxlm.config import ComputeDtype
 from jaxlm.matmul import factor, product
 
 Carry = tuple[jax.Array, jax.Array]  # (c, h), each [batch, hidden_size]
+Saved = tuple[Carry, tuple[jax.Array, jax.Array, jax.Array]]  # last carry; outputs, gates and previous c by time
 
 
 class LSTM(nnx.Module):
@@ -96,17 +98,24 @@ def _forward(
     carry: Carry,
     dtype: ComputeDtype,
 ) -> tuple[tuple[jax.Array, Carry], tuple]:
-    if inputs.shape[0] == 1:  # a single step, as in generation, does not repay the transposition
+    def one_step() -> Saved:  # as in generation, does not repay the transposition of the kernels
+        return scan(lambda x, h: (x @ kernel + h.T @ recurrent_kernel).T, inputs)
 
-        def gates_of(x: jax.Array, h: jax.Array) -> jax.Array:
-            return (x.T @ kernel + h.T @ recurrent_kernel).T
-    else:
+    def product_for_each_step() -> Saved:
         kernels = factor(jnp.concatenate([kernel, recurrent_kernel]).T, dtype)  # [4H, E + H], once per call
+        inputs_t = factor(inputs.swapaxes(1, 2), dtype)  # [time, E, batch]
+        return scan(lambda x, h: product(kernels, jnp.concatenate([x, h.astype(x.dtype)])), inputs_t)
 
-        def gates_of(x: jax.Array, h: jax.Array) -> jax.Array:
-            return product(kernels, jnp.concatenate([x, h.astype(x.dtype)]))
+    def input_product_for_all_steps() -> Saved:
+        recurrent_t = factor(recurrent_kernel.T, dtype)
+        z = product(factor(inputs.reshape(-1, inputs.shape[-1]), dtype), factor(kernel, dtype))  # [time * batch, 4H]
+        z = z.reshape(*inputs.shape[:2], -1)
+        return scan(lambda x, h: x.T + product(recurrent_t, h.astype(recurrent_t.dtype)), z)
 
-    def step(carry: Carry, x: jax.Array) -> tuple[Carry, tuple[jax.Array, ...]]:
+    def scan(gates_of: Callable[[jax.Array, jax.Array], jax.Array], xs: jax.Array) -> Saved:
+        return jax.lax.scan(partial(step, gates_of), carry, xs)
+
+    def step(gates_of: Callable, carry: Carry, x: jax.Array) -> tuple[Carry, tuple[jax.Array, ...]]:
         c, h = carry
         z = gates_of(x, h) + bias[:, None]  # [4H, batch]
         i, f, g, o = jnp.split(z, 4)
@@ -115,9 +124,12 @@ def _forward(
         new_h = o * jnp.tanh(new_c)
         return (new_c, new_h), (new_h.T, jnp.concatenate([i, f, g, o]), c)
 
-    inputs_t = inputs.swapaxes(1, 2)  # [time, E, batch]
-    inputs_t = inputs_t if inputs.shape[0] == 1 else factor(inputs_t, dtype)
-    last, (outputs, gates, previous_c) = jax.lax.scan(step, carry, inputs_t)
+    if inputs.shape[0] == 1:
+        last, (outputs, gates, previous_c) = one_step()
+    else:  # a processor gains nothing from a product beforehand; it would only have more to read
+        last, (outputs, gates, previous_c) = jax.lax.platform_dependent(
+            cpu=product_for_each_step, default=input_product_for_all_steps
+        )
     return (outputs, last), (inputs, kernel, recurrent_kernel, carry, outputs, gates, previous_c)
 
 

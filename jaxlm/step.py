@@ -233,10 +233,7 @@ def _update(
             # what is left to undo are scalars, such as Adam's count
             params[name], opt_state[name] = jax.tree.map(partial(_select_scalar, finite), after, before)
         else:
-            # a conditional, since selecting each number would read all of them once more
-            params[name], opt_state[name] = jax.lax.cond(
-                finite, partial(_apply, tx, gradient), lambda *old: old, *before
-            )
+            params[name], opt_state[name] = _apply_if(finite, tx, gradient, *before)
     skipped = jnp.where(finite, state.skipped.at[1].set(0), state.skipped + 1)
     return dataclasses.replace(
         state,
@@ -249,11 +246,24 @@ def _update(
     )
 
 
-def _apply(
-    tx: optax.GradientTransformation, gradient: Any, param: Any, opt_state: optax.OptState
+def _apply_if(
+    finite: jax.Array, tx: optax.GradientTransformation, gradient: Any, param: Any, opt_state: optax.OptState
 ) -> tuple[Any, optax.OptState]:
-    updates, opt_state = tx.update(gradient, opt_state, param)
-    return optax.apply_updates(param, updates), opt_state
+    """Returns the next parameters and optimizer state, or the given ones if the gradient is not finite."""
+
+    def apply(param: Any, opt_state: optax.OptState) -> tuple[Any, optax.OptState]:
+        updates, opt_state = tx.update(gradient, opt_state, param)
+        return optax.apply_updates(param, updates), opt_state
+
+    def choose(*before: Any) -> tuple[Any, optax.OptState]:
+        # selecting each number reads all of them once more, which on a processor takes longer than to branch
+        return jax.lax.cond(finite, apply, lambda *old: old, *before)
+
+    def select(*before: Any) -> tuple[Any, optax.OptState]:
+        # an accelerator would ask its host which branch to take
+        return jax.tree.map(partial(jnp.where, finite), apply(*before), before)
+
+    return jax.lax.platform_dependent(param, opt_state, cpu=choose, default=select)
 
 
 def _select_scalar(condition: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:

@@ -9,12 +9,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # same programs are compiled by several tests, workers and processes
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / "build" / "jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.01")
 
 import jax
 import numpy as np
 import pytest
-from helpers import make_random_model
+from helpers import branches_for, make_random_model
 
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.corpus import Corpus, load_corpus, prepare
@@ -80,6 +80,13 @@ def run_dir(corpus: Corpus, corpus_dir: Path, tmp_path_factory: pytest.TempPathF
     schedule = ScheduleConfig(learning_rate=0.03, steps=60, eval_every=20, eval_tokens=400)
     train(corpus, directory, model, config, schedule, data=corpus_dir, progress=False)
     return directory
+
+
+@pytest.fixture(params=["cpu", "default"])
+def branch(request, monkeypatch):
+    """Runs a test on the branches for a processor, and again on those for everything else."""
+    with branches_for(request.param, monkeypatch):
+        yield request.param
 
 
 @pytest.fixture

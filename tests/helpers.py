@@ -1,7 +1,8 @@
 """What several test modules share."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,20 @@ BARE: dict[str, Any] = {
 def quick_if(condition: Callable[..., bool], cases: Iterable[tuple]) -> list:
     """Returns cases for `pytest.mark.parametrize`; `make test` runs the quick ones, and `make test-all` all of them."""
     return [pytest.param(*case, marks=() if condition(*case) else pytest.mark.exhaustive) for case in cases]
+
+
+@contextmanager
+def branches_for(platform: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Takes the branches of `jax.lax.platform_dependent` for "cpu", or those for everything else, "default"."""
+
+    def platform_dependent(*arguments: Any, **branches: Callable) -> Any:
+        return branches[platform](*arguments)
+
+    jax.clear_caches()
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.lax, "platform_dependent", platform_dependent)
+        yield
+    jax.clear_caches()
 
 
 def make_random_model(num_layers: int = 2, seed: int = 1, **change: Any) -> LanguageModel:

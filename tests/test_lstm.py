@@ -42,7 +42,7 @@ def flax_lstm(params, inputs, carry):
 @pytest.mark.parametrize(
     ("batch", "time", "input_size", "hidden_size"), [(1, 1, 1, 1), (2, 1, 3, 5), (3, 7, 5, 4), (2, 13, 8, 17)]
 )
-def test_outputs_states_and_gradients_are_those_of_flax(batch, time, input_size, hidden_size):
+def test_outputs_states_and_gradients_are_those_of_flax(batch, time, input_size, hidden_size, branch):
     layer, inputs, carry, d_outputs, d_carry = make(batch, time, input_size, hidden_size)
     graphdef, params = nnx.split(layer)
     params = nnx.to_pure_dict(params)

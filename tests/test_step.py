@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import BARE, CHAIN
+from helpers import BARE, CHAIN, branches_for
 
 from jaxlm.batches import Batch
 from jaxlm.candidate_sampling.distributions import unigram_table
@@ -362,10 +362,25 @@ def test_exact_and_training_loss_are_those_of_full_logits_and_of_the_step(starts
     assert sampled < exact
 
 
+@pytest.mark.parametrize("change", [{"optimizer": "sgd"}, {"optimizer": "adagrad", "loss": "full"}])
+def test_the_branches_for_accelerators_take_the_same_steps(change, monkeypatch):
+    words, results = batches(3), []
+    words[1] = words[1]._replace(labels=jnp.asarray(words[1].labels).at[0, 0].set(-1))  # so that it is skipped
+    for platform in ("cpu", "default"):
+        with branches_for(platform, monkeypatch):
+            state, losses = TrainState.create(make_model(), dataclasses.replace(TRAIN, **change)), []
+            for batch in words:
+                state, loss = train_step(state, batch, 0.1)
+                losses.append(loss)
+        assert np.isnan(losses).tolist() == [False, True, False]
+        results.append((losses, state.tables, state.dense, state.opt_state, state.carry, state.skipped))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), *results)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
 def test_on_a_gpu_tables_are_updated_in_place_and_the_host_is_not_asked(optimizer):
     """The program that is lowered for CUDA; it was not run on one."""
-    config = dataclasses.replace(TRAIN, optimizer=optimizer, compute_dtype="bfloat16", clip_norm=1.0)
+    config = dataclasses.replace(TRAIN, optimizer=optimizer, compute_dtype="bfloat16", clip_norm=1.0, num_sampled=500)
     state = jax.eval_shape(
         lambda: TrainState.create(LanguageModel(dataclasses.replace(MODEL, vocab_size=5003), rngs=nnx.Rngs(0)), config)
     )
@@ -373,6 +388,11 @@ def test_on_a_gpu_tables_are_updated_in_place_and_the_host_is_not_asked(optimize
     text = jit_train_step.trace(state, Batch(ids, ids, False), 0.1).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("tf.aliasing_output") == len(jax.tree.leaves(state))
     assert "callback" not in text and "infeed" not in text and "outfeed" not in text
+    # a choice asks the host where to go on, unless it is one by the platform, which is a constant
+    by_platform = set(re.findall(r'(%\w+) = "stablehlo.case"\(%c', text))
+    choices = set(re.findall(r'"stablehlo.case"\((%\w+)', text))
+    assert "stablehlo.if" not in text and all(index in by_platform or index.startswith("%c") for index in choices)
+    assert text.count("stablehlo.while") == 2 * MODEL.num_layers  # over the time steps, forward and backward
     operations = [
         line for line in text.splitlines() if re.search(r"= \"?stablehlo\.\w+.*tensor<5003(x\d+)?xf32>$", line)
     ]

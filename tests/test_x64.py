@@ -16,8 +16,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 corpus = jaxlm.load_corpus(sys.argv[1])
 size = len(corpus.vocabulary)
-losses = [{}, {"loss": "full"}, {"loss": "nce", "sampler": "uniform"}]
-for change in [*losses, {"sampler": "unigram"}, {"optimizer": "adagrad"}]:
+for change in [{"loss": "full"}, {"loss": "nce", "sampler": "uniform", "optimizer": "adagrad"}, {"sampler": "unigram"}]:
     model_config = jaxlm.ModelConfig(size, embedding_size=6, hidden_size=8, projection_size=6, tied=True, dropout=0.1)
     train_config = jaxlm.TrainConfig(batch_size=3, sequence_length=4, num_sampled=20, **change)
     state = jaxlm.TrainState.from_corpus(corpus, model_config, train_config)

@@ -20,7 +20,13 @@ class Problem(NamedTuple):
     batch_size: int
     sequence_length: int
     optimizer: str  # adagrad or adam
+    projection_size: int = 0  # of a bottleneck between LSTM and softmax; jaxlm and the torch peers have it
     compute_dtype: str = "float32"  # of the factors of products, as far as a peer has a choice
+
+    @property
+    def softmax_size(self) -> int:
+        """Width of a softmax row."""
+        return self.projection_size or self.hidden_size
 
 
 Step = Callable[[np.ndarray, np.ndarray], float]  # inputs and labels [batch_size, sequence_length] int32 -> loss
@@ -41,7 +47,8 @@ def jaxlm_step(problem: Problem) -> Step:
         optimizer=problem.optimizer,
         compute_dtype=problem.compute_dtype,
     )
-    model = jaxlm.ModelConfig(problem.vocab_size, problem.embedding_size, problem.hidden_size)
+    sizes = (problem.vocab_size, problem.embedding_size, problem.hidden_size)
+    model = jaxlm.ModelConfig(*sizes, projection_size=problem.projection_size)
     state = jaxlm.TrainState.create(jaxlm.LanguageModel(model, rngs=nnx.Rngs(0)), config)
 
     def step(inputs: np.ndarray, labels: np.ndarray) -> float:
@@ -178,21 +185,29 @@ def tf_sparse(problem: Problem) -> Step:
 
 
 def _torch_step(problem: Problem, output: Callable) -> Step:
-    """PyTorch's LSTM on a sparse embedding; `output(torch)` returns output parameters and the loss function."""
+    """PyTorch's LSTM on a sparse embedding, on a GPU if there is one; `output(torch)` returns modules and the loss."""
     import torch
 
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     embedding = torch.nn.Embedding(problem.vocab_size, problem.embedding_size, sparse=True)
     lstm = torch.nn.LSTM(problem.embedding_size, problem.hidden_size, batch_first=True)
-    parameters, loss_of = output(torch)
-    optimizer = torch.optim.Adagrad([*embedding.parameters(), *lstm.parameters(), *parameters], lr=LEARNING_RATE)
-    carry = [torch.zeros(1, problem.batch_size, problem.hidden_size) for _ in range(2)]
+    bottleneck = torch.nn.Identity()
+    if problem.projection_size:
+        bottleneck = torch.nn.Linear(problem.hidden_size, problem.projection_size, bias=False)
+    modules, loss_of = output(torch)
+    parameters = torch.nn.ModuleList([embedding, lstm, bottleneck, *modules]).to(device).parameters()
+    optimizer = torch.optim.Adagrad(parameters, lr=LEARNING_RATE)
+    carry = [torch.zeros(1, problem.batch_size, problem.hidden_size, device=device) for _ in range(2)]
+
+    def ids(words: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(words).long().to(device)
 
     def step(inputs: np.ndarray, labels: np.ndarray) -> float:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=problem.compute_dtype == "bfloat16"):
-            hidden, new_carry = lstm(embedding(torch.from_numpy(inputs).long()), tuple(carry))
-            loss = loss_of(hidden.reshape(-1, problem.hidden_size), torch.from_numpy(labels).long().reshape(-1))
+        with torch.autocast(device, torch.bfloat16, enabled=problem.compute_dtype == "bfloat16"):
+            hidden, new_carry = lstm(embedding(ids(inputs)), tuple(carry))
+            loss = loss_of(bottleneck(hidden).flatten(0, 1), ids(labels).flatten())
         loss.backward()
         optimizer.step()
         carry[:] = [state.detach().float() for state in new_carry]
@@ -205,14 +220,14 @@ def torch_sparse(problem: Problem) -> Step:
     """PyTorch, sampled softmax by hand (it has none), sparse gradients, Adagrad."""
 
     def output(torch) -> tuple[list, Callable]:
-        weights = torch.nn.Embedding(problem.vocab_size, problem.hidden_size, sparse=True)
+        weights = torch.nn.Embedding(problem.vocab_size, problem.softmax_size, sparse=True)
         biases = torch.nn.Embedding(problem.vocab_size, 1, sparse=True)
         rng = np.random.default_rng(0)
 
         def loss_of(hidden, labels):
             return torch_sampled_loss(hidden, labels, weights, biases, problem.num_sampled, rng)
 
-        return [*weights.parameters(), *biases.parameters()], loss_of
+        return [weights, biases], loss_of
 
     return _torch_step(problem, output)
 
@@ -237,7 +252,7 @@ def torch_sampled_loss(hidden, labels, weights, biases, num_sampled: int, rng: n
     draws = np.exp(rng.random(4 * num_sampled) * log_size).astype(np.int64).clip(1, size) - 1
     _, first = np.unique(draws, return_index=True)
     first = np.sort(first)[:num_sampled]
-    sampled, tries = torch.from_numpy(draws[first]), int(first[-1]) + 1
+    sampled, tries = torch.from_numpy(draws[first]).to(labels.device), int(first[-1]) + 1
 
     def log_count(ids):
         return torch.log(-torch.expm1(tries * torch.log1p(-torch.log1p(1.0 / (ids + 1.0)) / log_size)))
@@ -247,7 +262,7 @@ def torch_sampled_loss(hidden, labels, weights, biases, num_sampled: int, rng: n
     logits = hidden @ rows[count:].T + bias[count:] - log_count(sampled)
     logits = logits.masked_fill(labels[:, None] == sampled[None, :], -1e30)
     logits = torch.cat([true[:, None], logits], dim=1)
-    return torch.nn.functional.cross_entropy(logits, torch.zeros(count, dtype=torch.long))
+    return torch.nn.functional.cross_entropy(logits, torch.zeros_like(labels))
 
 
 def torch_adaptive(problem: Problem) -> Step:
@@ -255,8 +270,8 @@ def torch_adaptive(problem: Problem) -> Step:
 
     def output(torch) -> tuple[list, Callable]:
         cutoffs = [problem.vocab_size // 100, problem.vocab_size // 10, problem.vocab_size // 2]
-        softmax = torch.nn.AdaptiveLogSoftmaxWithLoss(problem.hidden_size, problem.vocab_size, cutoffs)
-        return list(softmax.parameters()), lambda hidden, labels: softmax(hidden, labels).loss
+        softmax = torch.nn.AdaptiveLogSoftmaxWithLoss(problem.softmax_size, problem.vocab_size, cutoffs)
+        return [softmax], lambda hidden, labels: softmax(hidden, labels).loss
 
     return _torch_step(problem, output)
 

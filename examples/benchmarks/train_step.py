@@ -71,7 +71,8 @@ class Process:
             stderr=subprocess.DEVNULL,
             text=True,
             cwd=Path(__file__).parent,
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"},
+            env=os.environ
+            | {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         )
 
     def step(self) -> list[float]:
@@ -94,8 +95,10 @@ def main(
     batch_size: int = 32,
     sequence_length: int = 35,
     optimizer: Literal["adagrad", "adam"] = "adagrad",
+    projection_size: int = 0,
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     repeats: int = 15,
+    profile: bool = False,
 ) -> None:
     """Prints a table.
 
@@ -108,14 +111,18 @@ def main(
       batch_size: Streams of text.
       sequence_length: Time steps.
       optimizer: For all but tf-sparse and the torch peers, which use Adagrad, and those that name theirs.
+      projection_size: Width of a bottleneck between LSTM and softmax, of jaxlm and the torch peers; 0 for none.
       compute_dtype: Of jaxlm's products; of others' where their name says so.
       repeats: Timed steps of each.
+      profile: Whether to show where the time of jaxlm's step goes, too, in both data types.
     """
     sizes: list = [vocab_size, embedding_size, hidden_size, num_sampled, batch_size, sequence_length, optimizer]
     names = ["jaxlm", *peers]
     processes = {}
     for name in names:  # one after the other, since setting up takes memory and both cores
-        processes[name] = Process(name, [*sizes, compute_dtype] if name.startswith("jaxlm") else sizes)
+        processes[name] = Process(
+            name, [*sizes, projection_size, *([compute_dtype] if name.startswith("jaxlm") else [])]
+        )
         for _ in range(3):
             processes[name].step()
     answers: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -127,7 +134,8 @@ def main(
     from measure import machine, matmul_speed, milliseconds, print_table
 
     words = batch_size * sequence_length
-    flop = 6 * words * hidden_size * (4 * (embedding_size + hidden_size) + num_sampled)
+    flop = 6 * words * hidden_size * (4 * (embedding_size + hidden_size) + projection_size)
+    flop += 6 * words * (projection_size or hidden_size) * num_sampled
     speeds = {dtype: matmul_speed(dtype) for dtype in ("float32", "bfloat16")}
     speed = speeds["float32"]
     ours = statistics.median(seconds for seconds, _, _ in answers["jaxlm"])
@@ -154,6 +162,10 @@ def main(
         "peak memory MB",
     ]
     print_table(header, rows)
+    if profile:
+        import step_parts
+
+        step_parts.main(*sizes, repeats=repeats)
 
 
 if __name__ == "__main__":

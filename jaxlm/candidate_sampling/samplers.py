@@ -21,7 +21,7 @@ from jaxlm.candidate_sampling.distributions import (
     propose_log_uniform,
     propose_unigram,
 )
-from jaxlm.candidate_sampling.unique import draw, num_draws_needed, num_zipf_draws
+from jaxlm.candidate_sampling.unique import block_of, draw, zipf_block
 from jaxlm.row_updates import take_rows
 
 Classes = jax.Array | ArrayLike  # [N, num_true] integer
@@ -72,9 +72,9 @@ def _log_uniform(
     envelope = log_uniform_envelope(range_max)
     count = np.minimum(2.0**envelope.log2_width, range_max + 1 - envelope.start)
     probability_of = np.log1p(count / envelope.start) / count / math.log(range_max + 1)
-    num_draws = num_draws_needed(num_sampled, unique, probability_of, count, envelope.acceptance)
+    block = block_of(num_sampled, unique, probability_of, count, envelope.acceptance)
     propose = partial(propose_log_uniform, range_max=range_max, envelope=envelope)
-    candidates, num_tries = draw(key, num_sampled, unique, range_max, num_draws, propose)
+    candidates, num_tries = draw(key, num_sampled, unique, range_max, block, propose)
     probability = partial(log_uniform_probability, range_max=range_max)
     return _with_counts(candidates, num_tries, true_classes, probability)
 
@@ -98,13 +98,13 @@ def uniform_candidate_sampler(
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _uniform(key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int) -> SampledValues:
-    num_draws = num_draws_needed(num_sampled, unique, np.array([1.0 / range_max]), np.array([range_max]))
+    block = block_of(num_sampled, unique, np.array([1.0 / range_max]), np.array([range_max]))
 
     def propose(bits: Bits) -> tuple[jax.Array, jax.Array]:
         ids = multiply_high(bits, range_max)[0]
         return ids, jnp.ones(ids.shape, bool)
 
-    candidates, num_tries = draw(key, num_sampled, unique, range_max, num_draws, propose)
+    candidates, num_tries = draw(key, num_sampled, unique, range_max, block, propose)
     return _with_counts(candidates, num_tries, true_classes, lambda ids: jnp.full(ids.shape, np.float32(1 / range_max)))
 
 
@@ -149,8 +149,8 @@ def _fixed_unigram(
 ) -> SampledValues:
     range_max = unigrams.probability.size
     propose = partial(propose_unigram, table=unigrams)
-    num_draws = num_zipf_draws(num_sampled, unique, range_max)
-    candidates, num_tries = draw(key, num_sampled, unique, range_max, num_draws, propose)
+    block = zipf_block(num_sampled, unique, range_max)
+    candidates, num_tries = draw(key, num_sampled, unique, range_max, block, propose)
     return _with_counts(candidates, num_tries, true_classes, lambda ids: take_rows(unigrams.probability, ids))
 
 
@@ -184,9 +184,9 @@ def learned_unigram_candidate_sampler(
 def _learned_unigram(
     key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: bool, range_max: int, state: LearnedUnigrams
 ) -> tuple[SampledValues, LearnedUnigrams]:
-    num_draws = num_zipf_draws(num_sampled, unique, range_max)
+    block = zipf_block(num_sampled, unique, range_max)
     propose = partial(propose_learned, state=state)
-    candidates, num_tries = draw(key, num_sampled, unique, range_max, num_draws, propose)
+    candidates, num_tries = draw(key, num_sampled, unique, range_max, block, propose)
 
     def probability(ids: jax.Array) -> jax.Array:
         return state.count_of(ids).astype(jnp.float32) / state.total.astype(jnp.float32)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import branches_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -225,6 +226,17 @@ def test_any_size_gives_distinct_ids_in_range_and_finite_counts(log_size, fracti
     assert np.unique(ids).size == num_sampled and ids.min() >= 0 and ids.max() < range_max
     for count in (values.true_expected_count, values.sampled_expected_count):
         assert (count > 0).all() and (count <= 1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(("num_sampled", "range_max"), [(60, 503), (41, 41)])
+def test_samples_are_the_same_on_every_platform(name, num_sampled, range_max, monkeypatch):
+    arguments = (jax.random.key(5), jnp.array([[1], [2]]), num_sampled, True)
+    samples = []
+    for platform in ("cpu", "default"):
+        with branches_for(platform, monkeypatch):
+            samples.append(sampler(name, range_max)(*arguments))
+    jax.tree.map(np.testing.assert_array_equal, *samples)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

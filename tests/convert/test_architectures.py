@@ -151,8 +151,14 @@ def trained(language_model: jaxlm.LanguageModel) -> jaxlm.LanguageModel:
     return state.model
 
 
-@pytest.mark.parametrize("version", [3, 2])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+FORMS = ["a.keras", "a.h5", "a.hdf5", "a.weights.h5"]
+QUICK = "published tutorial"  # in every form
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    quick_if(lambda name, version: version == 3 or name == QUICK, itertools.product(ARCHITECTURES, [3, 2])),
+)
 def test_live(name, version):
     k = keras_module(version)
     model = make_model(name, k, functional=version == 3)
@@ -163,10 +169,6 @@ def test_live(name, version):
     convert.load_into_keras(language_model, model)
     assert_equal_function(language_model, model, name)
     assert model.get_config() == config
-
-
-FORMS = ["a.keras", "a.h5", "a.hdf5", "a.weights.h5"]
-QUICK = "published tutorial"  # in every form
 
 
 @pytest.mark.parametrize(
