@@ -15,7 +15,7 @@ from jaxlm.candidate_sampling.samplers import (
 )
 from jaxlm.config import ComputeDtype
 from jaxlm.cross_entropy import FLOAT_MIN
-from jaxlm.matmul import matmul
+from jaxlm.matmul import matmul, transposed
 from jaxlm.row_updates import take_rows
 
 Table = jax.Array | Sequence[jax.Array]  # [V, ...], or contiguous shards of its rows
@@ -218,7 +218,7 @@ def _logits(
     true_products = inputs[:, None, :].astype(jnp.float32) * rows.true_weights.astype(jnp.float32)
     true_logits = true_products.sum(axis=-1)
     if dtype == "bfloat16":
-        sampled_logits = matmul(inputs, rows.sampled_weights.T, dtype)
+        sampled_logits = matmul(inputs, transposed(rows.sampled_weights), dtype)
     else:
         sampled_logits = jnp.matmul(inputs, rows.sampled_weights.T, preferred_element_type=jnp.float32)
     true_logits += rows.true_biases.astype(jnp.float32)

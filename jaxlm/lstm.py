@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.config import ComputeDtype
-from jaxlm.matmul import factor, product
+from jaxlm.matmul import factor, product, transposed
 
 Carry = tuple[jax.Array, jax.Array]  # (c, h), each [batch, hidden_size]
 Saved = tuple[Carry, tuple[jax.Array, jax.Array, jax.Array]]  # last carry; outputs, gates and previous c by time
@@ -102,12 +102,12 @@ def _forward(
         return scan(lambda x, h: (x @ kernel + h.T @ recurrent_kernel).T, inputs)
 
     def product_for_each_step() -> Saved:
-        kernels = factor(jnp.concatenate([kernel, recurrent_kernel]).T, dtype)  # [4H, E + H], once per call
+        kernel_t, recurrent_t = factor(transposed(kernel), dtype), factor(transposed(recurrent_kernel), dtype)
         inputs_t = factor(inputs.swapaxes(1, 2), dtype)  # [time, E, batch]
-        return scan(lambda x, h: product(kernels, jnp.concatenate([x, h.astype(x.dtype)])), inputs_t)
+        return scan(lambda x, h: product(kernel_t, x) + product(recurrent_t, h.astype(x.dtype)), inputs_t)
 
-    def input_product_for_all_steps() -> Saved:
-        recurrent_t = factor(recurrent_kernel.T, dtype)
+    def product_for_all_steps() -> Saved:
+        recurrent_t = factor(transposed(recurrent_kernel), dtype)
         z = product(factor(inputs.reshape(-1, inputs.shape[-1]), dtype), factor(kernel, dtype))  # [time * batch, 4H]
         z = z.reshape(*inputs.shape[:2], -1)
         return scan(lambda x, h: x.T + product(recurrent_t, h.astype(recurrent_t.dtype)), z)
@@ -115,7 +115,7 @@ def _forward(
     def scan(gates_of: Callable[[jax.Array, jax.Array], jax.Array], xs: jax.Array) -> Saved:
         return jax.lax.scan(partial(step, gates_of), carry, xs)
 
-    def step(gates_of: Callable, carry: Carry, x: jax.Array) -> tuple[Carry, tuple[jax.Array, ...]]:
+    def step(gates_of: Callable, carry: Carry, x: jax.Array) -> tuple[Carry, tuple[jax.Array, jax.Array, jax.Array]]:
         c, h = carry
         z = gates_of(x, h) + bias[:, None]  # [4H, batch]
         i, f, g, o = jnp.split(z, 4)
@@ -126,9 +126,9 @@ def _forward(
 
     if inputs.shape[0] == 1:
         last, (outputs, gates, previous_c) = one_step()
-    else:  # a processor gains nothing from a product beforehand; it would only have more to read
+    else:
         last, (outputs, gates, previous_c) = jax.lax.platform_dependent(
-            cpu=product_for_each_step, default=input_product_for_all_steps
+            cpu=product_for_each_step, default=product_for_all_steps
         )
     return (outputs, last), (inputs, kernel, recurrent_kernel, carry, outputs, gates, previous_c)
 
@@ -153,10 +153,11 @@ def _backward(dtype: ComputeDtype, residuals: tuple, cotangents: tuple[jax.Array
     d_first, d_z = jax.lax.scan(step, d_last, (d_outputs, gates, previous_c), reverse=True)
     # the gradient of each kernel is one product over all time steps, outside the loop
     d_z = factor(d_z.reshape(-1, d_z.shape[-1]), dtype)  # [time * batch, 4H]
-    previous_h = jnp.concatenate([first_h.T[None], outputs[:-1]]).reshape(-1, outputs.shape[-1])
-    d_kernel = product(factor(inputs.reshape(-1, inputs.shape[-1]).T, dtype), d_z)
-    d_recurrent_kernel = product(factor(previous_h.T, dtype), d_z)
-    d_inputs = product(d_z, factor(kernel.T, dtype)).reshape(inputs.shape)
+    previous_h = jnp.concatenate([first_h.T[None], outputs[:-1]])
+    d_kernel, d_recurrent_kernel = (
+        product(factor(transposed(x.reshape(-1, x.shape[-1])), dtype), d_z) for x in (inputs, previous_h)
+    )
+    d_inputs = product(d_z, factor(transposed(kernel), dtype)).reshape(inputs.shape)
     return d_inputs, d_kernel, d_recurrent_kernel, d_z.sum(axis=0, dtype=kernel.dtype), d_first
 
 

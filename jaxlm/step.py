@@ -86,8 +86,9 @@ def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) ->
         hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_key, state.config.compute_dtype)
         return reduce_losses(batch, loss_function.losses(rows, outputs_with_labels(batch, hidden))), carry
 
-    bfloat16 = state.config.compute_dtype == "bfloat16"
-    with jax.default_matmul_precision("BF16_BF16_F32") if bfloat16 else nullcontext():
+    # for the exact loss, whose factors are float32; a processor has no such products of some sizes
+    rounds = state.config.compute_dtype == "bfloat16" and jax.default_backend() != "cpu"
+    with jax.default_matmul_precision("BF16_BF16_F32") if rounds else nullcontext():
         value_and_grad = jax.value_and_grad(batch_loss, argnums=(0, 1, 2), has_aux=True)
         embedded = state.model.embed(inputs)
         (loss, carry), (d_dense, d_embedded, d_rows) = value_and_grad(state.dense, embedded, loss_function.rows)

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from jaxlm.batches import Batch
-from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.config import DenseConfig, ModelConfig, TrainConfig
 from jaxlm.lstm import LSTM
-from jaxlm.matmul import fast_dtype, matmul
+from jaxlm.matmul import fast_dtype, matmul, transposed
 from jaxlm.model import LanguageModel
 from jaxlm.step import jit_train_step, train_step
 from jaxlm.train_state import TrainState
@@ -47,6 +47,12 @@ def test_products_and_gradients_round_as_bfloat16_does():
     np.testing.assert_array_equal(matmul(a, b), a @ b)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (4, 5), (5, 4), (6, 2)])
+def test_transposed_is_the_transpose(shape):
+    x = jnp.arange(shape[0] * shape[1]).reshape(shape)
+    np.testing.assert_array_equal(transposed(x), x.T)
+
+
 @pytest.mark.parametrize("loss", ["sampled_softmax", "nce"])
 def test_every_product_of_a_step_has_bfloat16_factors_in_row_major_order(loss):
     text = jit_train_step.lower(make_state(loss=loss), make_batch(), 0.1).as_text()
@@ -55,6 +61,45 @@ def test_every_product_of_a_step_has_bfloat16_factors_in_row_major_order(loss):
     for line in products:
         assert re.search(r"contracting_dims = \[1\] x \[0\]", line), line
         assert re.search(r"\(tensor<[\dx]+xbf16>, tensor<[\dx]+xbf16>\) -> tensor<[\dx]+xf32>", line), line
+
+
+def test_the_compiled_step_multiplies_bfloat16():
+    """XLA may yet turn a product into one of float32: where it folds a transposition into it, for example."""
+    if fast_dtype() != "bfloat16":
+        pytest.skip("this processor multiplies no bfloat16")
+    model = ModelConfig(5000, embedding_size=64, hidden_size=128, dense=(DenseConfig(96),))
+    config = dataclasses.replace(TRAIN, batch_size=8, sequence_length=6, num_sampled=200)
+    state = TrainState.create(LanguageModel(model, rngs=nnx.Rngs(0)), config)
+    ids = jnp.zeros((8, 6), jnp.int32)
+    text = jit_train_step.lower(state, Batch(ids, ids, True), 0.1).compile().as_text()
+    types: dict[str, str] = {}
+    products = []
+    for line in text.splitlines():
+        name, _, value = line.strip().removeprefix("ROOT ").partition(" = ")
+        types[name] = value.split("[")[0]
+        operands = re.search(r" dot\((%[\w.-]+), (%[\w.-]+)\)", value)
+        if operands:
+            products.append([types[operand] for operand in operands.groups()])
+    assert len(products) == 3 + 3 + 3 + 3 and products == [["bf16", "bf16"]] * len(products)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1, 1, 1), (1, 2, 1, 4, 2), (2, 1, 3, 1, 5), (1, 3, 8, 8, 1), (3, 5, 7, 9, 11)]
+)
+def test_any_sizes_are_multiplied(sizes):
+    batch, time, embedding, hidden, dense = sizes
+    model = ModelConfig(20, embedding_size=embedding, hidden_size=hidden, dense=(DenseConfig(dense),))
+    words = np.random.default_rng(0).integers(0, 20, (batch, time + 1)).astype(np.int32)
+    weights = []
+    for dtype in ("float32", "bfloat16"):
+        config = TrainConfig(
+            batch_size=batch, sequence_length=time, num_sampled=3, optimizer="sgd", compute_dtype=dtype
+        )
+        state = TrainState.create(LanguageModel(model, rngs=nnx.Rngs(0)), config)
+        state, loss = train_step(state, (words[:, :-1], words[:, 1:]), 0.1)
+        assert np.isfinite(loss)
+        weights.append(state.tables["weights"])
+    np.testing.assert_allclose(*weights, atol=2e-2)
 
 
 def test_a_float32_step_has_none():
