@@ -182,7 +182,7 @@ class TrainConfig:
       InputError: a value is out of range.
     """
 
-    batch_size: int = 16
+    batch_size: int = 32
     sequence_length: int = 35
     loss: Loss = "sampled_softmax"
     num_sampled: int = 1000

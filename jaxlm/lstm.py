@@ -98,15 +98,18 @@ def _forward(
     carry: Carry,
     dtype: ComputeDtype,
 ) -> tuple[tuple[jax.Array, Carry], tuple]:
-    def one_step() -> Saved:  # as in generation, does not repay the transposition of the kernels
+    def one_step() -> Saved:
+        # as in generation: it does not repay the transposition of the kernels
         return scan(lambda x, h: (x @ kernel + h.T @ recurrent_kernel).T, inputs)
 
     def product_for_each_step() -> Saved:
+        # on a processor: a step finds its inputs in the cache
         kernel_t, recurrent_t = factor(transposed(kernel), dtype), factor(transposed(recurrent_kernel), dtype)
         inputs_t = factor(inputs.swapaxes(1, 2), dtype)  # [time, E, batch]
         return scan(lambda x, h: product(kernel_t, x) + product(recurrent_t, h.astype(x.dtype)), inputs_t)
 
     def product_for_all_steps() -> Saved:
+        # on an accelerator: the input products of all steps are one large product, and a step has half as many
         recurrent_t = factor(transposed(recurrent_kernel), dtype)
         z = product(factor(inputs.reshape(-1, inputs.shape[-1]), dtype), factor(kernel, dtype))  # [time * batch, 4H]
         z = z.reshape(*inputs.shape[:2], -1)

@@ -111,7 +111,7 @@ def _summary(runs: Sequence[Run]) -> str:
             add(f"words of the {part} text", None if tokens is None else int(tokens.size))
             unknown = None if tokens is None else f"{oov_rate(tokens, run.vocabulary):.2%}"
             add(f"unknown in the {part} text", unknown)
-    return section("Result", _columns("Result", runs, rows))
+    return section("Result", _columns("Perplexity, and the text it was reached with", runs, rows))
 
 
 def _curves(runs: Sequence[Run]) -> str:

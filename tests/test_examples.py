@@ -47,6 +47,7 @@ SMALL = {
     "step_parts.py": "--vocab-size 1000 --embedding-size 8 --hidden-size 16 --num-sampled 20 --batch-size 2"
     " --repeats 1".split(),
     "gpu.py": "--batch-sizes 2 --divisor 100 --repeats 1".split(),
+    "score.py": "--vocab-size 100 --hidden-size 8 --sentences 9 --repeats 1".split(),
     "num_sampled.py": "DATA --num-sampled 20 0 --steps 20 --minutes 0.01 --embedding-size 8 --hidden-size 8"
     " --eval-tokens 100".split(),
     "prepare.py": ["TEXT", "--repeats", 1],
@@ -66,7 +67,7 @@ def test_every_benchmark_has_a_small_size():
 @pytest.mark.parametrize("script", quick_if(lambda script: script in QUICK, [(script,) for script in SMALL]))
 @pytest.mark.slow
 def test_benchmarks_print_a_table(script, corpus_dir, text_file):
-    if script in ("equal_time.py", "gpu.py"):
+    if script in ("equal_time.py", "gpu.py", "score.py"):
         pytest.importorskip("torch")
     paths = {"DATA": corpus_dir, "TEXT": text_file}
     output = run(f"benchmarks/{script}", *(paths.get(argument, argument) for argument in SMALL[script]))

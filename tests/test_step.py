@@ -121,7 +121,7 @@ def dense_training(config: TrainConfig, model: LanguageModel, words: list[Batch]
 @pytest.mark.parametrize(
     "change",
     [
-        {"optimizer": "adagrad"},
+        pytest.param({"optimizer": "adagrad"}, marks=pytest.mark.exhaustive),
         {"optimizer": "adagrad", "clip_norm": 0.02},
         {"optimizer": "adagrad", "loss": "full", "clip_norm": 0.02},
         {"optimizer": "adam", "loss": "full"},
@@ -131,11 +131,13 @@ def dense_training(config: TrainConfig, model: LanguageModel, words: list[Batch]
         {"optimizer": "adagrad", "model": {"projection_size": 5, "tied": True}, "clip_norm": 0.02},
         {"optimizer": "sgd", "model": {"embedding_size": 7, "tied": True}, "loss": "full"},
         {"optimizer": "sgd", "clip_norm": 0.02, "clip_each": True},
-        {"optimizer": "adagrad", "clip_norm": 0.02, "clip_each": True, "loss": "full"},
+        pytest.param(
+            {"optimizer": "adagrad", "clip_norm": 0.02, "clip_each": True, "loss": "full"}, marks=pytest.mark.exhaustive
+        ),
         {"optimizer": "sgd", "clip_norm": 0.02, "train_embedding": False},
         {"optimizer": "adagrad", "labels": labels_somewhere},
-        {"optimizer": "sgd", "labels": labels_somewhere, "loss": "full"},
-        {"optimizer": "sgd", "labels": labels_somewhere, "loss": "nce"},
+        pytest.param({"optimizer": "sgd", "labels": labels_somewhere, "loss": "full"}, marks=pytest.mark.exhaustive),
+        pytest.param({"optimizer": "sgd", "labels": labels_somewhere, "loss": "nce"}, marks=pytest.mark.exhaustive),
         {"optimizer": "adagrad", "model": CHAIN_SIZES},
     ],
 )
