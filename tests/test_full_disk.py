@@ -58,6 +58,7 @@ def test_a_run_that_cannot_log_trains_all_the_same(corpus_dir, tmp_path):
     assert result.returncode == 2 and len(errors(result)) == 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_on_a_small_file_system(text_file, tmp_path):
     """The same on a real file system, if this process may mount one."""

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import BARE, CHAIN, branches_for
+from helpers import BARE, CHAIN, branches_for, quick_if
 
 from jaxlm.batches import Batch
 from jaxlm.candidate_sampling.distributions import unigram_table
@@ -221,7 +221,7 @@ def abstract_state(vocab_size: int, optimizer: str = "adam") -> TrainState:
     return jax.eval_shape(lambda: TrainState.create(LanguageModel(model, rngs=nnx.Rngs(0)), train))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
+@pytest.mark.parametrize("optimizer", quick_if(lambda name: name == "adam", [("adam",), ("adagrad",), ("sgd",)]))
 def test_no_table_is_copied(optimizer):
     ids = jax.ShapeDtypeStruct((32, 35), jnp.int32)
     temporaries = []

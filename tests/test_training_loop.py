@@ -196,6 +196,7 @@ def run_command_until_it_trains(corpus_dir, directory, *flags: str) -> subproces
     return process
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_second_interrupt_leaves_at_once(corpus_dir, tmp_path):
     # the first one waits for the evaluation, which takes some seconds

@@ -74,6 +74,7 @@ def test_an_option_that_a_format_lacks_is_refused(run_dir, tmp_path, capsys, nam
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing_behind(run_dir, tmp_path):
     """A limit on the size of files stands in for a full disk: writing fails in the same way."""

@@ -53,6 +53,7 @@ def test_bottlenecks_and_tied_rows_come_back_bit_for_bit(random_run, tmp_path, n
     assert_models_equal(model, run.model)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_saved_model_is_replaced_as_a_whole(random_run, tmp_path):
     first, second = random_run(1), random_run(2)

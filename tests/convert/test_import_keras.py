@@ -150,6 +150,7 @@ def test_a_missing_model_is_an_input_that_does_not_exist(run_dir, tmp_path, name
         list(import_run(tmp_path / name, tmp_path / "run", run_dir / "vocabulary.json"))
 
 
+@pytest.mark.exhaustive
 def test_a_chain_that_no_option_describes_is_trained_and_given_back(corpus_dir, tmp_path, capsys):
     words = len(json.loads((corpus_dir / "vocabulary.json").read_text())["words"])
     model = keras.Sequential([layers.Embedding(words, 7), layers.LSTM(11, return_sequences=True), layers.LSTM(6)])
