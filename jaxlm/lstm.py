@@ -55,8 +55,6 @@ class LSTM(nnx.Module):
           outputs `[batch, time, hidden_size]`, and the carry after the last time step.
         """
         c, h = carry
-        if inputs.shape[1] == 1:  # not a loop to XLA, which then chooses layouts that a processor refuses in bfloat16
-            dtype = "float32"
         bias = jnp.zeros(self.kernel.shape[1], jnp.float32) if self.bias is None else self.bias[...]
         outputs, (c, h) = lstm(
             inputs.swapaxes(0, 1), self.kernel[...], self.recurrent_kernel[...], bias, (c.T, h.T), dtype

@@ -83,7 +83,8 @@ def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) ->
 
     def batch_loss(dense: dict[str, Any], embedded: jax.Array, rows: Any) -> tuple[jax.Array, tuple[Carry, ...]]:
         model = nnx.merge(state.graphdef, state.tables, dense)
-        hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_key, state.config.compute_dtype)
+        dtype = _dtype(state.config, inputs)
+        hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_key, dtype)
         return reduce_losses(batch, loss_function.losses(rows, outputs_with_labels(batch, hidden))), carry
 
     # for the exact loss, whose factors are float32; a processor has no such products of some sizes
@@ -124,6 +125,14 @@ def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array,
 def _keys(state: TrainState) -> jax.Array:
     """Returns the sampling key and the dropout key of the step."""
     return jax.random.split(jax.random.fold_in(state.key, state.step))
+
+
+def _dtype(config: TrainConfig, words: jax.Array) -> ComputeDtype:
+    """Returns the data type of factors for words `[batch_size, time]`.
+
+    Float32 for a single time step: to XLA that is no loop, and it chooses layouts that a processor refuses in bfloat16.
+    """
+    return "float32" if words.shape[1] == 1 else config.compute_dtype
 
 
 def _initial_carry(state: TrainState, batch: Batch) -> tuple[Carry, ...]:
@@ -176,7 +185,7 @@ def _loss_function(state: TrainState, key: jax.Array, labels: jax.Array) -> Exac
     config, weights, biases = state.config, state.tables["weights"], state.tables["biases"]
     if config.loss == "full":
         return _exact_loss(state, labels)
-    labels = labels.reshape(-1, 1)
+    dtype, labels = _dtype(config, labels), labels.reshape(-1, 1)
     arguments = (key, labels, config.num_sampled, True, weights.shape[0])
     if state.unigrams is not None:
         values = fixed_unigram_candidate_sampler(*arguments, state.unigrams)
@@ -185,7 +194,7 @@ def _loss_function(state: TrainState, key: jax.Array, labels: jax.Array) -> Exac
     else:
         values = log_uniform_candidate_sampler(*arguments)
     rows = gather_rows(weights, biases, labels, values.sampled_candidates)
-    return SampledLoss(rows, labels, values, config.loss == "nce", config.compute_dtype)
+    return SampledLoss(rows, labels, values, config.loss == "nce", dtype)
 
 
 def _combine(

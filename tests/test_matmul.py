@@ -84,7 +84,7 @@ def test_the_compiled_step_multiplies_bfloat16():
 
 
 @pytest.mark.parametrize(
-    "sizes", [(1, 1, 1, 1, 1), (1, 2, 1, 4, 2), (2, 1, 3, 1, 5), (1, 3, 8, 8, 1), (3, 5, 7, 9, 11)]
+    "sizes", [(1, 1, 1, 1, 1), (9, 1, 17, 8, 17), (1, 2, 1, 4, 2), (1, 3, 8, 8, 1), (3, 5, 7, 9, 11), (2, 3, 5, 7, 9)]
 )
 def test_any_sizes_are_multiplied(sizes):
     batch, time, embedding, hidden, dense = sizes
