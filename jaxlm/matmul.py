@@ -15,7 +15,7 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def factor(x: jax.Array, dtype: ComputeDtype) -> jax.Array:
-    """Returns a factor of a `product`, in row-major order, in which processors multiply fastest."""
+    """Returns a factor of a `product`. The barrier keeps what makes the factor out of the product."""
     return jax.lax.optimization_barrier(x if dtype == "float32" else x.astype(dtype))
 
 

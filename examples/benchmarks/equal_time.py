@@ -39,22 +39,19 @@ class Trainer(NamedTuple):
 def torch_trainer(start: jaxlm.LanguageModel, adaptive: bool) -> Trainer:
     """PyTorch with a sampled softmax by hand, or with its own adaptive softmax; lazy Adam for rows."""
     import torch
-    from peers import torch_sampled_loss
+    from peers import torch_lstm, torch_sampled_loss
 
     from jaxlm.batches import evaluation_batches
     from jaxlm.matmul import fast_dtype
 
     torch.manual_seed(0)
-    config, layer, rng = start.config, start.lstms[0], np.random.default_rng(0)
+    config, rng = start.config, np.random.default_rng(0)
 
     def rows(table: np.ndarray) -> torch.nn.Embedding:
         return torch.nn.Embedding.from_pretrained(torch.from_numpy(np.array(table)), freeze=False, sparse=True)
 
     embedding = rows(start.embedding[...])
-    lstm = torch.nn.LSTM(config.embedding_size, config.hidden_size, batch_first=True)
-    arrays = (layer.kernel[...].T, layer.recurrent_kernel[...].T, layer.bias[...], np.zeros(4 * config.hidden_size))
-    for parameter, array in zip(lstm.parameters(), arrays, strict=True):
-        parameter.data.copy_(torch.from_numpy(np.array(array)))
+    lstm = torch_lstm(start.lstms[0])
     sparse, dense = [*embedding.parameters()], [*lstm.parameters()]
     if adaptive:
         cutoffs = [config.vocab_size // 100, config.vocab_size // 10, config.vocab_size // 2]

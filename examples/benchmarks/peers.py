@@ -232,6 +232,20 @@ def torch_sparse(problem: Problem) -> Step:
     return _torch_step(problem, output)
 
 
+def torch_lstm(layer):
+    """Returns PyTorch's LSTM with the parameters of a `jaxlm.lstm.LSTM`."""
+    import torch
+
+    kernel, recurrent_kernel, bias = (
+        np.array(param[...]) for param in (layer.kernel, layer.recurrent_kernel, layer.bias)
+    )
+    lstm = torch.nn.LSTM(kernel.shape[0], recurrent_kernel.shape[0], batch_first=True)
+    arrays = (kernel.T, recurrent_kernel.T, bias, np.zeros_like(bias))
+    for parameter, array in zip(lstm.parameters(), arrays, strict=True):
+        parameter.data.copy_(torch.from_numpy(array))
+    return lstm
+
+
 def torch_sampled_loss(hidden, labels, weights, biases, num_sampled: int, rng: np.random.Generator):
     """The sampled softmax that a user writes in PyTorch: log-uniform candidates, distinct, shared by the batch.
 

@@ -16,20 +16,17 @@ import torch
 import tyro
 from flax import nnx
 from measure import interleaved, machine, matmul_speed, milliseconds, print_table
+from peers import torch_lstm
 
 import jaxlm
 
 
 def torch_scorer(model: jaxlm.LanguageModel, batch_size: int) -> Callable[[list[np.ndarray]], np.ndarray]:
     """Returns a function from sentences of ids, `<eos>` at both ends, to their log-probabilities."""
-    layer = model.lstms[0]
     embedding, weights, biases = (
         torch.from_numpy(np.array(table[...])) for table in (model.embedding, model.weights, model.biases)
     )
-    lstm = torch.nn.LSTM(embedding.shape[1], weights.shape[1], batch_first=True)
-    arrays = (layer.kernel[...].T, layer.recurrent_kernel[...].T, layer.bias[...], np.zeros(layer.bias.shape))
-    for parameter, array in zip(lstm.parameters(), arrays, strict=True):
-        parameter.data.copy_(torch.from_numpy(np.array(array)))
+    lstm = torch_lstm(model.lstms[0])
 
     def score(sentences: list[np.ndarray]) -> np.ndarray:
         scores = np.zeros(len(sentences))

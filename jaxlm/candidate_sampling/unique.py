@@ -101,10 +101,10 @@ def first_occurrences_by_sorting(ids: jax.Array, present: jax.Array) -> jax.Arra
 
 
 def first_occurrences_by_hashing(ids: jax.Array, present: jax.Array, range_max: int) -> jax.Array:
-    """As `first_occurrences`, on a processor in a third of the time of a sort.
+    """As `first_occurrences`, without a sort.
 
-    Each id writes its position to a bucket, and the lowest one stays, without a sort. If ids share a bucket,
-    those that lost it to another id try again with another hash.
+    Each id writes its position to a bucket, and the lowest one stays. If ids share a bucket, those that lost it to
+    another id try again with another hash.
     """
     position = jnp.arange(ids.size, dtype=jnp.int32)
     size = min(range_max, FIRST_SEEN_SIZE)
