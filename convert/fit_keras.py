@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
 from convert.keras_callbacks import callback_list, shows_weights
 from convert.keras_compile import keras_of
@@ -16,6 +15,7 @@ from jaxlm.batches import Batch
 from jaxlm.config import ComputeDtype, Sampler, TrainConfig
 from jaxlm.errors import InputError, require
 from jaxlm.evaluation import exact_loss
+from jaxlm.model import split_params
 from jaxlm.run_logger import MAX_SKIPPED
 from jaxlm.step import train_step
 from jaxlm.train_state import TrainState
@@ -246,7 +246,7 @@ class EpochLosses:
 
 def _validation_loss(live: LiveModel, state: TrainState, valid: Examples, shape: Shape, stop: StopSignals) -> float:
     """Returns the exact mean loss of the labels that count, each sequence from the zero state."""
-    graphdef, params = nnx.split(state.model)
+    graphdef, *params = split_params(state.model)
     carry = state.model.initial_carry(shape.batch_size)
     total, weight = 0.0, 0.0
     for examples in valid.batches(None):

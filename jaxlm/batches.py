@@ -1,14 +1,16 @@
 """Batches of training and evaluation text. A training batch is a pure function of the step."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.config import TrainConfig
 from jaxlm.errors import InputError
+from jaxlm.mesh import DATA, Mesh, data_axes, gather_equally, pad, padded_streams, place, psum, stream_spec, vocab_axes
 from jaxlm.token_ids import Ids
 
 
@@ -17,7 +19,7 @@ class Batch(NamedTuple):
 
     inputs: Ids  # [batch_size, sequence_length]
     labels: Ids  # [batch_size, sequence_length]
-    starts_epoch: bool | jax.Array = False  # whether the LSTM starts from the zero state
+    starts_epoch: bool | np.ndarray | jax.Array = False  # whether the LSTM starts from the zero state
     positions: Ids | None = None  # [batch_size, P] time steps that the labels [batch_size, P] belong to; None for all
     weights: np.ndarray | jax.Array | None = None  # of the labels; the loss is the weighted sum, None for the mean
 
@@ -29,9 +31,38 @@ def outputs_with_labels(batch: Batch, outputs: jax.Array) -> jax.Array:
     return jnp.take_along_axis(outputs, jnp.asarray(batch.positions)[:, :, None], axis=1)
 
 
-def reduce_losses(batch: Batch, losses: jax.Array) -> jax.Array:
-    """Returns the loss of a batch: the mean, or the weighted sum, of the losses of its labels, in any shape."""
-    return losses.mean() if batch.weights is None else (jnp.ravel(batch.weights) * losses.ravel()).sum()
+def reduce_losses(batch: Batch, losses: jax.Array, mesh: Mesh | None = None) -> jax.Array:
+    """Returns the loss of a batch: the mean, or the weighted sum, of the losses of its labels, in any shape.
+
+    On a mesh, `batch` is the part of a device, and `losses` those of all devices along `vocab`.
+    """
+    if batch.weights is None:
+        return psum(losses.mean(), data_axes(mesh)) / (1 if mesh is None else mesh.shape[DATA])
+    weights = gather_equally(jnp.ravel(batch.weights), vocab_axes(mesh))
+    return psum((weights * losses.ravel()).sum(), data_axes(mesh))
+
+
+def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Puts a batch onto a mesh, with streams that do not count where their number does not divide."""
+    if mesh is None:
+        return batch
+    size, weights = padded_streams(len(batch.inputs), mesh), batch.weights
+    if weights is None and size != len(batch.inputs):
+        weights = np.full(batch.labels.shape, 1.0 / batch.labels.size, np.float32)
+    batch = batch._replace(starts_epoch=np.asarray(batch.starts_epoch), weights=weights)
+    return jax.tree.map(lambda leaf: place_streams(leaf, mesh) if leaf.ndim else leaf, batch)
+
+
+def place_streams(array: Any, mesh: Mesh | None) -> Any:
+    """Puts an array of a row for each stream onto a mesh, with rows of zeros where their number does not divide."""
+    if mesh is None or (isinstance(array, jax.Array) and array.sharding == NamedSharding(mesh, stream_spec(mesh))):
+        return array
+    return place(pad(np.asarray(array), padded_streams(len(array), mesh)), mesh, stream_spec(mesh))
+
+
+def batch_specs(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Returns a batch with the `PartitionSpec` of each array instead of the array."""
+    return jax.tree.map(lambda leaf: stream_spec(mesh) if jnp.ndim(leaf) else PartitionSpec(), batch)
 
 
 def batches_per_epoch(num_tokens: int, batch_size: int, sequence_length: int) -> int:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxlm.row_updates import take_rows
+from jaxlm.mesh import Axes, local_ids, own_rows, pmax, psum, take_own_rows
 
 FLOAT_MIN = np.finfo(np.float32).min
 
@@ -54,13 +54,54 @@ def linear_cross_entropy(
             f" Received: {inputs.shape}, {weights.shape}, {labels.shape}, {biases.shape}."
         )
     flat = (inputs.reshape(-1, inputs.shape[-1]), weights, labels.reshape(-1), biases)
-    return _losses(*flat, min(block_size, weights.shape[0])).reshape(labels.shape)
+    return exact_losses(*flat, weights.shape[0], block_size=block_size).reshape(labels.shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _losses(inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, block_size: int) -> jax.Array:
-    """Returns the losses `[N]` of inputs `[N, D]` and labels `[N]`."""
-    return _forward(inputs, weights, labels, biases, block_size)[0]
+def exact_losses(
+    inputs: jax.Array,
+    weights: jax.Array,
+    labels: jax.Array,
+    biases: jax.Array,
+    num_classes: int,
+    axes: Axes = (),
+    block_size: int = 2048,
+) -> jax.Array:
+    """Computes `linear_cross_entropy` of classes whose rows are cut along axes of a mesh, each device having a shard.
+
+    Args:
+      inputs: `[N, D]` float32, the same along the axes.
+      weights, biases: the shard of a device, `[R, D]` and `[R]` float32.
+      labels: `[N]` integer, the true classes; a label that no device has gives the logit 0.
+      num_classes: number of classes V; rows from there on are padding.
+      axes: along which the rows are cut.
+      block_size: as there.
+
+    Returns:
+      `[N]` float32.
+
+    References:
+      Shoeybi et al. 2019, Megatron-LM, https://arxiv.org/abs/1909.08053, section 3.
+    """
+    num_rows = weights.shape[0]
+    if axes and num_rows * jax.lax.axis_size(axes) > num_classes:
+        is_class = own_rows(jnp.arange(num_rows * jax.lax.axis_size(axes)) < num_classes, axes)
+        biases = jnp.where(is_class, biases, FLOAT_MIN)
+    normalizer, label_logits = _normalizer_and_label_logits(
+        inputs, weights, labels, biases, min(block_size, num_rows), axes
+    )
+    if axes:
+        highest = pmax(normalizer, axes)
+        normalizer = highest + jnp.log(psum(jnp.exp(normalizer - highest), axes))
+        label_logits = psum(label_logits, axes)
+    return normalizer - label_logits
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _normalizer_and_label_logits(
+    inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, block_size: int, axes: Axes
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the log-sum-exp of the logits of a shard, and the logits of labels in it, both `[N]`."""
+    return _forward(inputs, weights, labels, biases, block_size, axes)[0]
 
 
 def block_logits(
@@ -80,8 +121,8 @@ def block_logits(
 
 
 def _forward(
-    inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, block_size: int
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, block_size: int, axes: Axes
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
     num_classes = weights.shape[0]
     inputs_t = inputs.T  # [D, N]: rows @ inputs_t is the fast orientation of the product
 
@@ -92,24 +133,26 @@ def _forward(
         total = total * jnp.exp(highest - new_highest) + jnp.exp(logits - new_highest[None, :]).sum(axis=0)
         return new_highest, total
 
-    start = (jnp.full(inputs.shape[0], FLOAT_MIN, inputs.dtype), jnp.zeros(inputs.shape[0], inputs.dtype))
+    start = (jnp.full_like(inputs[:, 0], FLOAT_MIN), jnp.zeros_like(inputs[:, 0]))
     highest, total = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, start)
     normalizer = highest + jnp.log(total)
-    label_logits = jnp.sum(inputs * take_rows(weights, labels), axis=-1) + take_rows(biases, labels)
-    return normalizer - label_logits, (inputs, weights, labels, biases, normalizer)
+    label_rows, label_biases = take_own_rows(weights, labels, axes), take_own_rows(biases, labels, axes)
+    label_logits = jnp.sum(inputs * label_rows, axis=-1) + label_biases
+    return (normalizer, label_logits), (inputs, weights, labels, biases, normalizer)
 
 
 def _backward(
-    block_size: int, residuals: tuple[jax.Array, ...], cotangent: jax.Array
+    block_size: int, axes: Axes, residuals: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, None, jax.Array]:
     inputs, weights, labels, biases, normalizer = residuals
+    d_normalizer, d_label_logits = cotangents
     num_classes = weights.shape[0]
     inputs_t = inputs.T
 
     def add_block(block: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         d_weights, d_biases, d_inputs_t = gradients
         start, rows, logits = block_logits(block, weights, biases, inputs_t, block_size)
-        d_logits = jnp.exp(logits - normalizer[None, :]) * cotangent[None, :]  # [block_size, N]
+        d_logits = jnp.exp(logits - normalizer[None, :]) * d_normalizer[None, :]  # [block_size, N]
 
         def add(total: jax.Array, value: jax.Array) -> jax.Array:
             value += jax.lax.dynamic_slice_in_dim(total, start, block_size)
@@ -121,9 +164,10 @@ def _backward(
     zeros = (jnp.zeros_like(weights), jnp.zeros_like(biases), jnp.zeros_like(inputs_t))
     gradients = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, zeros)
     d_weights, d_biases, d_inputs_t = gradients
-    d_weights = d_weights.at[labels].add(-cotangent[:, None] * inputs)
-    d_biases = d_biases.at[labels].add(-cotangent)
-    return d_inputs_t.T - cotangent[:, None] * take_rows(weights, labels), d_weights, None, d_biases
+    indices = local_ids(labels, num_classes, axes)
+    d_weights = d_weights.at[indices].add(d_label_logits[:, None] * inputs, mode="drop")
+    d_biases = d_biases.at[indices].add(d_label_logits, mode="drop")
+    return d_inputs_t.T + d_label_logits[:, None] * take_own_rows(weights, labels, axes), d_weights, None, d_biases
 
 
-_losses.defvjp(_forward, _backward)
+_normalizer_and_label_logits.defvjp(_forward, _backward)

@@ -8,14 +8,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from jaxlm.batches import Batch, evaluation_batches, outputs_with_labels, reduce_losses
-from jaxlm.cross_entropy import linear_cross_entropy
+from jaxlm.batches import (
+    Batch,
+    batch_specs,
+    evaluation_batches,
+    outputs_with_labels,
+    place_batch,
+    place_streams,
+    reduce_losses,
+)
+from jaxlm.cross_entropy import exact_losses
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
-from jaxlm.model import LanguageModel
+from jaxlm.mesh import (
+    data_axes,
+    gather,
+    gather_equally,
+    lookup,
+    nan_unless_valid,
+    on_mesh,
+    row_spec,
+    stream_axes,
+    stream_spec,
+    vary,
+    vocab_axes,
+)
+from jaxlm.model import LanguageModel, split_params
 from jaxlm.token_ids import check_ids
 
 DIVERGED = 2.0  # nats above the unigram model
@@ -68,14 +90,14 @@ def evaluate(
     for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
         require(value >= 1, name, "at least 1", value)
     require(max_tokens >= 0, "max_tokens", "at least 0", max_tokens)
-    graphdef, params = nnx.split(model)
+    graphdef, *params = split_params(model)
     batch_size = min(batch_size, ids.size - 1)
-    carry = model.initial_carry(batch_size)
+    carry = jax.tree.map(partial(place_streams, mesh=model.mesh), model.initial_carry(batch_size))
     total, count = 0.0, 0
     expected = min(max_tokens or ids.size, ids.size - 1)
     with tqdm(total=expected, desc="evaluating", unit=" words", disable=None if progress else True, leave=False) as bar:
         for batch in evaluation_batches(ids, batch_size, sequence_length, max_tokens):
-            loss, carry = exact_loss(graphdef, params, batch, carry)
+            loss, carry = exact_loss(graphdef, params, place_batch(batch, model.mesh), carry)
             total += float(loss)
             words = int(np.asarray(batch.weights).sum())
             count += words
@@ -87,9 +109,29 @@ def evaluate(
 def exact_loss(
     graphdef: nnx.GraphDef, params: Any, batch: Batch, carry: tuple[Carry, ...]
 ) -> tuple[jax.Array, tuple[Carry, ...]]:
-    """Returns the exact loss of a batch, as its weights say, and the carry after it."""
-    model = nnx.merge(graphdef, params)
-    hidden, carry = model.hidden(model.embed(jnp.asarray(batch.inputs)), carry)
+    """Returns the exact loss of a batch, as its weights say, and the carry after it.
+
+    Args:
+      graphdef, params: of `split_params`.
+      batch: as from `place_batch`.
+      carry: of its streams.
+    """
+    mesh = nnx.merge(graphdef, *params).mesh
+    streams, everywhere = stream_spec(mesh), PartitionSpec()
+    specs = [row_spec(mesh), everywhere], batch_specs(batch, mesh), streams
+    return on_mesh(partial(_exact_loss, graphdef), mesh, specs, (everywhere, streams))(params, batch, carry)
+
+
+def _exact_loss(
+    graphdef: nnx.GraphDef, params: Any, batch: Batch, carry: tuple[Carry, ...]
+) -> tuple[jax.Array, tuple[Carry, ...]]:
+    model = nnx.merge(graphdef, *params)
+    mesh, axes, vocab_size = model.mesh, vocab_axes(model.mesh), model.config.vocab_size
+    inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
+    model = nnx.merge(graphdef, params[0], vary(params[1], stream_axes(mesh)))
+    hidden, carry = model.hidden(lookup(model.input_rows, inputs, axes), carry)
     hidden = outputs_with_labels(batch, hidden)
-    losses = linear_cross_entropy(hidden, model.weights[...], batch.labels, biases=model.biases[...])
-    return reduce_losses(batch, losses), carry
+    hidden = gather(hidden.reshape(-1, hidden.shape[-1]), axes)
+    weights, biases = vary((model.weights[...], model.biases[...]), data_axes(mesh))
+    losses = exact_losses(hidden, weights, gather_equally(labels.reshape(-1), axes), biases, vocab_size, axes)
+    return nan_unless_valid(reduce_losses(batch, losses, mesh), (inputs, labels), vocab_size, mesh), carry

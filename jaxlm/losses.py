@@ -16,6 +16,7 @@ from jaxlm.candidate_sampling.samplers import (
 from jaxlm.config import ComputeDtype
 from jaxlm.cross_entropy import FLOAT_MIN
 from jaxlm.matmul import matmul, transposed
+from jaxlm.mesh import Axes, pmax, psum
 from jaxlm.row_updates import take_rows
 
 Table = jax.Array | Sequence[jax.Array]  # [V, ...], or contiguous shards of its rows
@@ -213,6 +214,7 @@ def _logits(
     remove_accidental_hits: bool,
     subtract_log_q: bool,
     dtype: ComputeDtype,
+    axes: Axes,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns float32 logits of the true classes `[N, num_true]` and of the candidates `[N, S]`."""
     true_products = inputs[:, None, :].astype(jnp.float32) * rows.true_weights.astype(jnp.float32)
@@ -221,7 +223,7 @@ def _logits(
         sampled_logits = matmul(inputs, transposed(rows.sampled_weights), dtype)
     else:
         sampled_logits = jnp.matmul(inputs, rows.sampled_weights.T, preferred_element_type=jnp.float32)
-    true_logits += rows.true_biases.astype(jnp.float32)
+    true_logits = psum(true_logits + rows.true_biases.astype(jnp.float32), axes)
     sampled_biases = rows.sampled_biases.astype(jnp.float32)
     if subtract_log_q:
         true_logits -= jnp.log(values.true_expected_count)
@@ -231,6 +233,8 @@ def _logits(
         candidates = jnp.where(last_occurrences(values.sampled_candidates), values.sampled_candidates, -1)
         hits = jnp.any(labels[:, :, None] == candidates[None, None, :], axis=1)
         sampled_logits = jnp.where(hits, FLOAT_MIN, sampled_logits)
+    if axes:
+        sampled_logits = jnp.where(values.sampled_candidates[None, :] < 0, FLOAT_MIN, sampled_logits)
     return true_logits, sampled_logits
 
 
@@ -242,6 +246,7 @@ def sampled_softmax_loss_of_rows(
     remove_accidental_hits: bool = True,
     subtract_log_q: bool = True,
     dtype: ComputeDtype = "float32",
+    axes: Axes = (),
 ) -> jax.Array:
     """Computes `sampled_softmax_loss` on gathered rows, to differentiate with respect to them alone.
 
@@ -252,16 +257,18 @@ def sampled_softmax_loss_of_rows(
       sampled_values: result of a candidate sampler.
       remove_accidental_hits, subtract_log_q: as in `sampled_softmax_loss`.
       dtype: of the factors of the product with the candidates.
+      axes: of a mesh, along which each device has its own share of the distinct candidates, -1 for none, and zeros
+        for the rows of labels that it does not have.
 
     Returns:
       `[N]` float32, the loss of each example in nats.
     """
-    options = remove_accidental_hits, subtract_log_q, dtype
+    options = remove_accidental_hits, subtract_log_q, dtype, axes
     true_logits, sampled_logits = _logits(rows, labels, inputs, sampled_values, *options)
     # subtract the highest logit first, as TensorFlow does: the difference of two large numbers has few digits
-    highest = jax.lax.stop_gradient(jnp.maximum(true_logits.max(axis=1), sampled_logits.max(axis=1)))
+    highest = pmax(jnp.maximum(true_logits.max(axis=1), sampled_logits.max(axis=1)), axes)
     true_logits, sampled_logits = true_logits - highest[:, None], sampled_logits - highest[:, None]
-    total = jnp.exp(true_logits).sum(axis=1) + jnp.exp(sampled_logits).sum(axis=1)
+    total = jnp.exp(true_logits).sum(axis=1) + psum(jnp.exp(sampled_logits).sum(axis=1), axes)
     return jnp.log(total) - jnp.mean(true_logits, axis=1)
 
 
@@ -273,9 +280,10 @@ def nce_loss_of_rows(
     remove_accidental_hits: bool = False,
     subtract_log_q: bool = True,
     dtype: ComputeDtype = "float32",
+    axes: Axes = (),
 ) -> jax.Array:
     """`nce_loss` on gathered rows, with the arguments and the result of `sampled_softmax_loss_of_rows`."""
-    options = remove_accidental_hits, subtract_log_q, dtype
+    options = remove_accidental_hits, subtract_log_q, dtype, axes
     true_logits, sampled_logits = _logits(rows, labels, inputs, sampled_values, *options)
     true_losses = jax.nn.softplus(true_logits) - true_logits / labels.shape[1]
-    return true_losses.sum(axis=1) + jax.nn.softplus(sampled_logits).sum(axis=1)
+    return true_losses.sum(axis=1) + psum(jax.nn.softplus(sampled_logits).sum(axis=1), axes)

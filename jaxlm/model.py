@@ -5,13 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxlm.config import ComputeDtype, DenseConfig, ModelConfig
 from jaxlm.errors import require
 from jaxlm.lstm import LSTM, Carry
 from jaxlm.matmul import matmul
+from jaxlm.mesh import Mesh, pad, padded_rows, place, row_spec
 from jaxlm.row_updates import take_rows
 
 EMBEDDING_SCALE = 0.58  # of word vectors in the embedding: the deviation of uniform numbers in [-1, 1]
@@ -67,6 +70,8 @@ class LanguageModel(nnx.Module):
       word_vectors: `[vocab_size, embedding_size]` float32 with a mean square of 1, from which embedding and
         softmax rows start (`jaxlm.word_vectors`), the next largest gain. None starts them at random.
       rngs: with a `params` stream.
+      mesh: that the tables are made for (`jaxlm.make_mesh`): rows of zeros make its shards equal, and random numbers
+        are others than without one. `TrainState.from_corpus` puts them there.
 
     Attributes:
       embedding: `[vocab_size, embedding_size]` float32, the word vectors or uniform in [-1, 1]. Both are wider
@@ -98,11 +103,11 @@ class LanguageModel(nnx.Module):
         word_vectors: ArrayLike | None = None,
         *,
         rngs: nnx.Rngs,
+        mesh: Mesh | None = None,
     ):
-        self.config = config
-        size = config.vocab_size
-        vectors = _checked(word_vectors, (size, config.embedding_size), "word_vectors")
-        self.embedding = None if config.tied else RowParam(_initial_embedding(config, vectors, rngs))
+        self.config, self.mesh = config, mesh
+        vectors = _checked(word_vectors, (config.vocab_size, config.embedding_size), "word_vectors", mesh)
+        self.embedding = None if config.tied else RowParam(_initial_embedding(config, vectors, rngs, mesh))
         widths = [layer.size for layer in config.lstm_layers] + [layer.size for layer in config.dense]
         sizes = iter([config.embedding_size, *widths])  # of each layer's inputs
         self.lstms = nnx.List(
@@ -111,25 +116,32 @@ class LanguageModel(nnx.Module):
         shape = (config.hidden_size, config.projection_size)
         self.projection = nnx.Param(_glorot_uniform(rngs, shape)) if config.projection_size else None
         self.dense = nnx.List([Dense(next(sizes), dense, rngs=rngs) for dense in config.dense])
-        self.weights = RowParam(_initial_weights(config, vectors, rngs))
-        biases = _checked(log_unigram, (size,), "log_unigram")
+        self.weights = RowParam(_initial_weights(config, vectors, rngs, mesh))
+        biases = _checked(log_unigram, (config.vocab_size,), "log_unigram", mesh)
         zeros = biases is None or not config.softmax_bias
-        self.biases = RowParam(jnp.zeros(size, jnp.float32) if zeros else biases)
+        self.biases = RowParam(jnp.zeros(padded_rows(config.vocab_size, mesh), jnp.float32) if zeros else biases)
 
     def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
         """Returns the zero state: a (c, h) for each layer, each `[batch_size, hidden_size]` float32."""
         shapes = [(batch_size, lstm.size) for lstm in self.config.lstm_layers]
         return tuple((jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)) for shape in shapes)
 
+    @property
+    def input_rows(self) -> jax.Array:
+        """The embedding, which is the softmax rows if they are tied."""
+        return (self.weights if self.embedding is None else self.embedding)[...]
+
     def embed(self, inputs: jax.Array) -> jax.Array:
         """Returns the embedding rows `[..., embedding_size]` of ids `[...]`; NaN for ids out of range."""
-        return take_rows((self.weights if self.embedding is None else self.embedding)[...], inputs)
+        if self.mesh is not None:  # rows from there on make shards equal, and are not words
+            inputs = jnp.where(inputs < self.config.vocab_size, inputs, -1)
+        return take_rows(self.input_rows, inputs)
 
     def hidden(
         self,
         embedded: jax.Array,
         carry: tuple[Carry, ...],
-        dropout_key: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
         dtype: ComputeDtype = "float32",
     ) -> tuple[jax.Array, tuple[Carry, ...]]:
         """Runs the LSTM stack, and the Dense layers if there are any, on embedding rows.
@@ -137,24 +149,24 @@ class LanguageModel(nnx.Module):
         Args:
           embedded: `[batch, time, embedding_size]` float32, rows of `embedding`.
           carry: a (c, h) for each layer.
-          dropout_key: a `jax.random.key`; None for no dropout, as in evaluation.
+          dropout_keys: `[batch]` of `jax.random.key`; None for no dropout, as in evaluation.
           dtype: of the factors of the products.
 
         Returns:
           outputs `[batch, time, softmax_size]` and the carry after the last time step.
         """
         rates = self.config.dropout_after
-        outputs = _dropout(embedded, rates[0], dropout_key, 0)
+        outputs = _dropout(embedded, rates[0], dropout_keys, 0)
         new_carry = []
         for layer, (lstm, layer_carry) in enumerate(zip(self.lstms, carry, strict=True), start=1):
             outputs, layer_carry = lstm(outputs, layer_carry, dtype)
-            outputs = _dropout(outputs, rates[layer], dropout_key, layer)
+            outputs = _dropout(outputs, rates[layer], dropout_keys, layer)
             new_carry.append(layer_carry)
         if self.projection is not None:
             projected = _linear(outputs, self.projection[...], dtype)
-            outputs = _dropout(projected, rates[-1], dropout_key, len(rates) - 1)
+            outputs = _dropout(projected, rates[-1], dropout_keys, len(rates) - 1)
         for layer, dense in enumerate(self.dense, start=1 + len(self.lstms)):
-            outputs = _dropout(dense(outputs, dtype), rates[layer], dropout_key, layer)
+            outputs = _dropout(dense(outputs, dtype), rates[layer], dropout_keys, layer)
         return outputs, tuple(new_carry)
 
     def __call__(
@@ -171,7 +183,8 @@ class LanguageModel(nnx.Module):
         """
         carry = self.initial_carry(inputs.shape[0]) if carry is None else carry
         hidden, carry = self.hidden(self.embed(inputs), carry)
-        return hidden @ self.weights[...].T + self.biases[...][None, None, :], carry
+        logits = hidden @ self.weights[...].T + self.biases[...][None, None, :]
+        return logits[..., : self.config.vocab_size], carry
 
 
 def split_params(model: LanguageModel) -> tuple[nnx.GraphDef, dict[str, jax.Array], dict[str, Any]]:
@@ -184,24 +197,37 @@ def split_params(model: LanguageModel) -> tuple[nnx.GraphDef, dict[str, jax.Arra
     return graphdef, tables, dense
 
 
-def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str) -> jax.Array | None:
+def shard_model(model: LanguageModel, mesh: Mesh) -> LanguageModel:
+    """Copies a model that lies on one device onto a mesh, without another copy of a table on any device."""
+    graphdef, tables, dense = split_params(model)
+    abstract = nnx.eval_shape(lambda: LanguageModel(model.config, rngs=nnx.Rngs(0), mesh=mesh))
+
+    def shard(table: jax.Array) -> jax.Array:
+        return place(pad(np.asarray(table), padded_rows(model.config.vocab_size, mesh)), mesh, row_spec(mesh))
+
+    everywhere = jax.tree.map(lambda leaf: place(np.asarray(leaf), mesh, PartitionSpec()), dense)
+    return nnx.merge(nnx.graphdef(abstract), jax.tree.map(shard, tables), everywhere)
+
+
+def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str, mesh: Mesh | None) -> jax.Array | None:
+    """Returns an array of a row for each word, after checking its shape, with the rows of zeros of a mesh."""
     if rows is None:
         return None
-    rows = jnp.asarray(rows, jnp.float32)
-    require(rows.shape == shape, name, f"shape {shape}, one row per word", rows.shape)
-    return rows
+    rows, padded = jnp.asarray(rows, jnp.float32), (padded_rows(shape[0], mesh), *shape[1:])
+    require(rows.shape in (shape, padded), name, f"shape {shape}, one row per word", rows.shape)
+    return pad(rows, padded[0])
 
 
-def _initial_embedding(config: ModelConfig, vectors: jax.Array | None, rngs: nnx.Rngs) -> jax.Array:
+def _initial_embedding(config: ModelConfig, vectors: jax.Array | None, rngs: nnx.Rngs, mesh: Mesh | None) -> jax.Array:
     if vectors is None:
-        return _uniform(rngs.params(), (config.vocab_size, config.embedding_size), 1.0)
+        return _uniform(rngs.params(), (config.vocab_size, config.embedding_size), 1.0, mesh)
     return EMBEDDING_SCALE * vectors
 
 
-def _initial_weights(config: ModelConfig, vectors: jax.Array | None, rngs: nnx.Rngs) -> jax.Array:
+def _initial_weights(config: ModelConfig, vectors: jax.Array | None, rngs: nnx.Rngs, mesh: Mesh | None) -> jax.Array:
     shape = (config.vocab_size, config.softmax_size)
     if vectors is None:
-        return _uniform(rngs.params(), shape, 0.1 if config.tied else (6.0 / sum(shape)) ** 0.5)
+        return _uniform(rngs.params(), shape, 0.1 if config.tied else (6.0 / sum(shape)) ** 0.5, mesh)
     if config.tied:
         return SOFTMAX_SCALE * vectors
     shape = (config.embedding_size, config.softmax_size)
@@ -209,10 +235,18 @@ def _initial_weights(config: ModelConfig, vectors: jax.Array | None, rngs: nnx.R
     return (SOFTMAX_SCALE * vectors) @ rotation
 
 
-def _uniform(key: jax.Array, shape: tuple[int, int], limit: float) -> jax.Array:
-    """Draws from [-limit, limit] with Philox bits. Threefry would need three times the memory of the table."""
-    philox = jax.random.wrap_key_data(jnp.resize(jax.random.key_data(key), (4,)), impl="rbg")
-    return jax.random.uniform(philox, shape, jnp.float32, -limit, limit)
+def _uniform(key: jax.Array, shape: tuple[int, int], limit: float, mesh: Mesh | None) -> jax.Array:
+    """Draws from [-limit, limit], and adds the rows of zeros of a mesh.
+
+    On one device with Philox bits, since Threefry would need three times the memory of the table. On a mesh with
+    Threefry bits, of which each device draws only its own.
+    """
+    if mesh is None:
+        philox = jax.random.wrap_key_data(jnp.resize(jax.random.key_data(key), (4,)), impl="rbg")
+        return jax.random.uniform(philox, shape, jnp.float32, -limit, limit)
+    padded = (padded_rows(shape[0], mesh), shape[1])
+    is_word = jnp.arange(padded[0])[:, None] < shape[0]
+    return jnp.where(is_word, jax.random.uniform(key, padded, jnp.float32, -limit, limit), 0.0)
 
 
 def _glorot_uniform(rngs: nnx.Rngs, shape: tuple[int, int]) -> jax.Array:
@@ -224,7 +258,11 @@ def _linear(inputs: jax.Array, kernel: jax.Array, dtype: ComputeDtype) -> jax.Ar
     return outputs.reshape(*inputs.shape[:-1], -1)
 
 
-def _dropout(inputs: jax.Array, rate: float, key: jax.Array | None, layer: int) -> jax.Array:
-    if key is None or rate == 0.0:
+def _dropout(inputs: jax.Array, rate: float, keys: jax.Array | None, layer: int) -> jax.Array:
+    if keys is None or rate == 0.0:
         return inputs
-    return nnx.Dropout(rate)(inputs, deterministic=False, rngs=jax.random.fold_in(key, layer))
+
+    def drop(stream: jax.Array, key: jax.Array) -> jax.Array:  # [time, width]
+        return nnx.Dropout(rate)(stream, deterministic=False, rngs=jax.random.fold_in(key, layer))
+
+    return jax.vmap(drop)(inputs, keys)

@@ -3,30 +3,41 @@
 import dataclasses
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import PartitionSpec
 
-from jaxlm.batches import Batch, outputs_with_labels, reduce_losses
-from jaxlm.candidate_sampling.samplers import (
-    SampledValues,
-    fixed_unigram_candidate_sampler,
-    log_uniform_candidate_sampler,
-    uniform_candidate_sampler,
-)
-from jaxlm.config import ComputeDtype, TrainConfig
-from jaxlm.cross_entropy import linear_cross_entropy
+from jaxlm.batches import Batch, batch_specs, outputs_with_labels, place_batch, reduce_losses
+from jaxlm.config import TrainConfig
 from jaxlm.errors import require
-from jaxlm.losses import ClassRows, gather_rows, nce_loss_of_rows, sampled_softmax_loss_of_rows
 from jaxlm.lstm import Carry
+from jaxlm.mesh import (
+    Axes,
+    Mesh,
+    gather,
+    gather_equally,
+    lookup,
+    nan_unless_valid,
+    on_mesh,
+    own_gradient,
+    own_rows,
+    padded_streams,
+    psum,
+    stream_axes,
+    vary,
+    vocab_axes,
+)
 from jaxlm.row_updates import RowGradient, global_norm, sum_duplicates, update_rows
 from jaxlm.token_ids import Ids, check_ids
-from jaxlm.train_state import TrainState, optimizer
+from jaxlm.train_state import TrainState, optimizer, state_specs
+from jaxlm.training_loss import ExactLoss, Gradient, SampledLoss, exact_loss_of, product_dtype, training_loss_of
 
-Gradient = RowGradient | jax.Array
+EVERYWHERE = PartitionSpec()
 
 
 def train_step(
@@ -54,11 +65,14 @@ def train_step(
     """
     fits = isinstance(batch, tuple | list) and 2 <= len(batch) <= len(Batch._fields)
     require(fits, "batch", "a Batch, or a pair of inputs and labels", type(batch).__name__)
-    return jit_train_step(state, _checked(state, Batch(*batch)), jnp.asarray(learning_rate, jnp.float32))
+    # not an array of one device, which a mesh of several processes does not have
+    rate = learning_rate if isinstance(learning_rate, jax.Array) else np.asarray(learning_rate)
+    return jit_train_step(state, _checked(state, Batch(*batch)), rate.astype(np.float32))
 
 
 def _checked(state: TrainState, batch: Batch) -> Batch:
-    vocab_size, batch_size = state.tables["biases"].shape[0], state.carry[0][0].shape[0]
+    model, batch_size = state.model, state.config.batch_size
+    vocab_size = model.config.vocab_size
     inputs = check_ids("inputs", batch.inputs, vocab_size, ndim=2)
     labels = check_ids("labels", batch.labels, vocab_size, ndim=2)
     positions, weights, source = batch.positions, batch.weights, "inputs"
@@ -67,36 +81,55 @@ def _checked(state: TrainState, batch: Batch) -> Batch:
     expected = inputs.shape if positions is None else positions.shape
     require(labels.shape == expected, "labels", f"the shape of the {source}, {expected}", labels.shape)
     if weights is not None:
-        weights = jnp.asarray(weights, jnp.float32)
+        weights = weights if isinstance(weights, jax.Array) else np.asarray(weights, np.float32)
         require(weights.shape == expected, "weights", f"the shape of the labels, {expected}", weights.shape)
     fits = inputs.shape[0] == batch_size and inputs.shape[1] > 0
     require(fits, "inputs", f"shape [{batch_size}, sequence_length], as the state was made for", inputs.shape)
-    return Batch(inputs, labels, jnp.asarray(batch.starts_epoch, bool), positions, weights)
+    return place_batch(Batch(inputs, labels, jnp.asarray(batch.starts_epoch, bool), positions, weights), model.mesh)
 
 
 @partial(jax.jit, donate_argnames="state")
 def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, jax.Array]:
     """Runs `train_step` on checked arguments."""
+    specs = state_specs(state)
+    step = on_mesh(_step, state.mesh, (specs, batch_specs(batch, state.mesh), EVERYWHERE), (specs, EVERYWHERE))
+    return step(state, batch, learning_rate)
+
+
+def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, jax.Array]:
+    """Runs a step on the streams and the rows of one device."""
+    mesh = state.mesh
     inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
     sampling_key, dropout_key = _keys(state)
-    loss_function = _loss_function(state, sampling_key, labels)
+    streams = jnp.arange(padded_streams(state.config.batch_size, mesh))
+    dropout_keys = jax.vmap(partial(jax.random.fold_in, dropout_key))(own_rows(streams, stream_axes(mesh)))
+    loss_function = training_loss_of(state, sampling_key, labels)
 
     def batch_loss(dense: dict[str, Any], embedded: jax.Array, rows: Any) -> tuple[jax.Array, tuple[Carry, ...]]:
-        model = nnx.merge(state.graphdef, state.tables, dense)
-        dtype = _dtype(state.config, inputs)
-        hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_key, dtype)
-        return reduce_losses(batch, loss_function.losses(rows, outputs_with_labels(batch, hidden))), carry
+        model = nnx.merge(state.graphdef, state.tables, vary(dense, stream_axes(mesh)))
+        dtype = product_dtype(state.config, inputs)
+        hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_keys, dtype)
+        hidden = outputs_with_labels(batch, hidden)
+        losses = loss_function.losses(rows, gather(hidden.reshape(-1, hidden.shape[-1]), vocab_axes(mesh)))
+        return reduce_losses(batch, losses, mesh), carry
 
     # for the exact loss, whose factors are float32; a processor has no such products of some sizes
     rounds = state.config.compute_dtype == "bfloat16" and jax.default_backend() != "cpu"
     with jax.default_matmul_precision("BF16_BF16_F32") if rounds else nullcontext():
         value_and_grad = jax.value_and_grad(batch_loss, argnums=(0, 1, 2), has_aux=True)
-        embedded = state.model.embed(inputs)
+        embedded = lookup(state.model.input_rows, inputs, vocab_axes(mesh))
         (loss, carry), (d_dense, d_embedded, d_rows) = value_and_grad(state.dense, embedded, loss_function.rows)
-    embedding_gradient = RowGradient(inputs.reshape(-1), d_embedded.reshape(-1, d_embedded.shape[-1]))
-    gradients = _combine(state.tables, embedding_gradient, loss_function.table_gradients(d_rows))
+    loss = nan_unless_valid(loss, (inputs, labels), state.model.config.vocab_size, mesh)
+    gradients = _combine(state, _embedding_gradient(state, inputs, d_embedded), loss_function.table_gradients(d_rows))
     new_state = _update(state, gradients | {"dense": d_dense}, loss, learning_rate, carry)
     return new_state, jnp.where(new_state.skipped[1] > 0, jnp.nan, loss)
+
+
+def _embedding_gradient(state: TrainState, inputs: jax.Array, d_embedded: jax.Array) -> RowGradient:
+    """Returns the gradient of the embedding, in the rows of all streams; rows may repeat."""
+    axes, batch_size = stream_axes(state.mesh), state.config.batch_size
+    indices, values = (gather_equally(x, axes)[:batch_size] for x in (inputs, d_embedded))
+    return RowGradient(indices.reshape(-1), values.reshape(-1, values.shape[-1]))
 
 
 @jax.jit
@@ -107,19 +140,25 @@ def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array,
 
     Args:
       state: not donated.
-      batch: of ids.
+      batch: of ids, as from `place_batch` if the state lies on a mesh.
 
     Returns:
       Two scalars in nats per word.
     """
-    inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
-    hidden, _ = state.model.hidden(state.model.embed(inputs), _initial_carry(state, batch))
-    hidden = outputs_with_labels(batch, hidden)
+    specs = state_specs(state), batch_specs(batch, state.mesh)
+    return on_mesh(_exact_and_training_loss, state.mesh, specs, EVERYWHERE)(state, batch)
+
+
+def _exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    mesh, inputs, labels = state.mesh, jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
+    embedded = lookup(state.model.input_rows, inputs, vocab_axes(mesh))
+    hidden = outputs_with_labels(batch, state.model.hidden(embedded, _initial_carry(state, batch))[0])
+    hidden = gather(hidden.reshape(-1, hidden.shape[-1]), vocab_axes(mesh))
 
     def loss(function: ExactLoss | SampledLoss) -> jax.Array:
-        return reduce_losses(batch, function.losses(function.rows, hidden))
+        return reduce_losses(batch, function.losses(function.rows, hidden), mesh)
 
-    return loss(_exact_loss(state, labels)), loss(_loss_function(state, _keys(state)[0], labels))
+    return loss(exact_loss_of(state, labels)), loss(training_loss_of(state, _keys(state)[0], labels))
 
 
 def _keys(state: TrainState) -> jax.Array:
@@ -127,94 +166,30 @@ def _keys(state: TrainState) -> jax.Array:
     return jax.random.split(jax.random.fold_in(state.key, state.step))
 
 
-def _dtype(config: TrainConfig, words: jax.Array) -> ComputeDtype:
-    """Returns the data type of factors for words `[batch_size, time]`.
-
-    Float32 for a single time step: to XLA that is no loop, and it chooses layouts that a processor refuses in bfloat16.
-    """
-    return "float32" if words.shape[1] == 1 else config.compute_dtype
-
-
 def _initial_carry(state: TrainState, batch: Batch) -> tuple[Carry, ...]:
     return jax.tree.map(lambda leaf: jnp.where(batch.starts_epoch, jnp.zeros_like(leaf), leaf), state.carry)
 
 
-class ExactLoss(NamedTuple):
-    """The exact softmax loss, a function of all rows."""
-
-    rows: tuple[jax.Array, jax.Array]  # weights [V, D], biases [V]
-    labels: jax.Array  # [batch_size, P]
-
-    def losses(self, rows: Any, hidden: jax.Array) -> jax.Array:
-        """Returns the loss of each output `[batch_size, P, D]`, given weights and biases."""
-        return linear_cross_entropy(hidden, rows[0], self.labels, biases=rows[1])
-
-    def table_gradients(self, d_rows: Any) -> dict[str, Gradient]:
-        """Returns the gradient of each table."""
-        return {"weights": d_rows[0], "biases": d_rows[1]}
-
-
-class SampledLoss(NamedTuple):
-    """A sampled loss, a function of the rows of the labels and the candidates."""
-
-    rows: ClassRows
-    labels: jax.Array  # [N, 1]
-    values: SampledValues
-    nce: bool
-    dtype: ComputeDtype  # of the factors of the product
-
-    def losses(self, rows: Any, hidden: jax.Array) -> jax.Array:
-        """Returns the loss of each output `[batch_size, P, D]`, given gathered rows."""
-        loss_of_rows = nce_loss_of_rows if self.nce else sampled_softmax_loss_of_rows
-        return loss_of_rows(rows, self.labels, hidden.reshape(-1, hidden.shape[-1]), self.values, dtype=self.dtype)
-
-    def table_gradients(self, d_rows: Any) -> dict[str, Gradient]:
-        """Returns the gradient of each table, in the touched rows alone; rows may repeat."""
-        indices = jnp.concatenate([self.labels[:, 0], self.values.sampled_candidates])
-        weights = jnp.concatenate([d_rows.true_weights[:, 0], d_rows.sampled_weights])
-        biases = jnp.concatenate([d_rows.true_biases[:, 0], d_rows.sampled_biases])
-        return {"weights": RowGradient(indices, weights), "biases": RowGradient(indices, biases)}
-
-
-def _exact_loss(state: TrainState, labels: jax.Array) -> ExactLoss:
-    return ExactLoss((state.tables["weights"], state.tables["biases"]), labels)
-
-
-def _loss_function(state: TrainState, key: jax.Array, labels: jax.Array) -> ExactLoss | SampledLoss:
-    """Returns the loss of the config, for sampled ones after drawing candidates and gathering rows."""
-    config, weights, biases = state.config, state.tables["weights"], state.tables["biases"]
-    if config.loss == "full":
-        return _exact_loss(state, labels)
-    dtype, labels = _dtype(config, labels), labels.reshape(-1, 1)
-    arguments = (key, labels, config.num_sampled, True, weights.shape[0])
-    if state.unigrams is not None:
-        values = fixed_unigram_candidate_sampler(*arguments, state.unigrams)
-    elif config.sampler == "uniform":
-        values = uniform_candidate_sampler(*arguments)
-    else:
-        values = log_uniform_candidate_sampler(*arguments)
-    rows = gather_rows(weights, biases, labels, values.sampled_candidates)
-    return SampledLoss(rows, labels, values, config.loss == "nce", dtype)
-
-
-def _combine(
-    tables: dict[str, jax.Array], embedding: RowGradient, gradients: dict[str, Gradient]
-) -> dict[str, Gradient]:
-    """Returns the gradient of each table, with distinct rows; tied rows have gradients from both sides."""
+def _combine(state: TrainState, embedding: RowGradient, gradients: dict[str, Gradient]) -> dict[str, Gradient]:
+    """Returns the gradient of each table in a device's rows, which are distinct; tied rows have two gradients."""
+    tables, axes = state.tables, vocab_axes(state.mesh)
     if "embedding" in tables:
         gradients = gradients | {"embedding": embedding}
     else:
-        gradients = gradients | {"weights": _add_rows(gradients["weights"], embedding)}
+        gradients = gradients | {"weights": _add_rows(gradients["weights"], embedding, axes)}
     return {
-        name: sum_duplicates(gradient, tables[name].shape[0]) if isinstance(gradient, RowGradient) else gradient
+        name: sum_duplicates(own_gradient(gradient, tables[name].shape[0], axes), tables[name].shape[0])
+        if isinstance(gradient, RowGradient)
+        else gradient
         for name, gradient in gradients.items()
     }
 
 
-def _add_rows(gradient: Gradient, rows: RowGradient) -> Gradient:
+def _add_rows(gradient: Gradient, rows: RowGradient, axes: Axes) -> Gradient:
     if isinstance(gradient, RowGradient):
         return RowGradient(*(jnp.concatenate(pair) for pair in zip(gradient, rows, strict=True)))
-    return gradient.at[rows.indices].add(rows.values)
+    rows = own_gradient(rows, gradient.shape[0], axes)
+    return gradient.at[rows.indices].add(rows.values, mode="drop")
 
 
 def _update(
@@ -229,9 +204,10 @@ def _update(
         gradients.pop("embedding", None)
     if not state.model.config.softmax_bias:  # its biases are zeros, and stay so
         gradients.pop("biases")
-    norm = global_norm(gradients)
+    norms = _norms(gradients, state.mesh)
+    norm = optax.tree.norm(norms)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    gradients = _clip(gradients, norm, state.config)
+    gradients = _clip(gradients, norms, norm, state.config)
     tx = optimizer(state.config, learning_rate)
     params: dict[str, Any] = state.tables | {"dense": state.dense}
     opt_state = dict(state.opt_state)
@@ -280,15 +256,22 @@ def _select_scalar(condition: jax.Array, new: jax.Array, old: jax.Array) -> jax.
     return new if new.ndim else jnp.where(condition, new, old)
 
 
-def _clip(gradients: dict[str, Any], norm: jax.Array, config: TrainConfig) -> dict[str, Any]:
-    """Limits the norm of all gradients, which is given, or of each by itself."""
+def _norms(gradients: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
+    """Returns the norm of the gradient of each table, whose rows lie along `vocab`, and of each dense parameter."""
+    tables = gradients.keys() - {"dense"}
+    norms = {name: jnp.sqrt(psum(global_norm(gradients[name]) ** 2, vocab_axes(mesh))) for name in tables}
+    return norms | {"dense": jax.tree.map(global_norm, gradients["dense"])}
+
+
+def _clip(gradients: dict[str, Any], norms: dict[str, Any], norm: jax.Array, config: TrainConfig) -> dict[str, Any]:
+    """Limits the norm of all gradients, or of each by itself."""
     if not config.clip_norm:
         return gradients
 
-    def clip(gradient: Any) -> Any:
-        scale = jnp.minimum(1.0, config.clip_norm / (global_norm(gradient) if config.clip_each else norm))
+    def clip(gradient: Any, own_norm: jax.Array) -> Any:
+        scale = jnp.minimum(1.0, config.clip_norm / (own_norm if config.clip_each else norm))
         if isinstance(gradient, RowGradient):  # its indices are not numbers to scale
             return gradient._replace(values=gradient.values * scale)
         return gradient * scale
 
-    return jax.tree.map(clip, gradients, is_leaf=lambda leaf: isinstance(leaf, RowGradient))
+    return jax.tree.map(clip, gradients, norms, is_leaf=lambda leaf: isinstance(leaf, RowGradient))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike
 
 from jaxlm.candidate_sampling.distributions import UnigramTable, unigram_table
@@ -19,7 +20,8 @@ from jaxlm.corpus import Corpus
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
 from jaxlm.matmul import fast_dtype
-from jaxlm.model import LanguageModel, split_params
+from jaxlm.mesh import Mesh, pad, padded_rows, padded_streams, place, row_spec, stream_spec
+from jaxlm.model import LanguageModel, shard_model, split_params
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class TrainState:
     """All that a training step reads and writes. A step donates it; use only the state it returns.
+
+    On a mesh (`jaxlm.make_mesh`), tables and their optimizer states are cut by rows along `vocab`, and padded with rows
+    of zeros to equal shards; the carry is cut by streams, along both axes.
 
     Attributes:
       step: int32 scalar, steps done.
@@ -54,7 +59,9 @@ class TrainState:
     config: TrainConfig = field(metadata={"static": True})
 
     @classmethod
-    def from_corpus(cls, corpus: Corpus, model_config: ModelConfig, train_config: TrainConfig) -> "TrainState":
+    def from_corpus(
+        cls, corpus: Corpus, model_config: ModelConfig, train_config: TrainConfig, *, mesh: Mesh | None = None
+    ) -> "TrainState":
         """Makes the state of a new model that starts well on a corpus.
 
         The softmax biases start at the log-probabilities of the words, and embedding and softmax rows at word
@@ -65,6 +72,7 @@ class TrainState:
           corpus: as from `load_corpus`.
           model_config: its `vocab_size` is the size of the corpus' vocabulary.
           train_config: how the model is trained.
+          mesh: as from `jaxlm.make_mesh`, to train on several devices; no device ever has a whole table.
 
         Raises:
           InputError: the settings do not fit the corpus.
@@ -75,18 +83,36 @@ class TrainState:
         vectors = None
         if train_config.word_vectors:
             vectors = word_vectors(corpus.train, vocab_size, model_config.embedding_size)
-        rngs = nnx.Rngs(train_config.seed)
-        model = LanguageModel(model_config, corpus.log_unigram, vectors, rngs=rngs)
-        return cls.create(model, train_config, corpus.counts)
+
+        def create(log_unigram: Any, vectors: Any) -> TrainState:
+            model = LanguageModel(model_config, log_unigram, vectors, rngs=nnx.Rngs(train_config.seed), mesh=mesh)
+            return cls.create(model, train_config, corpus.counts)
+
+        arrays = corpus.log_unigram, vectors
+        if mesh is None:
+            return create(*arrays)
+        arrays = jax.tree.map(
+            lambda array: place(pad(array, padded_rows(vocab_size, mesh)), mesh, row_spec(mesh)), arrays
+        )
+        shardings = _on_mesh(state_specs(jax.eval_shape(create, *arrays)), mesh)
+        return jax.jit(create, out_shardings=shardings)(*arrays)
 
     @classmethod
-    def create(cls, model: LanguageModel, config: TrainConfig, unigram_counts: ArrayLike | None = None) -> "TrainState":
+    def create(
+        cls,
+        model: LanguageModel,
+        config: TrainConfig,
+        unigram_counts: ArrayLike | None = None,
+        *,
+        mesh: Mesh | None = None,
+    ) -> "TrainState":
         """Makes the state before the first step. The model's arrays become the state's.
 
         Args:
           model: do not use it afterwards.
           config: how it is trained; a `num_sampled` larger than the vocabulary samples all of it.
           unigram_counts: `[vocab_size]` integer counts of the words, for the unigram sampler; 0 is taken as 1.
+          mesh: onto which the model is copied, if it lies on one device.
 
         Raises:
           InputError: `unigram_counts` do not fit the model's vocabulary.
@@ -101,16 +127,53 @@ class TrainState:
             fits = counts.shape == (vocab_size,) and counts.dtype.kind in "iu"
             require(fits, "unigram_counts", expected, f"{counts.dtype} {counts.shape}")
             table = unigram_table(np.maximum(counts, 1))
+        if mesh is not None and model.mesh is None:
+            model = shard_model(model, mesh)
         graphdef, tables, dense = split_params(model)
-        opt_state = initial_opt_state(tables, dense, config)
-        carry = model.initial_carry(config.batch_size)
-        key, skipped = jax.random.key(config.seed), jnp.zeros(2, jnp.int32)
-        return cls(jnp.int32(0), tables, dense, opt_state, carry, key, skipped, table, graphdef, config)
+
+        def fresh(tables: dict[str, jax.Array], dense: dict[str, Any], unigrams: UnigramTable | None) -> TrainState:
+            opt_state = initial_opt_state(tables, dense, config)
+            carry = model.initial_carry(padded_streams(config.batch_size, model.mesh))
+            key, skipped = jax.random.key(config.seed), jnp.zeros(2, jnp.int32)
+            return cls(jnp.int32(0), tables, dense, opt_state, carry, key, skipped, unigrams, graphdef, config)
+
+        if model.mesh is None:
+            return fresh(tables, dense, table)
+        table = jax.tree.map(np.asarray, table)  # the same in all processes
+        shardings = _on_mesh(state_specs(jax.eval_shape(fresh, tables, dense, table)), model.mesh)
+        return jax.jit(fresh, out_shardings=shardings)(tables, dense, table)
 
     @property
     def model(self) -> LanguageModel:
         """The model with the current parameters. It is stale once the state is donated to the next step."""
         return nnx.merge(self.graphdef, self.tables, self.dense)
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that the state lies on; None for one device."""
+        return self.model.mesh
+
+
+def state_specs(state: TrainState) -> TrainState:
+    """Returns a state with the `PartitionSpec` of each array instead of the array."""
+    mesh, everywhere = state.mesh, PartitionSpec()
+
+    def by_rows(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: row_spec(mesh) if jnp.ndim(leaf) else everywhere, tree)
+
+    def whole(tree: Any) -> Any:
+        return jax.tree.map(lambda _: everywhere, tree)
+
+    return dataclasses.replace(
+        whole(state),
+        tables=by_rows(state.tables),
+        opt_state={name: (by_rows if name in state.tables else whole)(part) for name, part in state.opt_state.items()},
+        carry=jax.tree.map(lambda _: stream_spec(mesh), state.carry),
+    )
+
+
+def _on_mesh(specs: Any, mesh: Mesh) -> Any:
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def resolved(config: TrainConfig, vocab_size: int) -> TrainConfig:
