@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from convert.weights import from_keras_weights, leaf_name, to_keras_weights, weight_table
+from convert.weights import from_keras_weights, to_keras_weights, weight_table
 from jaxlm.config import ModelConfig, Optimizer, TrainConfig
 from jaxlm.errors import InputError
+from jaxlm.mesh import leaf_name
 
 SLOTS: dict[Optimizer, tuple[str, ...]] = {  # Optax's names, in Keras' order
     "adam": ("mu", "nu"),

@@ -11,6 +11,7 @@ from flax import nnx
 
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig
 from jaxlm.errors import InputError
+from jaxlm.mesh import leaf_name
 from jaxlm.model import LanguageModel
 
 ALIGNMENT = 64  # bytes; JAX and TensorFlow use memory that starts at a multiple of this without copying it
@@ -212,11 +213,6 @@ def aligned_copy(array: np.ndarray) -> np.ndarray:
     copy = aligned_empty(array.shape, array.dtype)
     copy[...] = array
     return copy
-
-
-def leaf_name(path: tuple) -> str:
-    """Returns a name such as "lstms/0/kernel" for the path of a leaf."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _are_tied(embeddings: np.ndarray, kernel: np.ndarray) -> bool:

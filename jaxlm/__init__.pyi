@@ -16,6 +16,7 @@ from .evaluation import evaluate as evaluate
 from .generation import generate as generate
 from .losses import nce_loss as nce_loss
 from .losses import sampled_softmax_loss as sampled_softmax_loss
+from .mesh import make_mesh as make_mesh
 from .model import LanguageModel as LanguageModel
 from .neighbors import nearest_words as nearest_words
 from .neighbors import next_words as next_words

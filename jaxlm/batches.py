@@ -60,6 +60,16 @@ def place_streams(array: Any, mesh: Mesh | None) -> Any:
     return place(pad(np.asarray(array), padded_streams(len(array), mesh)), mesh, stream_spec(mesh))
 
 
+def own_streams(batch_size: int, mesh: Mesh | None) -> np.ndarray:
+    """Returns the numbers of the streams that lie on this process' devices."""
+    numbers = np.arange(batch_size)
+    if mesh is None:
+        return numbers
+    sharding, shape = NamedSharding(mesh, stream_spec(mesh)), (padded_streams(batch_size, mesh),)
+    slices = sharding.addressable_devices_indices_map(shape).values()
+    return np.unique(np.concatenate([numbers[each] for each in slices]))
+
+
 def batch_specs(batch: Batch, mesh: Mesh | None) -> Batch:
     """Returns a batch with the `PartitionSpec` of each array instead of the array."""
     return jax.tree.map(lambda leaf: stream_spec(mesh) if jnp.ndim(leaf) else PartitionSpec(), batch)
@@ -80,14 +90,19 @@ def batches_per_epoch(num_tokens: int, batch_size: int, sequence_length: int) ->
     return batches
 
 
-def train_batch(tokens: np.ndarray, step: int, batch_size: int, sequence_length: int) -> Batch:
+def train_batch(
+    tokens: np.ndarray, step: int, batch_size: int, sequence_length: int, streams: np.ndarray | None = None
+) -> Batch:
     """Returns the batch of a step, from 0: the text is cut into contiguous streams, read side by side.
 
-    Row b of batch n + 1 continues row b of batch n. Each epoch starts over.
+    Row b of batch n + 1 continues row b of batch n. Each epoch starts over. Only the rows `streams` are read, as from
+    `own_streams`; the others are zeros.
     """
     index = step % batches_per_epoch(tokens.size, batch_size, sequence_length)
-    starts = np.arange(batch_size) * ((tokens.size - 1) // batch_size) + index * sequence_length
-    words = tokens[starts[:, None] + np.arange(sequence_length + 1)]
+    streams = np.arange(batch_size) if streams is None else streams
+    starts = streams * ((tokens.size - 1) // batch_size) + index * sequence_length
+    words = np.zeros((batch_size, sequence_length + 1), tokens.dtype)
+    words[streams] = tokens[starts[:, None] + np.arange(sequence_length + 1)]
     return Batch(words[:, :-1], words[:, 1:], index == 0)
 
 

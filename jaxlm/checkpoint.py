@@ -1,7 +1,9 @@
 """Checkpoints of a run: arrays written and read by Orbax, with checksums. Each appears whole or not at all."""
 
+import dataclasses
 import gc
 import logging
+import math
 import shutil
 import sys
 import time
@@ -21,7 +23,9 @@ from flax import nnx
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
 from jaxlm.files import read_json, readable_size, staged, verify_checksums, write_checksums, write_json
+from jaxlm.mesh import Mesh, cut_along, leaf_name, mesh_shape, spec_of
 from jaxlm.model import LanguageModel, split_params
+from jaxlm.processes import is_first, wait_for_all
 from jaxlm.train_state import initial_opt_state
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
@@ -40,13 +44,16 @@ class Progress(NamedTuple):
     losses: tuple[float, ...] = ()  # of steps since the last line of metrics.jsonl
     logged: tuple[int, float] = (0, 0.0)  # steps and seconds at that line
     jax_version: str = jax.__version__
+    mesh: tuple[int, int] = (1, 1)  # devices along `data` and along `vocab`
+    num_processes: int = 1
+    device: str = ""  # what kind they are
 
 
 class Checkpoints:
     """The checkpoints of a run: the latest two, to resume from, and the one with the lowest validation loss.
 
     On a CPU a save takes as long as the disk. On an accelerator the arrays are copied to the host, and written
-    while training continues.
+    while training continues. Several processes write one checkpoint together, into a directory that all of them see.
 
     Args:
       directory: of the run.
@@ -73,7 +80,7 @@ class Checkpoints:
         """
         self.wait()
         arrays = _named(state)
-        if jax.default_backend() == "cpu":
+        if jax.default_backend() == "cpu" or jax.process_count() > 1:
             self._write(step, arrays, progress)
         else:  # the next step donates the arrays
             self.pending = self.pool.submit(self._write, step, jax.tree.map(_to_host, arrays), progress)
@@ -102,22 +109,36 @@ class Checkpoints:
         """Returns what went wrong, or nothing."""
         path = self.directory / str(step)
         try:
-            self.directory.mkdir(exist_ok=True)
-            needed, free = sum(array.nbytes for array in arrays.values()), shutil.disk_usage(self.directory).free
-            if needed > free:  # told before Orbax tries
-                return f"it needs {readable_size(needed)}, and {readable_size(free)} are free"
-            if path.exists():  # a damaged one that was passed over
-                _delete(path)
-            with staged(path) as target:
-                target.mkdir()
+            with self._new_directory(path, sum(array.nbytes for array in arrays.values())) as target:
                 self.arrays.save(target / STATE_DIRECTORY, args=ocp.args.PyTreeSave(arrays))
-                write_json(target / PROGRESS_FILE, progress._asdict(), PROGRESS_FORMAT)
-                write_checksums(target)
+                if is_first():
+                    write_json(target / PROGRESS_FILE, progress._asdict(), PROGRESS_FORMAT)
+                    write_checksums(target)
             self.intact[step] = True
-            self._prune()
+            if is_first():
+                self._prune()
+            wait_for_all("checkpoint")
         except Exception as error:  # Orbax and TensorStore raise anything on a full disk
             return reason(error)
         return ""
+
+    @contextmanager
+    def _new_directory(self, path: Path, size: int) -> Iterator[Path]:
+        """Makes a directory in which all processes write; process 0 moves it into place."""
+        if not is_first():
+            wait_for_all("directory")
+            yield path.with_name(path.name + ".partial")
+            return
+        self.directory.mkdir(exist_ok=True)
+        free = shutil.disk_usage(self.directory).free
+        if size > free:  # told before Orbax tries
+            raise InputError(f"it needs {readable_size(size)}, and {readable_size(free)} are free")
+        if path.exists():  # a damaged one that was passed over
+            _delete(path)
+        with staged(path) as target:
+            target.mkdir()
+            wait_for_all("directory")
+            yield target
 
     def _prune(self) -> None:
         steps = self.steps()
@@ -188,45 +209,54 @@ class Checkpoints:
         """Reads what was saved beside the arrays, after checking that it was not changed."""
         verify_checksums(self.directory / str(step), PROGRESS_FILE)
         value = read_json(self.directory / str(step) / PROGRESS_FILE, PROGRESS_FORMAT)
-        value |= {"losses": tuple(value["losses"]), "logged": tuple(value["logged"])}
-        return Progress(**value)
+        tuples = {name: tuple(entry) for name, entry in value.items() if isinstance(entry, list)}
+        return Progress(**value | tuples)
 
-    def restore_model(self, step: int, config: ModelConfig) -> LanguageModel:
-        """Reads the parameters, without the optimizer state."""
-        graphdef, tables, dense = _abstract_model(config)
-        restored = self.restore(step, {"tables": tables, "dense": dense})  # as in TrainState
+    def restore_model(self, step: int, config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
+        """Reads the parameters, without the optimizer state, onto one device or a mesh."""
+        graphdef, tables, dense = _abstract_model(config, mesh)
+        restored = self.restore(step, {"tables": tables, "dense": dense}, mesh)  # as in TrainState
         return nnx.merge(graphdef, restored["tables"], restored["dense"])
 
-    def restore_optimizer(self, step: int, model: ModelConfig, train: TrainConfig) -> dict[str, Any] | None:
+    def restore_optimizer(
+        self, step: int, model: ModelConfig, train: TrainConfig, mesh: Mesh | None = None
+    ) -> dict[str, Any] | None:
         """Reads `TrainState.opt_state` for the optimizer of `train`; None if the checkpoint has none for it."""
-        _, tables, dense = _abstract_model(model)
+        _, tables, dense = _abstract_model(model, mesh)
         abstract = {"opt_state": jax.eval_shape(partial(initial_opt_state, config=train), tables, dense)}
         names = set(_named(abstract))
         if not names or not names <= set(self._stored(step)):
             return None
-        return self.restore(step, abstract)["opt_state"]
+        return self.restore(step, abstract, mesh)["opt_state"]
 
-    def restore(self, step: int, abstract: Any) -> Any:
+    def restore(self, step: int, abstract: Any, mesh: Mesh | None = None) -> Any:
         """Reads a `TrainState`, or a tree with some of its parts, of given shapes (as from `jax.eval_shape`).
+
+        Args:
+          step: of the checkpoint, which may have been written on another mesh.
+          abstract: as it lies on `mesh`.
+          mesh: to read it onto; None for one device.
 
         Raises:
           InputError: the arrays are damaged, or have other shapes.
         """
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         named = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(name, leaf.ndim, mesh))
             for name, leaf in _named(abstract).items()
         }
         restore_args = ocp.checkpoint_utils.construct_restore_args(named)
+        for name, restore_arg in restore_args.items():
+            if cut_along(name, named[name].ndim):  # padded anew
+                restore_args[name] = dataclasses.replace(restore_arg, strict=False)
         args = ocp.args.PyTreeRestore(named, restore_args=restore_args, partial_restore=True)
         try:
-            stored = self._stored(step)
+            stored, before = self._stored(step), self.progress(step).mesh
             for name, leaf in named.items():
-                found = stored[name].shape if name in stored else "nothing"
-                if found != leaf.shape and name != "key":  # a key is stored as its words
+                found = stored[name].shape if name in stored else None
+                if found is None or not _fits(name, leaf.shape, mesh_shape(mesh), found, before):
                     raise InputError(
                         f"{self.directory / str(step)} does not fit the model's config: expected {name} of shape"
-                        f" {leaf.shape}. Received: {found}."
+                        f" {leaf.shape}. Received: {found or 'nothing'}."
                     )
             arrays = self.arrays.restore(self.directory / str(step) / STATE_DIRECTORY, args=args)
         except InputError:
@@ -276,12 +306,30 @@ def _quiet() -> Iterator[None]:
             each.setLevel(level)
 
 
-def _abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
+def _sharding(name: str, ndim: int, mesh: Mesh | None) -> jax.sharding.Sharding:
+    if mesh is None:
+        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.sharding.NamedSharding(mesh, spec_of(name, ndim, mesh))
+
+
+def _fits(
+    name: str, shape: tuple[int, ...], mesh: tuple[int, int], found: tuple[int, ...], before: tuple[int, int]
+) -> bool:
+    """Returns whether two shapes are of one array, but for what makes its parts equal on two meshes."""
+    cut = cut_along(name, len(shape))
+    if not cut or len(shape) != len(found):
+        return found == shape or name == "key"  # which is stored as its words
+    parts = [size[1] if cut == "rows" else math.prod(size) for size in (mesh, before)]
+    lowest = max(shape[0] - parts[0], found[0] - parts[1])
+    return shape[1:] == found[1:] and lowest < min(shape[0], found[0])
+
+
+def _abstract_model(config: ModelConfig, mesh: Mesh | None) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
     """Returns the structure of a model, and the shapes of its tables and of its dense parameters."""
-    return split_params(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))))
+    return split_params(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0), mesh=mesh)))
 
 
 def _named(tree: Any) -> dict[str, Any]:
     """Flattens a tree to names such as "dense/lstms/0/kernel"."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {leaf_name(path): leaf for path, leaf in leaves}

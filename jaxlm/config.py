@@ -246,6 +246,51 @@ class ScheduleConfig:
             require(False, "steps", "only one of `steps`, `epochs` and `minutes`", lengths)
 
 
+@dataclass(frozen=True)
+class MeshConfig:
+    """The devices that share a model. A run may be resumed on others.
+
+    Args:
+      vocab_shards: parts into which the rows of the tables are cut; 0 for as many as there are devices for.
+      data_shards: copies of the tables, each with its own streams of text.
+
+    Raises:
+      InputError: a value is out of range.
+    """
+
+    vocab_shards: int = 0
+    data_shards: int = 1
+
+    def __post_init__(self) -> None:
+        _require_types(self)
+        _require_at_least(self, 0, "vocab_shards")
+        _require_at_least(self, 1, "data_shards")
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """Several processes that train one model together, each with its own devices.
+
+    Args:
+      distributed: whether this is one of several processes, which are all started with the same command. Under SLURM
+        and Kubernetes the next three are found out.
+      coordinator_address: host:port of process 0.
+      num_processes: number of processes; 0 if it is found out.
+      process_id: number of this one, from 0; -1 if it is found out.
+    """
+
+    distributed: bool = False
+    coordinator_address: str = ""
+    num_processes: int = 0
+    process_id: int = -1
+
+    def __post_init__(self) -> None:
+        _require_types(self)
+        for name in ("coordinator_address", "num_processes", "process_id"):
+            idle = not self.distributed and getattr(self, name) != type(self).__dataclass_fields__[name].default
+            require(not idle, name, "`distributed` beside it", getattr(self, name))
+
+
 EXPECTED = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string"}
 
 

@@ -140,7 +140,8 @@ def read_word(
 
 def next_logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:
     """Returns the logits of the next word, `[N, vocab_size]`, of outputs `[N, softmax_size]`."""
-    return (model.weights[...] @ hidden.T).T + model.biases[...][None, :]
+    logits = (model.weights[...] @ hidden.T).T + model.biases[...][None, :]
+    return logits[:, : model.config.vocab_size]
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -6,7 +6,7 @@ is on a single device, they do nothing.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,30 @@ def row_spec(mesh: Mesh | None) -> PartitionSpec:
 def stream_spec(mesh: Mesh | None) -> PartitionSpec:
     """Returns how an array of a row for each stream lies on a mesh."""
     return PartitionSpec(stream_axes(mesh))
+
+
+def mesh_shape(mesh: Mesh | None) -> tuple[int, int]:
+    """Returns the number of devices along `data` and along `vocab`."""
+    return (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[VOCAB])
+
+
+def leaf_name(path: tuple) -> str:
+    """Returns a name such as "dense/lstms/0/kernel" for the path of an array in a tree."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def cut_along(name: str, ndim: int) -> Literal["rows", "streams", ""]:
+    """Returns along what an array of a `TrainState` is cut, given its name, such as "tables/weights"; "" if nowhere."""
+    part, *rest = name.split("/")
+    if part == "tables" or (part == "opt_state" and rest[0] != "dense" and ndim):
+        return "rows"
+    return "streams" if part == "carry" else ""
+
+
+def spec_of(name: str, ndim: int, mesh: Mesh | None) -> PartitionSpec:
+    """Returns how an array of a `TrainState` lies on a mesh."""
+    specs = {"rows": row_spec(mesh), "streams": stream_spec(mesh), "": PartitionSpec()}
+    return specs[cut_along(name, ndim)]
 
 
 def padded_rows(num_rows: int, mesh: Mesh | None) -> int:

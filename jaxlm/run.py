@@ -14,6 +14,7 @@ from jaxlm.config import LENGTHS, DenseConfig, LSTMConfig, ModelConfig, Schedule
 from jaxlm.corpus import VOCABULARY_FILE, PathLike
 from jaxlm.errors import InputError
 from jaxlm.files import read_json, staged, write_json, write_text
+from jaxlm.mesh import Mesh
 from jaxlm.model import LanguageModel
 from jaxlm.vocabulary import Vocabulary
 
@@ -204,11 +205,13 @@ def load_vocabulary(directory: Path, config: RunConfig) -> Vocabulary:
     return vocabulary
 
 
-def load_model(directory: PathLike) -> tuple[LanguageModel, Vocabulary, RunConfig]:
+def load_model(directory: PathLike, *, mesh: Mesh | None = None) -> tuple[LanguageModel, Vocabulary, RunConfig]:
     """Reads the best model of a run.
 
     Args:
       directory: made by `jaxlm train` or `jaxlm.train`.
+      mesh: as from `jaxlm.make_mesh`, to read it onto several devices, on whichever it was trained. `evaluate` and
+        `generate` take such a model; the other tools expect one on a single device.
 
     Returns:
       The model, its vocabulary, and the run's config.
@@ -222,7 +225,7 @@ def load_model(directory: PathLike) -> tuple[LanguageModel, Vocabulary, RunConfi
     if not (directory / CHECKPOINTS_DIRECTORY).is_dir():
         raise InputError(f"{directory} has no checkpoint yet; train longer with `jaxlm train`.")
     checkpoints = Checkpoints(directory)
-    return checkpoints.restore_model(checkpoints.best_step(), config.model), vocabulary, config
+    return checkpoints.restore_model(checkpoints.best_step(), config.model, mesh), vocabulary, config
 
 
 def append_metrics(directory: Path, rows: list[dict[str, float]]) -> None:

@@ -3,20 +3,24 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from jaxlm.batches import Batch
+from jaxlm.batches import Batch, place_batch
 from jaxlm.checkpoint import Checkpoints, Progress
 from jaxlm.corpus import Corpus, unigram_loss
 from jaxlm.errors import InputError
 from jaxlm.evaluation import DIVERGED, Evaluation, evaluate
+from jaxlm.mesh import Mesh, mesh_shape
+from jaxlm.processes import is_first
 from jaxlm.run import RunConfig, append_metrics, drop_metrics_after, save_config
 from jaxlm.schedule import StepEstimate, learning_rate_schedule
 from jaxlm.step import exact_and_training_loss
@@ -39,6 +43,7 @@ class RunLogger:
       first_step: steps done before this process.
       resumed: what was saved beside them.
       progress: whether to show progress bars.
+      mesh: that it is trained on; of several processes, the first one writes and shows.
     """
 
     def __init__(
@@ -50,37 +55,49 @@ class RunLogger:
         first_step: int,
         resumed: Progress,
         progress: bool,
+        mesh: Mesh | None = None,
     ):
         assert config.train is not None and config.schedule is not None
         self.directory, self.config, self.checkpoints, self.valid = directory, config, checkpoints, corpus.valid
-        self.train, self.schedule, self.first_step, self.progress = config.train, config.schedule, first_step, progress
+        self.train, self.schedule, self.first_step, self.mesh = config.train, config.schedule, first_step, mesh
+        self.writes, self.progress = is_first(), progress and is_first()
         self.unigram_loss = unigram_loss(corpus.valid, corpus.counts)
-        self.learning_rate = jax.jit(learning_rate_schedule(self.schedule, config.total_steps))
+        self.learning_rate = self._schedule(config.total_steps)
         self.length = StepEstimate(self.schedule, first_step)
         self.logged = resumed.logged  # steps and seconds at the last line of metrics.jsonl
         self.unwritten: list[dict[str, float]] = []
         self.config_is_saved = True
         self.saved_step, self.saved_at = first_step, time.perf_counter()
-        drop_metrics_after(directory, first_step)
-        self.events = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
+        if self.writes:
+            drop_metrics_after(directory, first_step)
+            self.events = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
+
+    def _schedule(self, total_steps: int) -> Callable[[int], jax.Array]:
+        """Returns the learning rate as a function of the step, on all devices."""
+        everywhere = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
+        return jax.jit(learning_rate_schedule(self.schedule, total_steps), out_shardings=everywhere)
 
     def progress_bar(self) -> tqdm:
         """Returns the bar of the steps."""
         total = self.config.total_steps or None
         return tqdm(total=total, initial=self.first_step, unit=" steps", disable=None if self.progress else True)
 
-    def estimate_length(self, step: int, seconds: float) -> None:
-        """Fixes the number of steps when the decay begins, if `minutes` is the length, and writes it down."""
-        if self.config.total_steps:
+    def estimate_length(self, step: int, seconds: float) -> int:
+        """Returns the number of steps of the run; 0 before the decay begins, if `minutes` is the length."""
+        return self.config.total_steps or self.length.total_steps(step, seconds)
+
+    def fix_length(self, total_steps: int) -> None:
+        """Fixes the number of steps, and writes it down."""
+        if total_steps in (0, self.config.total_steps):
             return
-        total_steps = self.length.total_steps(step, seconds)
-        if total_steps:
-            self.config = self.config._replace(total_steps=total_steps)
-            self.learning_rate = jax.jit(learning_rate_schedule(self.schedule, total_steps))
-            self._save_config()
+        self.config = self.config._replace(total_steps=total_steps)
+        self.learning_rate = self._schedule(total_steps)
+        self._save_config()
 
     def _save_config(self) -> None:
         """Writes config.json, or tries again with the next checkpoint."""
+        if not self.writes:
+            return
         try:
             save_config(self.directory, self.config)
             self.config_is_saved = True
@@ -90,6 +107,8 @@ class RunLogger:
 
     def log(self, step: int, **values: float) -> None:
         """Writes values to metrics.jsonl and TensorBoard; what cannot be written now is written next time."""
+        if not self.writes:
+            return
         self.unwritten.append({"step": step, **values})
         try:
             append_metrics(self.directory, self.unwritten)
@@ -111,11 +130,15 @@ class RunLogger:
         bar.total = self.config.total_steps or int(step * self.schedule.minutes * 60 / seconds)
         bar.set_postfix_str(f"training loss {loss:.3f}, {speed:,.0f} words/s")
 
-    def must_save(self, step: int) -> bool:
+    def is_due(self) -> bool:
+        """Returns whether `save_minutes` asks for a checkpoint by the clock of this process."""
+        minutes = self.schedule.save_minutes
+        return minutes > 0 and time.perf_counter() - self.saved_at >= 60 * minutes
+
+    def must_save(self, step: int, is_due: bool) -> bool:
         """Returns whether `save_steps` or `save_minutes` asks for a checkpoint now."""
-        minutes, steps = self.schedule.save_minutes, self.schedule.save_steps
-        by_time = minutes > 0 and time.perf_counter() - self.saved_at >= 60 * minutes
-        return step != self.saved_step and (by_time or (steps > 0 and step % steps == 0))
+        steps = self.schedule.save_steps
+        return step != self.saved_step and (is_due or (steps > 0 and step % steps == 0))
 
     def save(self, step: int, state: TrainState, progress: Progress) -> None:
         """Writes a checkpoint; if the disk is full, training continues with the ones there are.
@@ -130,10 +153,17 @@ class RunLogger:
         if not self.config_is_saved:
             self._save_config()
         try:
-            self.checkpoints.save(step, state, progress._replace(logged=self.logged))
+            self.checkpoints.save(step, state, self._with_place(progress))
             self.saved_step = step
         except OSError as error:
+            if jax.process_count() > 1:  # the others wait for this one
+                raise InputError(f"{error}. Make room on the disk, and start all processes again.") from error
             logger.warning("%s; training continues, and tries again with the next checkpoint", error)
+
+    def _with_place(self, progress: Progress) -> Progress:
+        """Adds where the run stands and what it runs on."""
+        place = {"mesh": mesh_shape(self.mesh), "num_processes": jax.process_count()}
+        return progress._replace(logged=self.logged, device=jax.devices()[0].device_kind, **place)
 
     def finish(self, step: int) -> None:
         """Waits for the last checkpoint.
@@ -161,7 +191,7 @@ class RunLogger:
         evaluation = self.evaluate(state)
         if not math.isfinite(evaluation.loss):
             raise InputError(self._advice(f"The exact loss is {evaluation.loss} at step {step}."))
-        exact, training = map(float, exact_and_training_loss(state, next_batch))
+        exact, training = map(float, exact_and_training_loss(state, place_batch(next_batch, self.mesh)))
         values = {"valid_loss": evaluation.loss, "valid_perplexity": evaluation.perplexity}
         self.log(step, **values, exact_train_loss=exact, loss_gap=exact - training)
         self.save(step, state, progress._replace(valid_loss=evaluation.loss))

@@ -65,9 +65,14 @@ def train_step(
     """
     fits = isinstance(batch, tuple | list) and 2 <= len(batch) <= len(Batch._fields)
     require(fits, "batch", "a Batch, or a pair of inputs and labels", type(batch).__name__)
-    # not an array of one device, which a mesh of several processes does not have
-    rate = learning_rate if isinstance(learning_rate, jax.Array) else np.asarray(learning_rate)
-    return jit_train_step(state, _checked(state, Batch(*batch)), rate.astype(np.float32))
+    return jit_train_step(state, _checked(state, Batch(*batch)), _checked_rate(state, learning_rate))
+
+
+def _checked_rate(state: TrainState, learning_rate: Any) -> jax.Array | np.ndarray:
+    if state.mesh is None:
+        return jnp.asarray(learning_rate, jnp.float32)
+    # a mesh of several processes takes no array of a single device
+    return learning_rate if isinstance(learning_rate, jax.Array) else np.asarray(learning_rate, np.float32)
 
 
 def _checked(state: TrainState, batch: Batch) -> Batch:

@@ -20,7 +20,7 @@ from jaxlm.corpus import Corpus
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
 from jaxlm.matmul import fast_dtype
-from jaxlm.mesh import Mesh, pad, padded_rows, padded_streams, place, row_spec, stream_spec
+from jaxlm.mesh import Mesh, leaf_name, pad, padded_rows, padded_streams, place, row_spec, spec_of
 from jaxlm.model import LanguageModel, shard_model, split_params
 
 logger = logging.getLogger(__name__)
@@ -156,20 +156,12 @@ class TrainState:
 
 def state_specs(state: TrainState) -> TrainState:
     """Returns a state with the `PartitionSpec` of each array instead of the array."""
-    mesh, everywhere = state.mesh, PartitionSpec()
+    mesh = state.mesh
 
-    def by_rows(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: row_spec(mesh) if jnp.ndim(leaf) else everywhere, tree)
+    def spec(path: Any, leaf: Any) -> PartitionSpec:
+        return spec_of(leaf_name(path), jnp.ndim(leaf), mesh)
 
-    def whole(tree: Any) -> Any:
-        return jax.tree.map(lambda _: everywhere, tree)
-
-    return dataclasses.replace(
-        whole(state),
-        tables=by_rows(state.tables),
-        opt_state={name: (by_rows if name in state.tables else whole)(part) for name, part in state.opt_state.items()},
-        carry=jax.tree.map(lambda _: stream_spec(mesh), state.carry),
-    )
+    return jax.tree_util.tree_map_with_path(spec, state)
 
 
 def _on_mesh(specs: Any, mesh: Mesh) -> Any:

@@ -7,21 +7,23 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
 
-from jaxlm.batches import train_batch
+from jaxlm.batches import own_streams, train_batch
 from jaxlm.checkpoint import Checkpoints, Progress
 from jaxlm.config import LENGTHS, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.corpus import Corpus, PathLike, fingerprints, load_corpus
 from jaxlm.errors import InputError, require
 from jaxlm.evaluation import Evaluation
 from jaxlm.memory import require_memory
+from jaxlm.mesh import Mesh, mesh_shape
 from jaxlm.model import LanguageModel
+from jaxlm.processes import Decision, Decisions, from_first, on_first, require_same
 from jaxlm.run import CONFIG_FILE, RunConfig, load_config, lock, open_run, save_config
 from jaxlm.run_logger import LOG_EVERY, RunLogger
 from jaxlm.schedule import known_total_steps
@@ -41,6 +43,7 @@ def train(
     *,
     data: PathLike = "",
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> Evaluation | None:
     """Trains a model on a corpus, or resumes a run.
 
@@ -57,6 +60,8 @@ def train(
       data: directory of the corpus, noted in config.json for `jaxlm evaluate` and `resume`; by default the one
         that `load_corpus` opened.
       progress: whether to show progress bars.
+      mesh: as from `jaxlm.make_mesh`, to train on several devices; a run may be resumed on another one. Each of
+        several processes calls this (after `jaxlm.processes.initialize`) with the same arguments.
 
     Returns:
       The exact evaluation at the end, on `eval_tokens` words; None if the run was stopped.
@@ -71,41 +76,78 @@ def train(
     total_steps = known_total_steps(schedule, train_config, corpus.train.size)
     data = data or _directory_of(corpus)
     config = RunConfig(model_config, train_config, schedule, str(data), total_steps, fingerprints(corpus))
+    require_same("corpus or other settings", config._replace(data=""))
 
     def create() -> TrainState:
-        model = LanguageModel(model_config, corpus.log_unigram, rngs=nnx.Rngs(train_config.seed))
+        model = LanguageModel(model_config, corpus.log_unigram, rngs=nnx.Rngs(train_config.seed), mesh=mesh)
         return TrainState.create(model, train_config, corpus.counts)
 
     abstract = jax.eval_shape(create)  # raises what creating it would, before anything is written
-    require_memory(model_config, train_config)
-    config = open_run(directory, config, corpus.vocabulary)
-    with lock(directory):
-        save_config(directory, config)
+    require_memory(model_config, train_config, mesh)
+    with _opened(directory, config, corpus) as config:
         checkpoints = Checkpoints(directory)
-        step, resumed = checkpoints.latest_step(), Progress(0.0)
+        step, resumed = _latest_step(checkpoints), Progress(0.0)
         if step is None:
-            state = TrainState.from_corpus(corpus, model_config, train_config)
+            state = TrainState.from_corpus(corpus, model_config, train_config, mesh=mesh)
         elif step == 0:
-            state = _imported_state(checkpoints, corpus, model_config, train_config)
+            state = _imported_state(checkpoints, corpus, model_config, train_config, mesh)
         else:
-            state, resumed = checkpoints.restore(step, abstract), checkpoints.progress(step)
-            logger.info("%s: resuming from step %d", directory, step)
-            if resumed.jax_version != jax.__version__:
-                logger.warning(
-                    "the run was saved with jax %s and resumes with %s: its bits may differ from an undisturbed run's",
-                    resumed.jax_version,
-                    jax.__version__,
-                )
-        run = RunLogger(directory, config, checkpoints, corpus, step or 0, resumed, progress)
+            state, resumed = checkpoints.restore(step, abstract, mesh), checkpoints.progress(step)
+            _report_resumption(directory, step, resumed, mesh)
+        run = RunLogger(directory, config, checkpoints, corpus, step or 0, resumed, progress, mesh)
         return _run_steps(run, state, corpus, resumed)
 
 
-def resume(directory: PathLike, *, progress: bool = True, **changes: Any) -> Evaluation | None:
+@contextmanager
+def _opened(directory: Path, config: RunConfig, corpus: Corpus) -> Iterator[RunConfig]:
+    """Opens a run for training, in process 0 alone; yields its config in all of them."""
+    with ExitStack() as held:
+
+        def open_in_first() -> None:
+            opened = open_run(directory, config, corpus.vocabulary)
+            held.enter_context(lock(directory))
+            save_config(directory, opened)
+
+        on_first(open_in_first)
+        yield load_config(directory)
+
+
+def _latest_step(checkpoints: Checkpoints) -> int | None:
+    """Returns the step of the latest intact checkpoint, which process 0 verifies; None if there is none."""
+    found: list[int | None] = [None]
+    on_first(lambda: found.append(checkpoints.latest_step()))
+    step = from_first(-1 if found[-1] is None else found[-1])
+    return None if step < 0 else step
+
+
+def _report_resumption(directory: Path, step: int, resumed: Progress, mesh: Mesh | None) -> None:
+    """Says where a run is resumed, and what may change its bits."""
+    logger.info("%s: resuming from step %d", directory, step)
+    if resumed.jax_version != jax.__version__:
+        logger.warning(
+            "the run was saved with jax %s and resumes with %s: its bits may differ from an undisturbed run's",
+            resumed.jax_version,
+            jax.__version__,
+        )
+    before, now = (resumed.num_processes, *resumed.mesh), (jax.process_count(), *mesh_shape(mesh))
+    if before != now:
+        logger.warning(
+            "the run was saved by %d process(es) on %d x %d devices (data x vocab) and resumes with %d on %d x %d:"
+            " its last bits may differ from an undisturbed run's",
+            *before,
+            *now,
+        )
+
+
+def resume(
+    directory: PathLike, *, progress: bool = True, mesh: Mesh | None = None, **changes: Any
+) -> Evaluation | None:
     """Resumes a run without repeating its settings.
 
     Args:
       directory: of the run.
       progress: whether to show progress bars.
+      mesh: as for `train`.
       changes: fields of `ScheduleConfig` to change, such as `minutes` or `learning_rate`; None keeps a field.
 
     Returns:
@@ -124,7 +166,8 @@ def resume(directory: PathLike, *, progress: bool = True, **changes: Any) -> Eva
         changed = dict.fromkeys(LENGTHS, 0) | changed
     schedule = dataclasses.replace(config.schedule, **changed)
     corpus = load_corpus(config.data)
-    return train(corpus, directory, config.model, config.train, schedule, data=config.data, progress=progress)
+    settings = config.model, config.train, schedule
+    return train(corpus, directory, *settings, data=config.data, progress=progress, mesh=mesh)
 
 
 def _as_in_run(directory: Path, config: TrainConfig) -> TrainConfig:
@@ -142,29 +185,34 @@ def _directory_of(corpus: Corpus) -> PathLike:
 
 
 def _imported_state(
-    checkpoints: Checkpoints, corpus: Corpus, model_config: ModelConfig, config: TrainConfig
+    checkpoints: Checkpoints, corpus: Corpus, model_config: ModelConfig, config: TrainConfig, mesh: Mesh | None
 ) -> TrainState:
     """Returns the state of an imported model before its first step, with its optimizer state if it has one."""
-    state = TrainState.create(checkpoints.restore_model(0, model_config), config, corpus.counts)
-    opt_state = checkpoints.restore_optimizer(0, model_config, config)
+    state = TrainState.create(checkpoints.restore_model(0, model_config, mesh), config, corpus.counts)
+    opt_state = checkpoints.restore_optimizer(0, model_config, config, mesh)
     return state if opt_state is None else dataclasses.replace(state, opt_state=opt_state)
 
 
 def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progress) -> Evaluation | None:
     """Runs the steps from the first one of this process to the last one of the run."""
     step, schedule, sizes = run.first_step, run.schedule, (run.train.batch_size, run.train.sequence_length)
+    streams, decisions, decision = own_streams(run.train.batch_size, run.mesh), Decisions(run.mesh), Decision()
     if step >= run.config.total_steps > 0:
         logger.info("the run already has its %d steps; give it a greater length to continue it", step)
         return run.evaluate(state)
     evaluation, watch, losses = None, Stopwatch(resumed.seconds), LateLosses(run, state, resumed.losses)
     with StopSignals() as stop, run.progress_bar() as bar:
-        while not stop.requested and not (run.config.total_steps and step >= run.config.total_steps):
+        while not decision.stop and not (run.config.total_steps and step >= run.config.total_steps):
             # one step; its loss is fetched while the next one runs
             learning_rate = run.learning_rate(step)
-            state, loss = train_step(state, train_batch(corpus.train, step, *sizes), learning_rate)
+            state, loss = train_step(state, train_batch(corpus.train, step, *sizes, streams), learning_rate)
             step += 1
             losses.add(loss, step)
-            run.estimate_length(step, watch.seconds())
+
+            # what comes next, in all processes
+            total_steps = run.estimate_length(step, watch.seconds())
+            decision = decisions.exchange(Decision(stop.requested, run.is_due(), total_steps))
+            run.fix_length(decision.total_steps)
 
             # a line of metrics
             if step % LOG_EVERY == 0 and losses.fetched:
@@ -173,7 +221,7 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
 
             # an exact evaluation, or just a checkpoint; neither counts as training time
             evaluates = step % schedule.eval_every == 0 or step == run.config.total_steps
-            if evaluates or run.must_save(step):
+            if evaluates or run.must_save(step, decision.save):
                 losses.fetch()
                 with watch.paused():
                     so_far = Progress(watch.seconds(), losses=tuple(losses.fetched))

@@ -37,6 +37,13 @@ def forget_compiled_programs():
     spare_the_garbage_collector()
 
 
+@pytest.fixture(autouse=True)
+def visible_devices(monkeypatch):
+    """Lets jaxlm see one device, as on most machines. test_mesh.py sees all eight."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
+
+
 def spare_the_garbage_collector() -> None:
     """Sets aside what lives on, such as modules. Without it, a quarter of the tests' time goes into looking at it."""
     gc.collect()

@@ -1,5 +1,6 @@
 """Train a word-level LSTM language model over a very large vocabulary."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from jaxlm.cli.arguments import OptionalPath, Run
 from jaxlm.cli.command_line import enable_compilation_cache, run_command, show_messages
 from jaxlm.cli.generation import generate, neighbors, next_words
 from jaxlm.cli.scoring import rescore, score
+from jaxlm.cli.supervision import CHILD, run_supervised, supervise
 from jaxlm.cli.training import doctor, evaluate, prepare, report, resume, train
 
 __all__ = ["OptionalPath", "Run", "main", "run", "run_command", "show_messages"]
@@ -28,5 +30,11 @@ def run(args: Sequence[str] | None = None) -> int:
 def main() -> None:
     """Entry point of the `jaxlm` command."""
     enable_compilation_cache()  # read when JAX is imported
+    if CHILD in os.environ:
+        show_messages()
+        run_supervised(run)
+        return
+    if "--distributed" in sys.argv:
+        sys.exit(supervise())
     show_messages()
     sys.exit(run())

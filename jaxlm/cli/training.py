@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxlm.cli.arguments import Data, OptionalFloat, OptionalInt, OptionalPath, OptionalPositional, Run, Texts
-from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.cli.arguments import (
+    Data,
+    Devices,
+    OptionalFloat,
+    OptionalInt,
+    OptionalPath,
+    OptionalPositional,
+    Processes,
+    Run,
+    Texts,
+)
+from jaxlm.config import DenseConfig, LSTMConfig, MeshConfig, ModelConfig, ProcessConfig, ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
 
 if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does not
+    from jax.sharding import Mesh
+
     from jaxlm.corpus import Corpus
     from jaxlm.evaluation import Evaluation
 
@@ -83,6 +95,8 @@ def train(
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = ModelOptions(),  # noqa: B008
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig(),  # noqa: B008
     schedule: tyro.conf.OmitArgPrefixes[ScheduleConfig] = ScheduleConfig(),  # noqa: B008
+    devices: Devices = MeshConfig(),  # noqa: B008
+    processes: Processes = ProcessConfig(),  # noqa: B008
 ) -> None:
     """Train a language model, or resume a run.
 
@@ -93,14 +107,29 @@ def train(
       model: Shape of the model. Without any of its options, that of the run.
       config: What a training step does.
       schedule: Learning rate, length and evaluations.
+      devices: Devices that share the model.
+      processes: Processes that train together.
     """
+    mesh = _open_mesh(devices, processes)
     from jaxlm.corpus import load_corpus
     from jaxlm.training_loop import train as train_model
 
     corpus = load_corpus(data)
     shape = _model_config(model, out, len(corpus.vocabulary))
-    evaluation = train_model(corpus, out, shape, config, schedule, data=data.resolve())
+    evaluation = train_model(corpus, out, shape, config, schedule, data=data.resolve(), mesh=mesh)
     _print_result(out, corpus, evaluation)
+
+
+def _open_mesh(devices: MeshConfig, processes: ProcessConfig = ProcessConfig()) -> "Mesh | None":  # noqa: B008
+    """Joins the other processes, if there are any, and returns the mesh; None for one device."""
+    if processes.distributed:
+        from jaxlm.processes import initialize
+
+        initialize(processes)
+    from jaxlm.mesh import make_mesh
+
+    mesh = make_mesh(devices.data_shards, devices.vocab_shards or None)
+    return mesh if mesh.size > 1 else None
 
 
 def _model_config(options: ModelOptions, out: Path, vocab_size: int) -> ModelConfig:
@@ -119,6 +148,8 @@ def resume(
     epochs: OptionalFloat = None,
     minutes: OptionalFloat = None,
     learning_rate: OptionalFloat = None,
+    devices: Devices = MeshConfig(),  # noqa: B008
+    processes: Processes = ProcessConfig(),  # noqa: B008
 ) -> None:
     """Resume a run that was stopped or killed, without repeating its settings.
 
@@ -128,12 +159,17 @@ def resume(
       epochs: New length of the whole run in passes over the training text.
       minutes: New length of the whole run in minutes, not counting evaluation.
       learning_rate: New highest learning rate.
+      devices: Devices that share the model.
+      processes: Processes that train together.
     """
+    mesh = _open_mesh(devices, processes)
     from jaxlm.corpus import load_corpus
     from jaxlm.run import load_config
     from jaxlm.training_loop import resume as resume_training
 
-    evaluation = resume_training(run, steps=steps, epochs=epochs, minutes=minutes, learning_rate=learning_rate)
+    evaluation = resume_training(
+        run, steps=steps, epochs=epochs, minutes=minutes, learning_rate=learning_rate, mesh=mesh
+    )
     _print_result(run, load_corpus(load_config(run).data), evaluation)
 
 
@@ -143,6 +179,7 @@ def evaluate(
     data: OptionalPath = None,
     max_tokens: int = 0,
     batch_size: int = 32,
+    devices: Devices = MeshConfig(),  # noqa: B008
 ) -> None:
     """Compute the exact perplexity of a run's best model on the validation and test texts.
 
@@ -152,12 +189,13 @@ def evaluate(
       max_tokens: Maximum number of words of each text, spread evenly over it; 0 for all.
       batch_size: Streams of text read side by side, each from the zero state: more streams read faster, and their
         perplexity is a little higher, since the first words of each have no context.
+      devices: Devices that share the model.
     """
     from jaxlm.corpus import load_corpus
     from jaxlm.evaluation import evaluate as evaluate_model
     from jaxlm.run import load_model
 
-    model, vocabulary, config = load_model(run)
+    model, vocabulary, config = load_model(run, mesh=_open_mesh(devices))
     if data is None and not config.data:
         raise InputError(f"{run} was not trained on a corpus yet; name one with `data`.")
     corpus = load_corpus(data or config.data)
@@ -206,6 +244,11 @@ def doctor(path: OptionalPositional = None, /) -> int:
 
 
 def _print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None") -> None:
+    """Writes and prints what a run ends with, in process 0."""
+    import jax
+
+    if jax.process_index():
+        return
     from jaxlm.plot import plot_metrics
     from jaxlm.report import write_report
 

@@ -1,0 +1,50 @@
+"""One of several processes: it leaves at once when another one dies, and a parent process reports how it ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+CHILD = "JAXLM_PARENT"  # environment variable that tells a child the id of its parent
+PEER_DIED = 3  # exit code
+MESSAGE = "another process of this run has ended; start all of them again with the same command to resume the run"
+
+
+def supervise() -> int:
+    """Runs the same command line in a child process, since JAX may abort it without a word; returns the exit code."""
+    environment = os.environ | {CHILD: str(os.getpid()), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with subprocess.Popen([sys.executable, "-m", "jaxlm", *sys.argv[1:]], env=environment) as child:
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child, too
+        code = child.wait()
+    if code < 0:
+        print(f"error: {MESSAGE}", file=sys.stderr)
+        return PEER_DIED
+    return code
+
+
+def run_supervised(run: Callable[[], int]) -> None:
+    """Runs a command line in a child process; ends it without waiting for processes that may be dead."""
+    threading.Thread(target=_end_with_parent, args=(int(os.environ[CHILD]),), daemon=True).start()
+    try:
+        code = run()
+    except Exception as error:
+        from jax.errors import JaxRuntimeError
+
+        if not isinstance(error, JaxRuntimeError):
+            raise
+        print(f"error: {MESSAGE} ({str(error).splitlines()[0][:120]})", file=sys.stderr)
+        code = PEER_DIED
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(PEER_DIED)
