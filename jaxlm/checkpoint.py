@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
@@ -61,8 +62,10 @@ class Checkpoints:
 
     def __init__(self, directory: Path):
         self.directory = (directory / CHECKPOINTS_DIRECTORY).absolute()
-        # one plain file per array: floats do not compress, and trying to takes longer than the disk
-        self.arrays = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False))
+        self.arrays = _checkpointer(MultiprocessingOptions())  # of all processes
+        self.own_arrays = _checkpointer(  # of this one, to read onto a device of its own
+            MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+        )
         self.intact: dict[int, bool] = {}  # checkpoints that were verified
         self.pool = ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None  # the save that is under way
@@ -258,7 +261,8 @@ class Checkpoints:
                         f"{self.directory / str(step)} does not fit the model's config: expected {name} of shape"
                         f" {leaf.shape}. Received: {found or 'nothing'}."
                     )
-            arrays = self.arrays.restore(self.directory / str(step) / STATE_DIRECTORY, args=args)
+            reader = self.own_arrays if mesh is None else self.arrays
+            arrays = reader.restore(self.directory / str(step) / STATE_DIRECTORY, args=args)
         except InputError:
             raise
         except Exception as error:  # Orbax and TensorStore raise anything on a damaged file
@@ -267,7 +271,13 @@ class Checkpoints:
 
     def _stored(self, step: int) -> dict[str, Any]:
         """Returns the metadata of the arrays by name."""
-        return self.arrays.metadata(self.directory / str(step) / STATE_DIRECTORY).item_metadata.tree
+        return self.own_arrays.metadata(self.directory / str(step) / STATE_DIRECTORY).item_metadata.tree
+
+
+def _checkpointer(processes: MultiprocessingOptions) -> ocp.Checkpointer:
+    # one plain file per array: floats do not compress, and trying to takes longer than the disk
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, multiprocessing_options=processes)
+    return ocp.Checkpointer(handler, multiprocessing_options=processes)
 
 
 def _delete(path: Path) -> None:
@@ -308,7 +318,7 @@ def _quiet() -> Iterator[None]:
 
 def _sharding(name: str, ndim: int, mesh: Mesh | None) -> jax.sharding.Sharding:
     if mesh is None:
-        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.sharding.NamedSharding(mesh, spec_of(name, ndim, mesh))
 
 

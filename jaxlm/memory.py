@@ -31,8 +31,8 @@ def state_bytes(model_config: ModelConfig, train_config: TrainConfig, num_shards
 
 
 def available_bytes() -> int | None:
-    """Returns the memory that is free for training on the first device, or None if that is unknown."""
-    stats = jax.devices()[0].memory_stats()
+    """Returns the memory that is free for training on a device of this process, or None if that is unknown."""
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     info = Path("/proc/meminfo")

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
 CHILD = "JAXLM_PARENT"  # environment variable that tells a child the id of its parent
 PEER_DIED = 3  # exit code
 MESSAGE = "another process of this run has ended; start all of them again with the same command to resume the run"
+SIGNS_OF_DEATH = ("Gloo", "NCCL", "UNAVAILABLE", "coordination service", "DEADLINE_EXCEEDED")
 
 
 def supervise() -> int:
@@ -31,13 +33,13 @@ def run_supervised(run: Callable[[], int]) -> None:
     threading.Thread(target=_end_with_parent, args=(int(os.environ[CHILD]),), daemon=True).start()
     try:
         code = run()
-    except Exception as error:
-        from jax.errors import JaxRuntimeError
-
-        if not isinstance(error, JaxRuntimeError):
-            raise
-        print(f"error: {MESSAGE} ({str(error).splitlines()[0][:120]})", file=sys.stderr)
-        code = PEER_DIED
+    except Exception as error:  # XLA has no type of its own for a peer that is gone
+        if any(word in str(error) for word in SIGNS_OF_DEATH):
+            print(f"error: {MESSAGE}", file=sys.stderr)
+            code = PEER_DIED
+        else:
+            traceback.print_exc()
+            code = 1
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
