@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,22 +81,21 @@ class TrainState:
         vocab_size = len(corpus.vocabulary)
         fits = model_config.vocab_size == vocab_size
         require(fits, "vocab_size", f"{vocab_size}, the vocabulary of the corpus", model_config.vocab_size)
+        config, table = _prepared(train_config, model_config, corpus.counts)
         vectors = None
-        if train_config.word_vectors:
+        if config.word_vectors:
             vectors = word_vectors(corpus.train, vocab_size, model_config.embedding_size)
 
-        def create(log_unigram: Any, vectors: Any) -> TrainState:
-            model = LanguageModel(model_config, log_unigram, vectors, rngs=nnx.Rngs(train_config.seed), mesh=mesh)
-            return cls.create(model, train_config, corpus.counts)
+        def create(rows: Any, table: UnigramTable | None) -> TrainState:
+            model = LanguageModel(model_config, *rows, rngs=nnx.Rngs(config.seed), mesh=mesh)
+            return cls._of_model(model, config, table)
 
-        arrays = corpus.log_unigram, vectors
+        rows = corpus.log_unigram, vectors
         if mesh is None:
-            return create(*arrays)
-        arrays = jax.tree.map(
-            lambda array: place(pad(array, padded_rows(vocab_size, mesh)), mesh, row_spec(mesh)), arrays
-        )
-        shardings = _on_mesh(state_specs(jax.eval_shape(create, *arrays)), mesh)
-        return jax.jit(create, out_shardings=shardings)(*arrays)
+            return create(rows, table)
+        size = padded_rows(vocab_size, mesh)
+        rows = jax.tree.map(lambda array: place(pad(array, size), mesh, row_spec(mesh)), rows)
+        return _jit_on_mesh(create, mesh, rows, table)
 
     @classmethod
     def create(
@@ -117,31 +117,25 @@ class TrainState:
         Raises:
           InputError: `unigram_counts` do not fit the model's vocabulary.
         """
-        vocab_size, table = model.config.vocab_size, None
-        separate = config.train_embedding or not model.config.tied
-        require(separate, "train_embedding", "True for tied rows, which are softmax rows too", config.train_embedding)
-        config = resolved(config, vocab_size)
-        if config.loss != "full" and config.sampler == "unigram":
-            counts = np.asarray([] if unigram_counts is None else unigram_counts)
-            expected = f"integer counts of shape ({vocab_size},)"
-            fits = counts.shape == (vocab_size,) and counts.dtype.kind in "iu"
-            require(fits, "unigram_counts", expected, f"{counts.dtype} {counts.shape}")
-            table = unigram_table(np.maximum(counts, 1))
+        config, table = _prepared(config, model.config, unigram_counts)
         if mesh is not None and model.mesh is None:
             model = shard_model(model, mesh)
-        graphdef, tables, dense = split_params(model)
-
-        def fresh(tables: dict[str, jax.Array], dense: dict[str, Any], unigrams: UnigramTable | None) -> TrainState:
-            opt_state = initial_opt_state(tables, dense, config)
-            carry = model.initial_carry(padded_streams(config.batch_size, model.mesh))
-            key, skipped = jax.random.key(config.seed), jnp.zeros(2, jnp.int32)
-            return cls(jnp.int32(0), tables, dense, opt_state, carry, key, skipped, unigrams, graphdef, config)
-
         if model.mesh is None:
-            return fresh(tables, dense, table)
-        table = jax.tree.map(np.asarray, table)  # the same in all processes
-        shardings = _on_mesh(state_specs(jax.eval_shape(fresh, tables, dense, table)), model.mesh)
-        return jax.jit(fresh, out_shardings=shardings)(tables, dense, table)
+            return cls._of_model(model, config, table)
+        graphdef, *params = split_params(model)
+
+        def create(params: Any, table: UnigramTable | None) -> TrainState:
+            return cls._of_model(nnx.merge(graphdef, *params), config, table)
+
+        return _jit_on_mesh(create, model.mesh, params, table)
+
+    @classmethod
+    def _of_model(cls, model: LanguageModel, config: TrainConfig, table: UnigramTable | None) -> "TrainState":
+        graphdef, tables, dense = split_params(model)
+        opt_state = initial_opt_state(tables, dense, config)
+        carry = model.initial_carry(padded_streams(config.batch_size, model.mesh))
+        key, skipped = jax.random.key(config.seed), jnp.zeros(2, jnp.int32)
+        return cls(jnp.int32(0), tables, dense, opt_state, carry, key, skipped, table, graphdef, config)
 
     @property
     def model(self) -> LanguageModel:
@@ -164,8 +158,29 @@ def state_specs(state: TrainState) -> TrainState:
     return jax.tree_util.tree_map_with_path(spec, state)
 
 
-def _on_mesh(specs: Any, mesh: Mesh) -> Any:
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+def _jit_on_mesh(
+    create: Callable[[Any, UnigramTable | None], TrainState], mesh: Mesh, arrays: Any, table: UnigramTable | None
+) -> TrainState:
+    """Makes a state of arrays on a mesh and of a table that all processes have; each device makes its own part."""
+    table = jax.tree.map(np.asarray, table)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(jax.eval_shape(create, arrays, table)))
+    return jax.jit(create, out_shardings=shardings)(arrays, table)
+
+
+def _prepared(
+    config: TrainConfig, model: ModelConfig, unigram_counts: ArrayLike | None
+) -> tuple[TrainConfig, UnigramTable | None]:
+    """Checks a config and fills it in; returns it, and the table of the unigram sampler if it is used."""
+    separate = config.train_embedding or not model.tied
+    require(separate, "train_embedding", "True for tied rows, which are softmax rows too", config.train_embedding)
+    config = resolved(config, model.vocab_size)
+    if config.loss == "full" or config.sampler != "unigram":
+        return config, None
+    counts = np.asarray([] if unigram_counts is None else unigram_counts)
+    fits = counts.shape == (model.vocab_size,) and counts.dtype.kind in "iu"
+    expected = f"integer counts of shape ({model.vocab_size},)"
+    require(fits, "unigram_counts", expected, f"{counts.dtype} {counts.shape}")
+    return config, unigram_table(np.maximum(counts, 1))
 
 
 def resolved(config: TrainConfig, vocab_size: int) -> TrainConfig:

@@ -8,8 +8,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # compilation takes most of the tests' time: programs of a few steps do not repay LLVM's optimization, and the
 # same programs are compiled by several tests, workers and processes
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-ONE_DEVICE = os.environ["XLA_FLAGS"]
-os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"  # for test_mesh.py
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / "build" / "jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.01")
 
@@ -23,8 +21,11 @@ from jaxlm.corpus import Corpus, load_corpus, prepare
 from jaxlm.training_loop import train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+one_device = os.environ["XLA_FLAGS"]
+os.environ["XLA_FLAGS"] = f"{one_device} --xla_force_host_platform_device_count=8"  # for test_mesh.py
 assert len(jax.devices()) == 8
-os.environ["XLA_FLAGS"] = ONE_DEVICE  # processes that tests start are as a user's
+os.environ["XLA_FLAGS"] = one_device  # processes that tests start are as a user's
 
 WORDS = ["the", "of", "and", "whale", "sea", "Ahab", "harpoon", "ship", "don", "t"]
 

@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -8,12 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
+from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig
 from jaxlm.files import write_json
 from jaxlm.model import LanguageModel
+from jaxlm.run import load_config
+from jaxlm.train_state import TrainState
 
 # chains of layers that only the long form of `ModelConfig` describes
 CHAIN: dict[str, Any] = {
@@ -56,6 +61,16 @@ def make_random_model(num_layers: int = 2, seed: int = 1, **change: Any) -> Lang
     if not model.config.softmax_bias:
         model.biases[...] = jnp.zeros_like(model.biases[...])
     return model
+
+
+def final_arrays(directory: Path) -> list[np.ndarray]:
+    """Returns every array of the latest checkpoint, moments and LSTM state included."""
+    config = load_config(directory)
+    checkpoints = Checkpoints(directory)
+    abstract = jax.eval_shape(lambda: TrainState.create(LanguageModel(config.model, rngs=nnx.Rngs(0)), config.train))
+    state = checkpoints.restore(checkpoints.latest_step(), abstract)
+    state = dataclasses.replace(state, key=jax.random.key_data(state.key))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
 def rewrite_json(path: Path, old: str, new: str) -> None:

@@ -7,11 +7,10 @@ import subprocess
 import sys
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from helpers import final_arrays
 
 from jaxlm import training_loop
 from jaxlm.checkpoint import Checkpoints
@@ -19,9 +18,7 @@ from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.corpus import Corpus, fingerprints, unigram_loss
 from jaxlm.errors import InputError
 from jaxlm.evaluation import evaluate
-from jaxlm.model import LanguageModel
 from jaxlm.run import load_config, load_model, lock, read_metrics
-from jaxlm.train_state import TrainState
 from jaxlm.training_loop import resume, train
 
 TRAIN = TrainConfig(batch_size=4, sequence_length=5, num_sampled=20)
@@ -30,16 +27,6 @@ SCHEDULE = ScheduleConfig(steps=600, eval_every=60, eval_tokens=40, decay_fracti
 
 def model_config(corpus: Corpus) -> ModelConfig:
     return ModelConfig(len(corpus.vocabulary), embedding_size=6, hidden_size=8, dropout=0.2)
-
-
-def final_arrays(directory) -> list[np.ndarray]:
-    """Returns every array of the latest checkpoint, moments and LSTM state included."""
-    config = load_config(directory)
-    checkpoints = Checkpoints(directory)
-    abstract = jax.eval_shape(lambda: TrainState.create(LanguageModel(config.model, rngs=nnx.Rngs(0)), config.train))
-    state = checkpoints.restore(checkpoints.latest_step(), abstract)
-    state = dataclasses.replace(state, key=jax.random.key_data(state.key))
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
 @pytest.mark.slow

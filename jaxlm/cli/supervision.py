@@ -1,6 +1,7 @@
 """One of several processes: it leaves at once when another one dies, and a parent process reports how it ended."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,18 +12,25 @@ from collections.abc import Callable
 
 CHILD = "JAXLM_PARENT"  # environment variable that tells a child the id of its parent
 PEER_DIED = 3  # exit code
-MESSAGE = "another process of this run has ended; start all of them again with the same command to resume the run"
+MESSAGE = "a process of this run has died; start all of them again with the same command to resume the run"
 SIGNS_OF_DEATH = ("Gloo", "NCCL", "UNAVAILABLE", "coordination service", "DEADLINE_EXCEEDED")
 
 
 def supervise() -> int:
     """Runs the same command line in a child process, since JAX may abort it without a word; returns the exit code."""
     environment = os.environ | {CHILD: str(os.getpid()), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    with subprocess.Popen([sys.executable, "-m", "jaxlm", *sys.argv[1:]], env=environment) as child:
+    command = [sys.executable, "-m", "jaxlm", *sys.argv[1:]]
+    shown = None if sys.stderr.isatty() else subprocess.PIPE  # a progress bar needs the terminal itself
+    with subprocess.Popen(command, env=environment, stderr=shown, text=True) as child:
         signal.signal(signal.SIGTERM, lambda *_: child.terminate())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child, too
+        for line in child.stderr or ():
+            if re.match(r"F\d{4} ", line):  # why JAX aborts, and from where in C++
+                break
+            sys.stderr.write(line)
+            sys.stderr.flush()
         code = child.wait()
-    if code < 0:
+    if code < 0 or code == PEER_DIED:
         print(f"error: {MESSAGE}", file=sys.stderr)
         return PEER_DIED
     return code
@@ -35,8 +43,7 @@ def run_supervised(run: Callable[[], int]) -> None:
         code = run()
     except Exception as error:  # XLA has no type of its own for a peer that is gone
         if any(word in str(error) for word in SIGNS_OF_DEATH):
-            print(f"error: {MESSAGE}", file=sys.stderr)
-            code = PEER_DIED
+            code = PEER_DIED  # which the parent reports
         else:
             traceback.print_exc()
             code = 1

@@ -1,0 +1,275 @@
+"""On eight devices, however they are arranged, the same as on one; what they send each other, and what each holds."""
+
+import dataclasses
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from collectives import collectives
+from flax import nnx
+from helpers import quick_if
+from jax.sharding import NamedSharding
+
+from jaxlm import mesh as meshes
+from jaxlm.batches import Batch, own_streams, place_batch, train_batch
+from jaxlm.checkpoint import Checkpoints
+from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.errors import InputError
+from jaxlm.evaluation import evaluate
+from jaxlm.generation import generate
+from jaxlm.mesh import make_mesh, padded_streams, stream_spec
+from jaxlm.model import LanguageModel
+from jaxlm.run import load_model
+from jaxlm.step import exact_and_training_loss, jit_train_step, train_step
+from jaxlm.train_state import TrainState, state_specs
+from jaxlm.training_loop import resume, train
+
+VOCAB_SIZE, BATCH_SIZE = 53, 6  # neither of them divides by any number of devices
+MODEL = ModelConfig(VOCAB_SIZE, embedding_size=5, hidden_size=7, num_layers=2, dropout=0.3)
+TIED = {"projection_size": 5, "tied": True}
+TRAIN = TrainConfig(
+    batch_size=BATCH_SIZE,
+    sequence_length=4,
+    num_sampled=13,
+    clip_norm=0.05,
+    initial_accumulator_value=1e-9,
+    compute_dtype="float32",
+)
+MESHES = [(2, 4), (1, 8), (4, 2), (8, 1), (1, 1)]
+CASES = [
+    {"optimizer": "sgd"},
+    {"optimizer": "adam", "clip_norm": 0.0},
+    {"optimizer": "adagrad", "loss": "full"},
+    {"optimizer": "sgd", "loss": "nce", "model": TIED},
+    {"optimizer": "adagrad", "loss": "full", "model": TIED, "clip_each": True},
+    {"optimizer": "sgd", "compute_dtype": "bfloat16", "model": {"projection_size": 3}},
+    {"optimizer": "adam", "sampler": "unigram", "clip_each": True, "labels": True},
+    {"optimizer": "sgd", "sampler": "uniform", "clip_norm": 0.0, "train_embedding": False},
+]
+
+
+@pytest.fixture(autouse=True)
+def visible_devices():
+    """All eight."""
+
+
+def make_model(config: ModelConfig) -> LanguageModel:
+    """Makes a model with random biases too, so that nothing is hidden by a zero."""
+    model = LanguageModel(config, rngs=nnx.Rngs(1))
+    model.biases[...] = jax.random.normal(jax.random.key(2), model.biases.shape)
+    return model
+
+
+def make_batch(has_labels_somewhere: bool = False) -> Batch:
+    rng = np.random.default_rng(4)
+    words = rng.integers(0, 40, (BATCH_SIZE, 5)).astype(np.int32)
+    batch = Batch(words[:, :-1], words[:, 1:])
+    if not has_labels_somewhere:
+        return batch
+    positions = rng.permuted(np.tile(np.arange(4, dtype=np.int32), (BATCH_SIZE, 1)), axis=1)[:, :3]
+    labels = np.take_along_axis(batch.labels, positions, axis=1)
+    return Batch(batch.inputs, labels, False, positions, rng.random((BATCH_SIZE, 3), np.float32))
+
+
+def without_padding(state: TrainState) -> dict[str, np.ndarray]:
+    """Returns the arrays of a state as they are on one device."""
+    arrays = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(dataclasses.replace(state, key=None))[0]:
+        name = meshes.leaf_name(path)
+        cut = meshes.cut_along(name, leaf.ndim)
+        whole = np.array(leaf)  # a copy, since a step donates its state
+        arrays[name] = whole[: VOCAB_SIZE if cut == "rows" else BATCH_SIZE] if cut else whole
+    return arrays
+
+
+@cache
+def one_step(case: int, shape: tuple[int, int] | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
+    """Returns the state before and after a step, and the loss."""
+    change = dict(CASES[case])
+    model, batch = dataclasses.replace(MODEL, **change.pop("model", {})), make_batch(change.pop("labels", False))
+    mesh = None if shape is None else make_mesh(*shape)
+    config = dataclasses.replace(TRAIN, **change)
+    state = TrainState.create(make_model(model), config, np.arange(1, VOCAB_SIZE + 1), mesh=mesh)
+    before = without_padding(state)
+    state, loss = train_step(state, batch, 0.1)
+    return before, without_padding(state), float(loss)
+
+
+@pytest.mark.parametrize(
+    ("case", "shape"),
+    quick_if(
+        lambda case, shape: shape == (2, 4) or (case == 0 and shape != (4, 2)),
+        [(n, m) for n in range(8) for m in MESHES],
+    ),
+)
+def test_one_step_equals_that_of_one_device(case, shape):
+    before, expected, loss = one_step(case, None)
+    start, ours, our_loss = one_step(case, shape)
+    np.testing.assert_allclose(our_loss, loss, rtol=1e-6)
+    assert set(ours) == set(expected)
+    for name, correct in expected.items():
+        np.testing.assert_array_equal(start[name], before[name], err_msg=name)
+        if CASES[case]["optimizer"] == "adam":  # whose first step is the learning rate however small the gradient is
+            tolerance = {"rtol": 1e-5, "atol": 1e-6} if name.startswith("opt_state") else {"atol": 1e-5}
+            np.testing.assert_allclose(ours[name], correct, err_msg=name, **tolerance)
+        else:
+            moved, should = np.asarray(ours[name] - before[name]), np.asarray(correct - before[name])
+            # a bit of a weight is more than a bit of its increment
+            bit = np.spacing(np.abs(correct).max().astype(np.float32)) if correct.dtype == np.float32 else 0
+            np.testing.assert_allclose(moved, should, rtol=1e-5, atol=1e-5 * np.abs(should).max() + bit, err_msg=name)
+
+
+def test_twenty_steps_replicas_and_padding():
+    results = []
+    for mesh in (None, make_mesh(2, 4)):
+        config = dataclasses.replace(TRAIN, optimizer="sgd")
+        state = TrainState.create(make_model(MODEL), config, mesh=mesh)
+        for _ in range(20):
+            state, loss = train_step(state, make_batch(), 0.1)
+        results.append(without_padding(state) | {"loss": loss})
+    jax.tree.map(lambda one, many: np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-5), *results)
+    for name, table in state.tables.items():
+        copies = {}
+        for shard in table.addressable_shards:
+            copies.setdefault(shard.index[0].start, []).append(np.asarray(shard.data))
+        assert [len(copy) for copy in copies.values()] == [2] * 4, name
+        for one, other in copies.values():
+            np.testing.assert_array_equal(one, other)
+        assert table.shape[0] == 56 and not np.asarray(table)[VOCAB_SIZE:].any(), name
+    for replica in jax.tree.leaves(state.dense):
+        for shard in replica.addressable_shards[1:]:
+            np.testing.assert_array_equal(shard.data, replica.addressable_shards[0].data)
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "full"])
+def test_an_invalid_id_skips_the_step_everywhere(loss):
+    batch, config = make_batch(), dataclasses.replace(TRAIN, loss=loss)
+    for word in (VOCAB_SIZE, -1):  # the first one is padding
+        state = TrainState.create(make_model(MODEL), config, mesh=make_mesh(1, 8))
+        before = without_padding(state)
+        placed = batch._replace(inputs=jnp.asarray(batch.inputs).at[5, 1].set(word))
+        state, result = train_step(state, placed, 0.1)
+        assert np.isnan(result) and state.skipped.tolist() == [1, 1]
+        after = without_padding(state) | {"step": before["step"], "skipped": before["skipped"]}
+        jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+def test_exact_and_training_loss_and_evaluation_are_those_of_one_device():
+    text, results = np.random.default_rng(5).integers(0, VOCAB_SIZE, 200), []
+    for mesh in (None, make_mesh(2, 4), make_mesh(1, 8)):
+        state = TrainState.create(make_model(MODEL), TRAIN, mesh=mesh)
+        losses = exact_and_training_loss(state, place_batch(make_batch(), mesh))
+        results.append([*map(float, losses), evaluate(state.model, text, batch_size=5, sequence_length=7).loss])
+    np.testing.assert_allclose(results[1:], [results[0]] * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 7, "top_p": 0.8}, {"temperature": 0.0}])
+def test_generation_draws_the_words_of_one_device(options):
+    texts = []
+    for mesh in (None, make_mesh(1, 8)):
+        state = TrainState.create(make_model(MODEL), TRAIN, mesh=mesh)
+        texts.append(generate(state.model, [3, 1, 4], 20, avoid=[7], key=jax.random.key(0), **options))
+    assert texts[0] == texts[1] and len(texts[0]) == 20
+
+
+def compiled_step(shape: tuple[int, int] | None, vocab_size: int, **change):
+    """Compiles a step of the model in the README, without its arrays."""
+    mesh = None if shape is None else make_mesh(*shape)
+    config = TrainConfig(**{"compute_dtype": "float32"} | change)
+    model = ModelConfig(vocab_size)
+    state = jax.eval_shape(lambda: TrainState.create(LanguageModel(model, rngs=nnx.Rngs(0), mesh=mesh), config))
+    sizes = padded_streams(config.batch_size, mesh), config.sequence_length
+    if mesh is None:
+        ids = jax.ShapeDtypeStruct(sizes, jnp.int32)
+    else:
+        ids = jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=NamedSharding(mesh, stream_spec(mesh)))
+        state = jax.tree.map(
+            lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)),
+            state,
+            state_specs(state),
+        )
+    return jit_train_step.lower(state, Batch(ids, ids, False), np.float32(0.1)).compile()
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "megabytes"),
+    quick_if(lambda shape, *_: shape == (2, 4), [((2, 4), 21, 52), ((1, 8), 15, 55), ((8, 1), 6, 50)]),
+)
+def test_no_table_travels_and_no_device_holds_more_than_its_share(shape, count, megabytes):
+    vocab_size = 200_000
+    program, alone = compiled_step(shape, vocab_size), compiled_step(None, vocab_size)
+    found = collectives(program.as_text())
+    assert 0 < len(found) <= count
+    assert sum(collective.wire for collective in found) < megabytes * 1e6  # 37 of them are the LSTM's gradient
+    shard = vocab_size // shape[1] * 256 * 4  # of the smaller table
+    lstm = 1024 * 4096 * 4
+    for collective in found:
+        assert all(size == lstm or size < shard / 4 for size in collective.sizes), collective
+    memory, before = program.memory_analysis(), alone.memory_analysis()
+    assert memory.temp_size_in_bytes < before.temp_size_in_bytes
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 1e6  # all of the state is in place
+    dense = 4 * 3 * (1024 + 256 + 1) * 4096  # the LSTM, its moments
+    share = (before.argument_size_in_bytes - dense) / shape[1] + dense
+    assert memory.argument_size_in_bytes < 1.01 * share
+
+
+def test_tables_that_no_device_can_hold_train_on_eight():
+    """What a device needs is counted, not allocated: 4.8 GB alone, 0.7 GB as one of eight."""
+    limit = 800e6  # bytes of a device
+    vocab_size = 300_000
+    needs = [
+        program.memory_analysis().argument_size_in_bytes + program.memory_analysis().temp_size_in_bytes
+        for program in (compiled_step(None, vocab_size), compiled_step((1, 8), vocab_size))
+    ]
+    assert needs[1] < limit < needs[0]
+
+
+def test_a_new_state_never_has_a_whole_table_on_a_device(corpus):
+    vocab_size = len(corpus.vocabulary)
+    model, mesh = ModelConfig(vocab_size + 0, embedding_size=6, hidden_size=8), make_mesh(1, 8)
+    for word_vectors in (True, False):
+        config = dataclasses.replace(TRAIN, word_vectors=word_vectors, sampler="unigram")
+        state, alone = (TrainState.from_corpus(corpus, model, config, mesh=where) for where in (mesh, None))
+        for name, table in state.tables.items():
+            assert {shard.data.shape[0] for shard in table.addressable_shards} == {-(-vocab_size // 8)}, name
+            if word_vectors or name == "biases":
+                np.testing.assert_allclose(np.asarray(table)[:vocab_size], alone.tables[name], rtol=1e-5, atol=1e-6)
+        assert jnp.abs(state.tables["embedding"]).max() > 0.5
+        moments = jax.tree.leaves(state.opt_state["embedding"])
+        assert {leaf.addressable_shards[0].data.shape for leaf in moments if leaf.ndim} == {(vocab_size // 8, 6)}
+
+
+def test_a_run_may_move_between_meshes(corpus, corpus_dir, tmp_path, caplog):
+    model = ModelConfig(len(corpus.vocabulary), embedding_size=7, hidden_size=11, dropout=0.2)
+    config = TrainConfig(batch_size=6, sequence_length=5, num_sampled=21, compute_dtype="float32")
+    schedule = ScheduleConfig(steps=10, eval_every=10, eval_tokens=400)
+    expected = train(corpus, tmp_path / "one", model, config, dataclasses.replace(schedule, steps=40), progress=False)
+    run = tmp_path / "run"
+    train(corpus, run, model, config, schedule, data=corpus_dir, progress=False, mesh=make_mesh(1, 8))
+    progress = Checkpoints(run).progress(10)
+    assert (progress.mesh, progress.num_processes, progress.device) == ((1, 8), 1, "cpu")
+    for steps, mesh in ((20, make_mesh(4, 2)), (30, None), (40, make_mesh(3, 2))):
+        last = resume(run, steps=steps, mesh=mesh, progress=False)
+    assert "was saved by 1 process(es) on 1 x 8 devices" in caplog.text
+    # the decay of the learning rate was another one before the last part, so only about the same
+    assert abs(last.loss - expected.loss) < 0.2
+    whole, sharded = load_model(run)[0], load_model(run, mesh=make_mesh(2, 4))[0]
+    assert whole.weights.shape[0] == len(corpus.vocabulary)
+    losses = [evaluate(each, corpus.valid, max_tokens=400).loss for each in (whole, sharded)]
+    np.testing.assert_allclose(losses, last.loss, rtol=1e-6)
+
+
+def test_a_process_reads_its_own_streams_alone():
+    tokens = np.arange(1, 1000, dtype=np.int32)
+    whole, part = train_batch(tokens, 3, 6, 5), train_batch(tokens, 3, 6, 5, np.array([4, 1]))
+    np.testing.assert_array_equal(part.inputs[[1, 4]], whole.inputs[[1, 4]])
+    assert not part.inputs[[0, 2, 3, 5]].any()
+    np.testing.assert_array_equal(own_streams(6, make_mesh(2, 4)), np.arange(6))  # one process has all devices
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (3, 3), (1, 9), (1, 0)])
+def test_meshes_that_do_not_fit_the_devices_raise(shape):
+    with pytest.raises(InputError, match="_shards`: expected"):
+        make_mesh(*shape)

@@ -1,0 +1,133 @@
+"""Several real processes train one model; when one dies the others leave, and the run ends with the same bits."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import final_arrays
+
+from jaxlm.checkpoint import Checkpoints
+from jaxlm.run import load_config, read_metrics
+
+OPTIONS = (
+    "--embedding-size=7 --hidden-size=11 --dropout=0.2 --batch-size=6 --sequence-length=5 --num-sampled=21"
+    " --learning-rate=0.03 --eval-tokens=400 --eval-every=80 --save-steps=20 --compute-dtype=float32"
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start(data: Path, run: Path, count: int, *options: str) -> list[subprocess.Popen]:
+    address = f"--coordinator-address=localhost:{free_port()}"
+    command = [sys.executable, "-m", "jaxlm", "train", str(data), f"--out={run}", *OPTIONS.split(), *options]
+    command += ["--distributed", address, f"--num-processes={count}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen([*command, f"--process-id={n}"], **pipes) for n in range(count)]
+
+
+def finish(processes: list[subprocess.Popen], seconds: float = 120) -> list[tuple[int, str, str]]:
+    """Returns the exit code, the output and the errors of each process."""
+    try:
+        outputs = [process.communicate(timeout=seconds) for process in processes]
+        return [(process.returncode, *texts) for process, texts in zip(processes, outputs, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+
+
+def kill_one(processes: list[subprocess.Popen], run: Path, rng: random.Random) -> int:
+    """Kills a process that trains, or one that watches over it, after the first checkpoint; returns its number."""
+    before = len(read_metrics(run))
+    wait_until(lambda: len(read_metrics(run)) > before and bool(Checkpoints(run).steps()))
+    time.sleep(rng.random())
+    number = rng.randrange(len(processes))
+    children = subprocess.run(["pgrep", "-P", str(processes[number].pid)], capture_output=True, text=True)
+    victim = rng.choice([processes[number].pid, int(children.stdout.split()[0])])
+    os.kill(victim, signal.SIGKILL)
+    return number
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "kills", "shards"),
+    [
+        (2, 1, []),
+        pytest.param(2, 10, [], marks=pytest.mark.exhaustive),
+        pytest.param(4, 2, ["--data-shards=2"], marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_run_whose_processes_are_killed_ends_with_the_same_bits(corpus_dir, tmp_path, count, kills, shards):
+    options, rng = [*shards, f"--steps={400 * kills}"], random.Random(kills)
+    codes = [code for code, *_ in finish(start(corpus_dir, tmp_path / "whole", count, *options), 120 * kills)]
+    assert codes == [0] * count
+    run = tmp_path / "run"
+    for _ in range(kills):
+        processes = start(corpus_dir, run, count, *options)
+        killed = kill_one(processes, run, rng)
+        begin = time.monotonic()
+        ends = finish(processes, 60)
+        assert time.monotonic() - begin < 30
+        for number, (code, _, errors) in enumerate(ends):
+            if number != killed:
+                last = (errors.splitlines() or [""])[-1]
+                assert code == 3 and last.startswith("error: a process of this run has died"), (killed, ends)
+                assert "Traceback" not in errors
+    ends = finish(start(corpus_dir, run, count, *options), 120 * kills)
+    assert [code for code, *_ in ends] == [0] * count, ends
+    for ours, whole in zip(final_arrays(run), final_arrays(tmp_path / "whole"), strict=True):
+        np.testing.assert_array_equal(ours, whole)
+    assert "resuming from step" in ends[0][1] and not ends[1][1].replace("[Gloo]", "").count("step")
+    steps = [row["step"] for row in read_metrics(run) if "train_loss" in row]
+    assert steps == sorted(set(steps)) and steps[-1] == 400 * kills
+    progress = Checkpoints(run).progress(400 * kills)
+    assert progress.num_processes == count and np.prod(progress.mesh) == count
+
+
+@pytest.mark.slow
+def test_one_stops_and_all_follow_and_then_one_process_goes_on(corpus_dir, tmp_path):
+    run = tmp_path / "run"
+    processes = start(corpus_dir, run, 2, "--minutes=60")
+    wait_until(lambda: len(read_metrics(run)) > 2)
+    processes[1].terminate()  # not the one that decides
+    ends = finish(processes)
+    assert [code for code, *_ in ends] == [0, 0], ends
+    assert "stopped at step" in ends[0][1] and "stopped" not in ends[1][1]
+    step = Checkpoints(run).latest_step()
+    command = [sys.executable, "-m", "jaxlm", "resume", str(run), f"--steps={step + 20}"]
+    alone = subprocess.run(command, capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    assert "was saved by 2 process(es) on 1 x 2 devices" in alone.stderr
+    assert load_config(run).total_steps == step + 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-processes=2"], "--num-processes: expected --distributed beside it"),
+        (["--distributed"], "The processes of this run do not find each other"),
+    ],
+)
+def test_what_does_not_start_says_why(corpus_dir, tmp_path, options, message):
+    command = [sys.executable, "-m", "jaxlm", "train", str(corpus_dir), f"--out={tmp_path / 'run'}", *options]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and message in " ".join(result.stderr.split()), result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
