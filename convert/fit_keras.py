@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,15 +12,16 @@ from convert.keras_callbacks import callback_list, shows_weights
 from convert.keras_compile import keras_of
 from convert.keras_examples import Examples, Shape, open_examples, survey, to_batch
 from convert.live_model import InitialBiases, InitialEmbeddings, LiveModel, open_live_model
-from jaxlm.batches import Batch
+from jaxlm.batches import Batch, place_batch, place_streams
 from jaxlm.config import ComputeDtype, Sampler, TrainConfig
 from jaxlm.errors import InputError, require
 from jaxlm.evaluation import exact_loss
+from jaxlm.mesh import Mesh
 from jaxlm.model import split_params
 from jaxlm.run_logger import MAX_SKIPPED
 from jaxlm.step import train_step
+from jaxlm.stop_signals import StopSignals
 from jaxlm.train_state import TrainState
-from jaxlm.training_loop import StopSignals
 
 Verbose = Literal["auto", 0, 1, 2]
 
@@ -45,6 +47,7 @@ def fit_keras(
     initial_embeddings: InitialEmbeddings = None,
     compute_dtype: ComputeDtype = "auto",
     seed: int = 0,
+    mesh: Mesh | None = None,
     **other: Any,
 ) -> Any:
     """Trains a Keras language model in place, as `model.fit` does, but with sampled softmax.
@@ -78,6 +81,7 @@ def fit_keras(
       initial_embeddings: "counts" starts embedding and softmax rows at word vectors counted from `x`.
       compute_dtype: as in `jaxlm.TrainConfig`.
       seed: of sampling, dropout and shuffling.
+      mesh: as from `jaxlm.make_mesh`, to train on several devices of this process.
       other: refused by name, such as `class_weight`.
 
     Returns:
@@ -122,7 +126,7 @@ def fit_keras(
         seed=seed,
     )
     data = Data(train, shape, None if valid is None else (valid, survey(valid, live.labels)), shuffle)
-    state = live.read(config, shape, initial_biases, initial_embeddings)
+    state = live.read(config, shape, initial_biases, initial_embeddings, mesh)
     shown = 1 if verbose == "auto" else verbose
     if shown:
         print(
@@ -247,11 +251,11 @@ class EpochLosses:
 def _validation_loss(live: LiveModel, state: TrainState, valid: Examples, shape: Shape, stop: StopSignals) -> float:
     """Returns the exact mean loss of the labels that count, each sequence from the zero state."""
     graphdef, *params = split_params(state.model)
-    carry = state.model.initial_carry(shape.batch_size)
+    carry = jax.tree.map(partial(place_streams, mesh=state.mesh), state.model.initial_carry(shape.batch_size))
     total, weight = 0.0, 0.0
     for examples in valid.batches(None):
         batch, weights = to_batch(examples, live.labels, shape, live.rank, valid.name, mean=False)
-        loss, _ = exact_loss(graphdef, params, batch, carry)
+        loss, _ = exact_loss(graphdef, params, place_batch(batch, state.mesh), carry)
         total, weight = total + float(loss), weight + weights
         stop.raise_if_requested()
     return total / weight if weight else math.nan

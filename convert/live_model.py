@@ -18,8 +18,9 @@ from convert.optimizer import from_train_state, to_train_state
 from jaxlm.config import TrainConfig
 from jaxlm.cooccurrence import word_vectors
 from jaxlm.errors import InputError, require
+from jaxlm.mesh import Mesh
 from jaxlm.model import LanguageModel
-from jaxlm.train_state import TrainState
+from jaxlm.train_state import TrainState, gather_state, shard_state
 from jaxlm.vocabulary import log_unigram
 
 InitialBiases = Literal["unigram"] | None
@@ -59,9 +60,17 @@ class LiveModel(NamedTuple):
         return self._replace(keras_ids=KerasIds(order), rank=np.argsort(order).astype(np.int32))
 
     def read(
-        self, config: TrainConfig, shape: Shape, initial_biases: InitialBiases, initial_embeddings: InitialEmbeddings
+        self,
+        config: TrainConfig,
+        shape: Shape,
+        initial_biases: InitialBiases,
+        initial_embeddings: InitialEmbeddings,
+        mesh: Mesh | None,
     ) -> TrainState:
         """Makes a training state of the model's weights, its optimizer's state and its own states."""
+        if mesh is not None:  # no device of it has a whole table
+            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+                return shard_state(self.read(config, shape, initial_biases, initial_embeddings, None), mesh)
         model = from_keras(self.model)
         optimizer = read_optimizer_state(self.model, self.layers, self.compiled, model.config)
         if self.keras_ids is not None:
@@ -108,7 +117,10 @@ class LiveModel(NamedTuple):
           state: to put back.
           last: whether no step follows, which would overwrite arrays that Keras still reads.
         """
-        if not last:
+        if state.mesh is not None:
+            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+                state = gather_state(state)
+        elif not last:
             state = jax.tree.map(jnp.copy, state)
         model, optimizer, steps = state.model, None, int(state.step)
         if self.compiled.has_state:

@@ -4,6 +4,7 @@ import gc
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from convert import kept_model
@@ -36,8 +37,9 @@ def load(directory: Path, *, keep_optimizer: bool = False) -> Run:
     Raises:
       InputError: the directory is not a run, has no checkpoint or no optimizer state, or is damaged.
     """
-    model, vocabulary, config = load_model(directory)
-    optimizer = _load_optimizer(directory, config) if keep_optimizer else None
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # a model may be too large for any other
+        model, vocabulary, config = load_model(directory)
+        optimizer = _load_optimizer(directory, config) if keep_optimizer else None
     description = kept_model.load(directory, config.model)
     keras_ids = KerasIds.load(directory, len(vocabulary))
     if keras_ids is None:

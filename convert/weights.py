@@ -186,9 +186,11 @@ def chain_config(
 
 
 def language_model_weights(model: LanguageModel) -> dict[str, np.ndarray]:
-    """Returns a model's weights by their jaxlm names, such as "lstms/0/kernel"."""
+    """Returns a model's weights by their jaxlm names, such as "lstms/0/kernel", without the padding of a mesh."""
     leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))[0]
-    return {leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
+    weights = {leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
+    tables = weights.keys() & {"embedding", "weights", "biases"}
+    return weights | {name: weights[name][: model.config.vocab_size] for name in tables}
 
 
 def model_from_weights(weights: Mapping[str, np.ndarray], config: ModelConfig) -> LanguageModel:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxlm.collectives import gather_equally, psum
 from jaxlm.config import TrainConfig
 from jaxlm.errors import InputError
-from jaxlm.mesh import DATA, Mesh, data_axes, gather_equally, pad, padded_streams, place, psum, stream_spec, vocab_axes
+from jaxlm.mesh import DATA, Mesh, data_axes, pad, padded_streams, place, stream_spec, vocab_axes
 from jaxlm.token_ids import Ids
 
 

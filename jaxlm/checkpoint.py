@@ -3,11 +3,9 @@
 import dataclasses
 import gc
 import logging
-import math
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,10 +19,11 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint.options import MultiprocessingOptions
 
+from jaxlm.array_store import checkpointer, fits, ignore_closed_loops, quiet, sharding_of
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
 from jaxlm.files import read_json, readable_size, staged, verify_checksums, write_checksums, write_json
-from jaxlm.mesh import Mesh, cut_along, leaf_name, mesh_shape, spec_of
+from jaxlm.mesh import Mesh, cut_along, leaf_name, mesh_shape
 from jaxlm.model import LanguageModel, split_params
 from jaxlm.processes import is_first, wait_for_all
 from jaxlm.train_state import initial_opt_state
@@ -62,8 +61,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path):
         self.directory = (directory / CHECKPOINTS_DIRECTORY).absolute()
-        self.arrays = _checkpointer(MultiprocessingOptions())  # of all processes
-        self.own_arrays = _checkpointer(  # of this one, to read onto a device of its own
+        self.arrays = checkpointer(MultiprocessingOptions())  # of all processes
+        self.own_arrays = checkpointer(  # of this one, to read onto a device of its own
             MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
         )
         self.intact: dict[int, bool] = {}  # checkpoints that were verified
@@ -99,13 +98,13 @@ class Checkpoints:
             pending.result()
 
     def _write(self, step: int, arrays: dict[str, Any], progress: Progress) -> None:
-        with _quiet():
+        with quiet():
             failure = self._try_to_write(step, arrays, progress)
             if failure:
                 time.sleep(0.5)  # writes that were under way fail now
                 gc.collect()  # and their futures, free of the exception, complain
         if failure:
-            sys.unraisablehook = _ignore_closed_loops  # a slow write may fail later still
+            sys.unraisablehook = ignore_closed_loops  # a slow write may fail later still
             raise OSError(f"checkpoint {step} could not be written: {failure}")
 
     def _try_to_write(self, step: int, arrays: dict[str, Any], progress: Progress) -> str:
@@ -244,7 +243,7 @@ class Checkpoints:
           InputError: the arrays are damaged, or have other shapes.
         """
         named = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(name, leaf.ndim, mesh))
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(name, leaf.ndim, mesh))
             for name, leaf in _named(abstract).items()
         }
         restore_args = ocp.checkpoint_utils.construct_restore_args(named)
@@ -256,7 +255,7 @@ class Checkpoints:
             stored, before = self._stored(step), self.progress(step).mesh
             for name, leaf in named.items():
                 found = stored[name].shape if name in stored else None
-                if found is None or not _fits(name, leaf.shape, mesh_shape(mesh), found, before):
+                if found is None or not fits(name, leaf.shape, mesh_shape(mesh), found, before):
                     raise InputError(
                         f"{self.directory / str(step)} does not fit the model's config: expected {name} of shape"
                         f" {leaf.shape}. Received: {found or 'nothing'}."
@@ -274,12 +273,6 @@ class Checkpoints:
         return self.own_arrays.metadata(self.directory / str(step) / STATE_DIRECTORY).item_metadata.tree
 
 
-def _checkpointer(processes: MultiprocessingOptions) -> ocp.Checkpointer:
-    # one plain file per array: floats do not compress, and trying to takes longer than the disk
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, multiprocessing_options=processes)
-    return ocp.Checkpointer(handler, multiprocessing_options=processes)
-
-
 def _delete(path: Path) -> None:
     """Deletes a directory; a process that is killed meanwhile leaves nothing that looks like a checkpoint."""
     doomed = path if path.suffix == ".partial" else path.rename(path.with_name(path.name + ".partial"))
@@ -290,48 +283,6 @@ def _to_host(leaf: jax.Array) -> Any:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jax.random.key_data(leaf).copy())
     return jax.device_get(leaf)
-
-
-def _ignore_closed_loops(unraisable: Any) -> None:
-    """Prints unraisable errors as usual, except those of TensorStore writes that outlive a failed save."""
-    if "Event loop is closed" not in str(unraisable.exc_value):
-        sys.__unraisablehook__(unraisable)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences Orbax: it logs harmless warnings at every save, and tracebacks of errors that it also raises."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels, hook = [each.level for each in loggers], sys.unraisablehook
-    for each in loggers:
-        each.setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda _: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            yield
-    finally:
-        sys.unraisablehook = hook
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
-
-
-def _sharding(name: str, ndim: int, mesh: Mesh | None) -> jax.sharding.Sharding:
-    if mesh is None:
-        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.sharding.NamedSharding(mesh, spec_of(name, ndim, mesh))
-
-
-def _fits(
-    name: str, shape: tuple[int, ...], mesh: tuple[int, int], found: tuple[int, ...], before: tuple[int, int]
-) -> bool:
-    """Returns whether two shapes are of one array, but for what makes its parts equal on two meshes."""
-    cut = cut_along(name, len(shape))
-    if not cut or len(shape) != len(found):
-        return found == shape or name == "key"  # which is stored as its words
-    parts = [size[1] if cut == "rows" else math.prod(size) for size in (mesh, before)]
-    lowest = max(shape[0] - parts[0], found[0] - parts[1])
-    return shape[1:] == found[1:] and lowest < min(shape[0], found[0])
 
 
 def _abstract_model(config: ModelConfig, mesh: Mesh | None) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:

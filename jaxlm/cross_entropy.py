@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxlm.mesh import Axes, local_ids, own_rows, pmax, psum, take_own_rows
+from jaxlm.collectives import local_ids, own_rows, pmax, psum, take_own_rows
+from jaxlm.mesh import Axes
 
 FLOAT_MIN = np.finfo(np.float32).min
 

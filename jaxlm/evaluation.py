@@ -21,22 +21,11 @@ from jaxlm.batches import (
     place_streams,
     reduce_losses,
 )
+from jaxlm.collectives import gather, gather_equally, lookup, nan_unless_valid, on_mesh, vary
 from jaxlm.cross_entropy import exact_losses
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
-from jaxlm.mesh import (
-    data_axes,
-    gather,
-    gather_equally,
-    lookup,
-    nan_unless_valid,
-    on_mesh,
-    row_spec,
-    stream_axes,
-    stream_spec,
-    vary,
-    vocab_axes,
-)
+from jaxlm.mesh import data_axes, row_spec, stream_axes, stream_spec, vocab_axes
 from jaxlm.model import LanguageModel, split_params
 from jaxlm.token_ids import check_ids
 

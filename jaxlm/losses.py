@@ -13,10 +13,11 @@ from jaxlm.candidate_sampling.samplers import (
     check_classes,
     log_uniform_candidate_sampler,
 )
+from jaxlm.collectives import pmax, psum
 from jaxlm.config import ComputeDtype
 from jaxlm.cross_entropy import FLOAT_MIN
 from jaxlm.matmul import matmul, transposed
-from jaxlm.mesh import Axes, pmax, psum
+from jaxlm.mesh import Axes
 from jaxlm.row_updates import take_rows
 
 Table = jax.Array | Sequence[jax.Array]  # [V, ...], or contiguous shards of its rows

@@ -5,16 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxlm.config import ComputeDtype, DenseConfig, ModelConfig
 from jaxlm.errors import require
 from jaxlm.lstm import LSTM, Carry
 from jaxlm.matmul import matmul
-from jaxlm.mesh import Mesh, pad, padded_rows, place, row_spec
+from jaxlm.mesh import Mesh, pad, padded_rows, shard
 from jaxlm.row_updates import take_rows
 
 EMBEDDING_SCALE = 0.58  # of word vectors in the embedding: the deviation of uniform numbers in [-1, 1]
@@ -199,14 +197,20 @@ def split_params(model: LanguageModel) -> tuple[nnx.GraphDef, dict[str, jax.Arra
 
 def shard_model(model: LanguageModel, mesh: Mesh) -> LanguageModel:
     """Copies a model that lies on one device onto a mesh, without another copy of a table on any device."""
-    graphdef, tables, dense = split_params(model)
-    abstract = nnx.eval_shape(lambda: LanguageModel(model.config, rngs=nnx.Rngs(0), mesh=mesh))
+    _, tables, dense = split_params(model)
+    sharded = shard({"tables": tables, "dense": dense}, mesh)
+    return nnx.merge(graphdef_of(model.config, mesh), sharded["tables"], sharded["dense"])
 
-    def shard(table: jax.Array) -> jax.Array:
-        return place(pad(np.asarray(table), padded_rows(model.config.vocab_size, mesh)), mesh, row_spec(mesh))
 
-    everywhere = jax.tree.map(lambda leaf: place(np.asarray(leaf), mesh, PartitionSpec()), dense)
-    return nnx.merge(nnx.graphdef(abstract), jax.tree.map(shard, tables), everywhere)
+def require_one_device(model: LanguageModel) -> None:
+    """Raises `InputError` if a model lies on a mesh."""
+    shape = None if model.mesh is None else dict(model.mesh.shape)
+    require(shape is None, "model", "one on a single device, as `load_model` reads it without a mesh", shape)
+
+
+def graphdef_of(config: ModelConfig, mesh: Mesh | None = None) -> nnx.GraphDef:
+    """Returns the structure of a model on a mesh, or on one device."""
+    return nnx.graphdef(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0), mesh=mesh)))
 
 
 def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str, mesh: Mesh | None) -> jax.Array | None:

@@ -65,7 +65,7 @@ def nearest_words(
     require(1 <= k <= others, "k", f"1 to {others}, the number of other words", k)
     require(table in TABLES, "table", "'embedding' or 'softmax'", table)
     rows = model.weights if table == "softmax" or model.embedding is None else model.embedding
-    banned = jnp.zeros(vocab_size, bool).at[avoided].set(True)
+    banned = jnp.zeros(rows.shape[0], bool).at[avoided].set(True).at[vocab_size:].set(True)  # what is padding, too
     found = [_nearest(rows[...], jnp.int32(word), banned, k) for word in ids]
     return NearestWords(*(np.stack([np.asarray(part) for part in parts]) for parts in zip(*found, strict=True)))
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxlm.lstm import Carry
-from jaxlm.model import LanguageModel
+from jaxlm.model import LanguageModel, require_one_device
 from jaxlm.word_statistics import WordStatistics, word_statistics
 
 TIME_STEPS = (8, 32, 128)  # of a batch of lines; longer ones are read in parts
@@ -29,6 +29,7 @@ class Reader:
     """Runs a model over sequences. Their LSTM is padded; their outputs are packed, so that the softmax is not."""
 
     def __init__(self, model: LanguageModel, batch_words: int):
+        require_one_device(model)
         self.model, self.batch_words = model, batch_words
         self.graphdef, self.params = nnx.split(model)
         self.carry = model.initial_carry(1)  # of the text that `read_text` reads part by part

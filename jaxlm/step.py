@@ -13,12 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxlm.batches import Batch, batch_specs, outputs_with_labels, place_batch, reduce_losses
-from jaxlm.config import TrainConfig
-from jaxlm.errors import require
-from jaxlm.lstm import Carry
-from jaxlm.mesh import (
-    Axes,
-    Mesh,
+from jaxlm.collectives import (
     gather,
     gather_equally,
     lookup,
@@ -26,12 +21,13 @@ from jaxlm.mesh import (
     on_mesh,
     own_gradient,
     own_rows,
-    padded_streams,
     psum,
-    stream_axes,
     vary,
-    vocab_axes,
 )
+from jaxlm.config import TrainConfig
+from jaxlm.errors import require
+from jaxlm.lstm import Carry
+from jaxlm.mesh import Axes, Mesh, padded_streams, stream_axes, vocab_axes
 from jaxlm.row_updates import RowGradient, global_norm, sum_duplicates, update_rows
 from jaxlm.token_ids import Ids, check_ids
 from jaxlm.train_state import TrainState, optimizer, state_specs

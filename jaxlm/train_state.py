@@ -21,8 +21,8 @@ from jaxlm.corpus import Corpus
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
 from jaxlm.matmul import fast_dtype
-from jaxlm.mesh import Mesh, leaf_name, pad, padded_rows, padded_streams, place, row_spec, spec_of
-from jaxlm.model import LanguageModel, shard_model, split_params
+from jaxlm.mesh import Mesh, cut_along, leaf_name, pad, padded_rows, padded_streams, place, row_spec, shard, spec_of
+from jaxlm.model import LanguageModel, graphdef_of, shard_model, split_params
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +156,23 @@ def state_specs(state: TrainState) -> TrainState:
         return spec_of(leaf_name(path), jnp.ndim(leaf), mesh)
 
     return jax.tree_util.tree_map_with_path(spec, state)
+
+
+def shard_state(state: TrainState, mesh: Mesh) -> TrainState:
+    """Copies a state that lies on one device onto a mesh."""
+    return dataclasses.replace(shard(state, mesh), graphdef=graphdef_of(state.model.config, mesh))
+
+
+def gather_state(state: TrainState) -> TrainState:
+    """Copies a state from a mesh of this process' devices onto one device, without the padding of the mesh."""
+    config, sizes = state.model.config, {"rows": state.model.config.vocab_size, "streams": state.config.batch_size}
+
+    def copy(path: tuple, leaf: jax.Array) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(copy(path, jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        return jnp.asarray(np.asarray(leaf)[: sizes[cut]] if (cut := cut_along(leaf_name(path), leaf.ndim)) else leaf)
+
+    return dataclasses.replace(jax.tree_util.tree_map_with_path(copy, state), graphdef=graphdef_of(config))
 
 
 def _jit_on_mesh(

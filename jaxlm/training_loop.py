@@ -3,11 +3,9 @@
 import dataclasses
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,15 @@ from jaxlm.corpus import Corpus, PathLike, fingerprints, load_corpus
 from jaxlm.errors import InputError, require
 from jaxlm.evaluation import Evaluation
 from jaxlm.memory import require_memory
-from jaxlm.mesh import Mesh, mesh_shape
+from jaxlm.mesh import Mesh
 from jaxlm.model import LanguageModel
-from jaxlm.processes import Decision, Decisions, from_first, on_first, require_same
-from jaxlm.run import CONFIG_FILE, RunConfig, load_config, lock, open_run, save_config
+from jaxlm.processes import Decision, Decisions, require_same
+from jaxlm.run import RunConfig, load_config
 from jaxlm.run_logger import LOG_EVERY, RunLogger
+from jaxlm.run_start import as_in_run, opened_run, starting_state
 from jaxlm.schedule import known_total_steps
 from jaxlm.step import train_step
+from jaxlm.stop_signals import StopSignals
 from jaxlm.token_ids import check_ids
 from jaxlm.train_state import TrainState, resolved
 
@@ -72,7 +72,7 @@ def train(
     for name in ("train", "valid"):
         check_ids(f"corpus.{name}", getattr(corpus, name), len(corpus.vocabulary))
     directory = Path(directory)
-    train_config = resolved(_as_in_run(directory, train_config), model_config.vocab_size)
+    train_config = resolved(as_in_run(directory, train_config), model_config.vocab_size)
     total_steps = known_total_steps(schedule, train_config, corpus.train.size)
     data = data or _directory_of(corpus)
     config = RunConfig(model_config, train_config, schedule, str(data), total_steps, fingerprints(corpus))
@@ -84,59 +84,11 @@ def train(
 
     abstract = jax.eval_shape(create)  # raises what creating it would, before anything is written
     require_memory(model_config, train_config, mesh)
-    with _opened(directory, config, corpus) as config:
+    with opened_run(directory, config, corpus) as config:
         checkpoints = Checkpoints(directory)
-        step, resumed = _latest_step(checkpoints), Progress(0.0)
-        if step is None:
-            state = TrainState.from_corpus(corpus, model_config, train_config, mesh=mesh)
-        elif step == 0:
-            state = _imported_state(checkpoints, corpus, model_config, train_config, mesh)
-        else:
-            state, resumed = checkpoints.restore(step, abstract, mesh), checkpoints.progress(step)
-            _report_resumption(directory, step, resumed, mesh)
-        run = RunLogger(directory, config, checkpoints, corpus, step or 0, resumed, progress, mesh)
+        step, state, resumed = starting_state(checkpoints, abstract, corpus, model_config, mesh)
+        run = RunLogger(directory, config, checkpoints, corpus, step, resumed, progress, mesh)
         return _run_steps(run, state, corpus, resumed)
-
-
-@contextmanager
-def _opened(directory: Path, config: RunConfig, corpus: Corpus) -> Iterator[RunConfig]:
-    """Opens a run for training, in process 0 alone; yields its config in all of them."""
-    with ExitStack() as held:
-
-        def open_in_first() -> None:
-            opened = open_run(directory, config, corpus.vocabulary)
-            held.enter_context(lock(directory))
-            save_config(directory, opened)
-
-        on_first(open_in_first)
-        yield load_config(directory)
-
-
-def _latest_step(checkpoints: Checkpoints) -> int | None:
-    """Returns the step of the latest intact checkpoint, which process 0 verifies; None if there is none."""
-    found: list[int | None] = [None]
-    on_first(lambda: found.append(checkpoints.latest_step()))
-    step = from_first(-1 if found[-1] is None else found[-1])
-    return None if step < 0 else step
-
-
-def _report_resumption(directory: Path, step: int, resumed: Progress, mesh: Mesh | None) -> None:
-    """Says where a run is resumed, and what may change its bits."""
-    logger.info("%s: resuming from step %d", directory, step)
-    if resumed.jax_version != jax.__version__:
-        logger.warning(
-            "the run was saved with jax %s and resumes with %s: its bits may differ from an undisturbed run's",
-            resumed.jax_version,
-            jax.__version__,
-        )
-    before, now = (resumed.num_processes, *resumed.mesh), (jax.process_count(), *mesh_shape(mesh))
-    if before != now:
-        logger.warning(
-            "the run was saved by %d process(es) on %d x %d devices (data x vocab) and resumes with %d on %d x %d:"
-            " its last bits may differ from an undisturbed run's",
-            *before,
-            *now,
-        )
 
 
 def resume(
@@ -170,27 +122,10 @@ def resume(
     return train(corpus, directory, *settings, data=config.data, progress=progress, mesh=mesh)
 
 
-def _as_in_run(directory: Path, config: TrainConfig) -> TrainConfig:
-    """Returns a config in which `compute_dtype` "auto" is what it was on the machine where the run was made."""
-    if config.compute_dtype == "auto" and (directory / CONFIG_FILE).exists():
-        before = load_config(directory).train
-        return config if before is None else dataclasses.replace(config, compute_dtype=before.compute_dtype)
-    return config
-
-
 def _directory_of(corpus: Corpus) -> PathLike:
     """Returns where a corpus was opened; "" if it was made by hand."""
     filename = getattr(corpus.train, "filename", None)
     return Path(filename).parent if filename else ""
-
-
-def _imported_state(
-    checkpoints: Checkpoints, corpus: Corpus, model_config: ModelConfig, config: TrainConfig, mesh: Mesh | None
-) -> TrainState:
-    """Returns the state of an imported model before its first step, with its optimizer state if it has one."""
-    state = TrainState.create(checkpoints.restore_model(0, model_config, mesh), config, corpus.counts)
-    opt_state = checkpoints.restore_optimizer(0, model_config, config, mesh)
-    return state if opt_state is None else dataclasses.replace(state, opt_state=opt_state)
 
 
 def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progress) -> Evaluation | None:
@@ -299,28 +234,3 @@ class LateLosses:
         """Returns the losses fetched since the last call."""
         losses, self.fetched = self.fetched, []
         return losses
-
-
-class StopSignals:
-    """Turns SIGINT and SIGTERM into a request that is checked between steps. A second signal stops at once."""
-
-    def __enter__(self) -> "StopSignals":
-        self.requested = False
-        is_main = threading.current_thread() is threading.main_thread()  # only it may handle signals
-        signals = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-        self.before = {name: signal.signal(name, self._request) for name in signals}
-        return self
-
-    def raise_if_requested(self) -> None:
-        """Raises `KeyboardInterrupt` if a signal came."""
-        if self.requested:
-            raise KeyboardInterrupt
-
-    def _request(self, *_: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, *_: object) -> None:
-        for name, handler in self.before.items():
-            signal.signal(name, handler)

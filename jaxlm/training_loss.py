@@ -12,10 +12,11 @@ from jaxlm.candidate_sampling.samplers import (
     log_uniform_candidate_sampler,
     uniform_candidate_sampler,
 )
+from jaxlm.collectives import gather_equally, own_rows, scatter_sum, take_own_rows, vary
 from jaxlm.config import ComputeDtype, TrainConfig
 from jaxlm.cross_entropy import exact_losses
 from jaxlm.losses import ClassRows, nce_loss_of_rows, sampled_softmax_loss_of_rows
-from jaxlm.mesh import Axes, Mesh, data_axes, gather_equally, own_rows, scatter_sum, take_own_rows, vary, vocab_axes
+from jaxlm.mesh import Axes, Mesh, data_axes, vocab_axes
 from jaxlm.row_updates import RowGradient
 from jaxlm.train_state import TrainState
 

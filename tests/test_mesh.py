@@ -5,6 +5,7 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 from collectives import collectives
@@ -12,6 +13,7 @@ from flax import nnx
 from helpers import quick_if
 from jax.sharding import NamedSharding
 
+import convert.cli
 from jaxlm import mesh as meshes
 from jaxlm.batches import Batch, own_streams, place_batch, train_batch
 from jaxlm.checkpoint import Checkpoints
@@ -21,10 +23,13 @@ from jaxlm.evaluation import evaluate
 from jaxlm.generation import generate
 from jaxlm.mesh import make_mesh, padded_streams, stream_spec
 from jaxlm.model import LanguageModel
+from jaxlm.neighbors import nearest_words
 from jaxlm.run import load_model
+from jaxlm.scoring import score
 from jaxlm.step import exact_and_training_loss, jit_train_step, train_step
 from jaxlm.train_state import TrainState, state_specs
 from jaxlm.training_loop import resume, train
+from jaxlm.vocabulary import Vocabulary
 
 VOCAB_SIZE, BATCH_SIZE = 53, 6  # neither of them divides by any number of devices
 MODEL = ModelConfig(VOCAB_SIZE, embedding_size=5, hidden_size=7, num_layers=2, dropout=0.3)
@@ -250,7 +255,7 @@ def test_a_run_may_move_between_meshes(corpus, corpus_dir, tmp_path, caplog):
     train(corpus, run, model, config, schedule, data=corpus_dir, progress=False, mesh=make_mesh(1, 8))
     progress = Checkpoints(run).progress(10)
     assert (progress.mesh, progress.num_processes, progress.device) == ((1, 8), 1, "cpu")
-    for steps, mesh in ((20, make_mesh(4, 2)), (30, None), (40, make_mesh(3, 2))):
+    for steps, mesh in ((20, None), (40, make_mesh(3, 2))):
         last = resume(run, steps=steps, mesh=mesh, progress=False)
     assert "was saved by 1 process(es) on 1 x 8 devices" in caplog.text
     # the decay of the learning rate was another one before the last part, so only about the same
@@ -273,3 +278,50 @@ def test_a_process_reads_its_own_streams_alone():
 def test_meshes_that_do_not_fit_the_devices_raise(shape):
     with pytest.raises(InputError, match="_shards`: expected"):
         make_mesh(*shape)
+
+
+def test_the_nearest_words_are_those_of_one_device():
+    models = [TrainState.create(make_model(MODEL), TRAIN, mesh=mesh).model for mesh in (None, make_mesh(1, 8))]
+    one, many = (nearest_words(model, [3, 52], k=50, table="softmax") for model in models)
+    np.testing.assert_array_equal(many.ids, one.ids)
+    with pytest.raises(InputError, match="one on a single device"):
+        next(score(models[1], Vocabulary(tuple(map(str, range(VOCAB_SIZE))), None, "whitespace"), ["3 1"]))
+
+
+def test_keras_gets_the_weights_without_the_padding(corpus, tmp_path):
+    config = ModelConfig(len(corpus.vocabulary), embedding_size=7, hidden_size=11)
+    schedule = ScheduleConfig(steps=4, eval_every=4, eval_tokens=100)
+    train(corpus, tmp_path / "run", config, TRAIN, schedule, progress=False, mesh=make_mesh(1, 7))  # 119 = 7 * 17 + 1
+    live = convert.to_keras(load_model(tmp_path / "run", mesh=make_mesh(1, 7))[0])
+    assert convert.cli.run(["to-keras", str(tmp_path / "run"), str(tmp_path / "model.keras")]) == 0
+    stored = keras.models.load_model(tmp_path / "model.keras")
+    for ours, theirs in zip(live.get_weights(), stored.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_fit_keras_trains_on_a_mesh_as_on_one_device(stateful):
+    ids = np.random.default_rng(0).integers(0, VOCAB_SIZE, (24, 10))
+    results = []
+    for mesh in (None, make_mesh(2, 4)):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input(batch_shape=(6, 9))
+        embedded = keras.layers.Embedding(VOCAB_SIZE, 5)(inputs)
+        hidden = keras.layers.LSTM(7, return_sequences=True, stateful=stateful)(embedded)
+        model = keras.Model(inputs, keras.layers.Dense(VOCAB_SIZE, activation="softmax")(hidden))
+        model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+        data, options = (ids[:12, :-1], ids[:12, 1:]), {"batch_size": 6, "num_sampled": 13, "verbose": 0}
+        for _ in range(2):  # Adam's moments go in and out
+            history = convert.fit_keras(
+                model,
+                *data,
+                epochs=2,
+                validation_data=(ids[12:, :-1], ids[12:, 1:]),
+                compute_dtype="float32",
+                mesh=mesh,
+                **options,
+            )
+        states = [np.asarray(variable) for variable in model.layers[2].variables[3:]]
+        assert int(model.optimizer.iterations.numpy()) == 8
+        results.append([*history.history["loss"], *history.history["val_loss"], model.get_weights(), states])
+    jax.tree.map(lambda one, many: np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5), *results)
