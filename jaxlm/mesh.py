@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxlm.config import MeshConfig
 from jaxlm.errors import require
 
 DATA, VOCAB = "data", "vocab"
@@ -49,6 +50,12 @@ def make_mesh(data: int = 1, vocab: int | None = None) -> Mesh:
     expected = f"{'' if everywhere else 'at most '}{len(devices)} shards in all, one for each device"
     require(fits, "vocab_shards", expected, f"{data} x {vocab}")
     return jax.make_mesh((data, vocab), (DATA, VOCAB), (AxisType.Auto, AxisType.Auto), devices=devices[:needed])
+
+
+def open_mesh(config: MeshConfig = MeshConfig()) -> Mesh | None:  # noqa: B008
+    """Returns the mesh of a config, by default of all devices; None if that is one device."""
+    mesh = make_mesh(config.data_shards, config.vocab_shards or None)
+    return mesh if mesh.size > 1 else None
 
 
 def vocab_axes(mesh: Mesh | None) -> Axes:

@@ -56,7 +56,7 @@ class Traffic(NamedTuple):
 
 
 def traffic(problem: Problem) -> Traffic:
-    """Returns what a step sends: rows and outputs along `vocab`, their gradients along `data`, the LSTM's along both."""
+    """Returns what a step sends: rows and outputs along `vocab`, gradients of rows along `data`, others along both."""
     data, vocab, devices = problem.data, problem.vocab, problem.data * problem.vocab
     along_vocab, along_data, along_both = ((size - 1) / size for size in (vocab, data, devices))
     group = problem.words / data  # words of the devices along `vocab`

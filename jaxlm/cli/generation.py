@@ -44,11 +44,12 @@ def generate(
     import jax.numpy as jnp
 
     from jaxlm.generation import draw_words
+    from jaxlm.mesh import open_mesh
     from jaxlm.run import load_model
 
     if num_samples < 1:
         raise InputError(f"Invalid `num_samples`: expected at least 1. Received: {num_samples}.")
-    model, vocabulary, _ = load_model(run)
+    model, vocabulary, _ = load_model(run, mesh=open_mesh())
     if until_eos and vocabulary.eos is None:
         raise InputError("The vocabulary has no <eos>: leave out `until_eos`.")
     ids, start = _encode_prompt(vocabulary, prompt)
@@ -115,10 +116,11 @@ def next_words(
       prompt: Beginning of a line.
       k: Number of words.
     """
+    from jaxlm.mesh import open_mesh
     from jaxlm.neighbors import next_words as most_likely
     from jaxlm.run import load_model
 
-    model, vocabulary, _ = load_model(run)
+    model, vocabulary, _ = load_model(run, mesh=open_mesh())
     _, start = _encode_prompt(vocabulary, prompt)
     for word, probability in zip(*most_likely(model, start, min(k, len(vocabulary))), strict=True):
         print(f"{probability:.6f}\t{vocabulary.words[word]}")
@@ -137,10 +139,11 @@ def neighbors(
       words: Words of the vocabulary.
       k: Number of neighbors.
     """
+    from jaxlm.mesh import open_mesh
     from jaxlm.neighbors import TABLES, nearest_words
     from jaxlm.run import load_model
 
-    model, vocabulary, _ = load_model(run)
+    model, vocabulary, _ = load_model(run, mesh=open_mesh())
     if not words:
         raise InputError("No word: expected jaxlm neighbors RUN WORD [WORD ...].")
     unknown = [word for word in words if word not in vocabulary.ids]

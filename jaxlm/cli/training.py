@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -110,26 +111,25 @@ def train(
       devices: Devices that share the model.
       processes: Processes that train together.
     """
-    mesh = _open_mesh(devices, processes)
+    mesh = _join(processes, devices)
     from jaxlm.corpus import load_corpus
     from jaxlm.training_loop import train as train_model
 
     corpus = load_corpus(data)
     shape = _model_config(model, out, len(corpus.vocabulary))
     evaluation = train_model(corpus, out, shape, config, schedule, data=data.resolve(), mesh=mesh)
-    _print_result(out, corpus, evaluation)
+    _print_result(out, corpus, evaluation, mesh)
 
 
-def _open_mesh(devices: MeshConfig, processes: ProcessConfig = ProcessConfig()) -> "Mesh | None":  # noqa: B008
+def _join(processes: ProcessConfig, devices: MeshConfig) -> "Mesh | None":
     """Joins the other processes, if there are any, and returns the mesh; None for one device."""
     if processes.distributed:
         from jaxlm.processes import initialize
 
         initialize(processes)
-    from jaxlm.mesh import make_mesh
+    from jaxlm.mesh import open_mesh
 
-    mesh = make_mesh(devices.data_shards, devices.vocab_shards or None)
-    return mesh if mesh.size > 1 else None
+    return open_mesh(devices)
 
 
 def _model_config(options: ModelOptions, out: Path, vocab_size: int) -> ModelConfig:
@@ -162,7 +162,7 @@ def resume(
       devices: Devices that share the model.
       processes: Processes that train together.
     """
-    mesh = _open_mesh(devices, processes)
+    mesh = _join(processes, devices)
     from jaxlm.corpus import load_corpus
     from jaxlm.run import load_config
     from jaxlm.training_loop import resume as resume_training
@@ -170,7 +170,7 @@ def resume(
     evaluation = resume_training(
         run, steps=steps, epochs=epochs, minutes=minutes, learning_rate=learning_rate, mesh=mesh
     )
-    _print_result(run, load_corpus(load_config(run).data), evaluation)
+    _print_result(run, load_corpus(load_config(run).data), evaluation, mesh)
 
 
 def evaluate(
@@ -179,7 +179,6 @@ def evaluate(
     data: OptionalPath = None,
     max_tokens: int = 0,
     batch_size: int = 32,
-    devices: Devices = MeshConfig(),  # noqa: B008
 ) -> None:
     """Compute the exact perplexity of a run's best model on the validation and test texts.
 
@@ -189,13 +188,13 @@ def evaluate(
       max_tokens: Maximum number of words of each text, spread evenly over it; 0 for all.
       batch_size: Streams of text read side by side, each from the zero state: more streams read faster, and their
         perplexity is a little higher, since the first words of each have no context.
-      devices: Devices that share the model.
     """
     from jaxlm.corpus import load_corpus
     from jaxlm.evaluation import evaluate as evaluate_model
+    from jaxlm.mesh import open_mesh
     from jaxlm.run import load_model
 
-    model, vocabulary, config = load_model(run, mesh=_open_mesh(devices))
+    model, vocabulary, config = load_model(run, mesh=open_mesh())
     if data is None and not config.data:
         raise InputError(f"{run} was not trained on a corpus yet; name one with `data`.")
     corpus = load_corpus(data or config.data)
@@ -243,7 +242,7 @@ def doctor(path: OptionalPositional = None, /) -> int:
     return 0 if all(finding.is_good for finding in findings) else 1
 
 
-def _print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None") -> None:
+def _print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None", mesh: "Mesh | None") -> None:
     """Writes and prints what a run ends with, in process 0."""
     import jax
 
@@ -253,7 +252,9 @@ def _print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None") 
     from jaxlm.report import write_report
 
     print(f"curve: {plot_metrics(run, corpus)}")
-    print(f"report: {write_report([run])}")
+    # a model that needs a mesh is read by the processor
+    with nullcontext() if mesh is None else jax.default_device(jax.local_devices(backend="cpu")[0]):
+        print(f"report: {write_report([run])}")
     if evaluation is not None:
         _print_evaluation("valid", evaluation, corpus)
 
