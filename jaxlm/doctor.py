@@ -79,12 +79,16 @@ def _examine_run(path: Path) -> Iterator[Finding]:
         yield _attempt("corpus", lambda: _same_corpus(config))
     checkpoints = Checkpoints(path)
     for step in checkpoints.steps():
-        yield _attempt(f"checkpoint {step}", partial(_intact, checkpoints.directory / str(step)))
+        yield _attempt(f"checkpoint {step}", partial(_describe_checkpoint, checkpoints, step))
 
 
-def _intact(directory: Path) -> str:
-    verify_checksums(directory)
-    return "intact"
+def _describe_checkpoint(checkpoints: Checkpoints, step: int) -> str:
+    verify_checksums(checkpoints.directory / str(step))
+    progress = checkpoints.progress(step)
+    devices = (
+        f"{progress.mesh[0]} x {progress.mesh[1]} devices, {progress.num_processes} process(es), {progress.device}"
+    )
+    return f"intact, written on {devices}" if progress.device else "intact"
 
 
 def _same_corpus(config: RunConfig) -> str:

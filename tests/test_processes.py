@@ -119,6 +119,15 @@ def test_one_stops_and_all_follow_and_then_one_process_goes_on(corpus_dir, tmp_p
     assert load_config(run).total_steps == step + 20
 
 
+@pytest.mark.exhaustive
+def test_the_clock_of_one_process_ends_the_run_of_all(corpus_dir, tmp_path):
+    ends = finish(start(corpus_dir, tmp_path / "run", 2, "--minutes=0.1"))
+    assert [code for code, *_ in ends] == [0, 0], ends
+    rows = [row for row in read_metrics(tmp_path / "run") if "learning_rate" in row]
+    steps = load_config(tmp_path / "run").total_steps
+    assert 0 < rows[-1]["learning_rate"] < 0.001 < rows[0]["learning_rate"] and steps - rows[-1]["step"] < 20
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
