@@ -42,5 +42,5 @@ def test_a_device_that_knows_its_memory_is_asked(monkeypatch):
         def memory_stats(self):
             return {"bytes_limit": 80, "bytes_in_use": 30}
 
-    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     assert available_bytes() == 50
