@@ -18,7 +18,7 @@ from convert.optimizer import from_train_state, to_train_state
 from jaxlm.config import TrainConfig
 from jaxlm.cooccurrence import word_vectors
 from jaxlm.errors import InputError, require
-from jaxlm.mesh import Mesh
+from jaxlm.mesh import Mesh, on_host
 from jaxlm.model import LanguageModel
 from jaxlm.train_state import TrainState, gather_state, shard_state
 from jaxlm.vocabulary import log_unigram
@@ -69,7 +69,7 @@ class LiveModel(NamedTuple):
     ) -> TrainState:
         """Makes a training state of the model's weights, its optimizer's state and its own states."""
         if mesh is not None:  # no device of it has a whole table
-            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            with on_host():
                 return shard_state(self.read(config, shape, initial_biases, initial_embeddings, None), mesh)
         model = from_keras(self.model)
         optimizer = read_optimizer_state(self.model, self.layers, self.compiled, model.config)
@@ -118,7 +118,7 @@ class LiveModel(NamedTuple):
           last: whether no step follows, which would overwrite arrays that Keras still reads.
         """
         if state.mesh is not None:
-            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            with on_host():
                 state = gather_state(state)
         elif not last:
             state = jax.tree.map(jnp.copy, state)

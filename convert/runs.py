@@ -4,7 +4,6 @@ import gc
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from convert import kept_model
@@ -14,6 +13,7 @@ from jaxlm.checkpoint import Checkpoints, Progress
 from jaxlm.config import ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
 from jaxlm.files import staged
+from jaxlm.mesh import on_host
 from jaxlm.model import LanguageModel, split_params
 from jaxlm.run import RunConfig, create_run, load_model
 from jaxlm.text import Tokenization
@@ -37,7 +37,7 @@ def load(directory: Path, *, keep_optimizer: bool = False) -> Run:
     Raises:
       InputError: the directory is not a run, has no checkpoint or no optimizer state, or is damaged.
     """
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # a model may be too large for any other
+    with on_host():  # a model may be too large for any other
         model, vocabulary, config = load_model(directory)
         optimizer = _load_optimizer(directory, config) if keep_optimizer else None
     description = kept_model.load(directory, config.model)

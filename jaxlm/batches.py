@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlm.collectives import gather_equally, psum
+from jaxlm.collectives import all_gather_invariant, psum
 from jaxlm.config import TrainConfig
 from jaxlm.errors import InputError
 from jaxlm.mesh import DATA, Mesh, data_axes, pad, padded_streams, place, stream_spec, vocab_axes
@@ -39,19 +39,19 @@ def reduce_losses(batch: Batch, losses: jax.Array, mesh: Mesh | None = None) -> 
     """
     if batch.weights is None:
         return psum(losses.mean(), data_axes(mesh)) / (1 if mesh is None else mesh.shape[DATA])
-    weights = gather_equally(jnp.ravel(batch.weights), vocab_axes(mesh))
+    weights = all_gather_invariant(jnp.ravel(batch.weights), vocab_axes(mesh))
     return psum((weights * losses.ravel()).sum(), data_axes(mesh))
 
 
 def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:
     """Puts a batch onto a mesh, with streams that do not count where their number does not divide."""
+    batch = batch._replace(starts_epoch=np.asarray(batch.starts_epoch, bool))
     if mesh is None:
         return batch
     size, weights = padded_streams(len(batch.inputs), mesh), batch.weights
     if weights is None and size != len(batch.inputs):
         weights = np.full(batch.labels.shape, 1.0 / batch.labels.size, np.float32)
-    batch = batch._replace(starts_epoch=np.asarray(batch.starts_epoch), weights=weights)
-    return jax.tree.map(lambda leaf: place_streams(leaf, mesh) if leaf.ndim else leaf, batch)
+    return jax.tree.map(lambda leaf: place_streams(leaf, mesh) if leaf.ndim else leaf, batch._replace(weights=weights))
 
 
 def place_streams(array: Any, mesh: Mesh | None) -> Any:

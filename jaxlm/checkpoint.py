@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint.options import MultiprocessingOptions
@@ -23,9 +22,9 @@ from jaxlm.array_store import checkpointer, fits, ignore_closed_loops, quiet, sh
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
 from jaxlm.files import read_json, readable_size, staged, verify_checksums, write_checksums, write_json
-from jaxlm.mesh import Mesh, cut_along, leaf_name, mesh_shape
+from jaxlm.mesh import Mesh, cut_along, leaf_name, map_data, mesh_shape
 from jaxlm.model import LanguageModel, split_params
-from jaxlm.processes import is_first, wait_for_all
+from jaxlm.processes import is_first, is_peer_death, wait_for_all
 from jaxlm.train_state import initial_opt_state
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
@@ -85,7 +84,9 @@ class Checkpoints:
         if jax.default_backend() == "cpu" or jax.process_count() > 1:
             self._write(step, arrays, progress)
         else:  # the next step donates the arrays
-            self.pending = self.pool.submit(self._write, step, jax.tree.map(_to_host, arrays), progress)
+            self.pending = self.pool.submit(
+                self._write, step, jax.tree.map(partial(map_data, jax.device_get), arrays), progress
+            )
 
     def wait(self) -> None:
         """Waits until the last checkpoint is written.
@@ -121,6 +122,8 @@ class Checkpoints:
                 self._prune()
             wait_for_all("checkpoint")
         except Exception as error:  # Orbax and TensorStore raise anything on a full disk
+            if is_peer_death(error):
+                raise
             return reason(error)
         return ""
 
@@ -265,6 +268,8 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:  # Orbax and TensorStore raise anything on a damaged file
+            if is_peer_death(error):
+                raise
             raise InputError(f"{self.directory / str(step)} is damaged: {reason(error)}") from error
         return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in named])
 
@@ -277,12 +282,6 @@ def _delete(path: Path) -> None:
     """Deletes a directory; a process that is killed meanwhile leaves nothing that looks like a checkpoint."""
     doomed = path if path.suffix == ".partial" else path.rename(path.with_name(path.name + ".partial"))
     shutil.rmtree(doomed)
-
-
-def _to_host(leaf: jax.Array) -> Any:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(jax.random.key_data(leaf).copy())
-    return jax.device_get(leaf)
 
 
 def _abstract_model(config: ModelConfig, mesh: Mesh | None) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:

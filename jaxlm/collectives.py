@@ -33,17 +33,17 @@ def pmax(x: jax.Array, axes: Axes) -> jax.Array:
     return jax.lax.pmax(x, axes) if axes else x
 
 
-def gather(x: jax.Array, axes: Axes) -> jax.Array:
+def all_gather(x: jax.Array, axes: Axes) -> jax.Array:
     """Joins the rows of all devices along axes, to be used by each in its own way: the gradients are summed."""
     return jax.lax.all_gather(x, axes, tiled=True) if axes else x
 
 
-def gather_equally(x: jax.Array, axes: Axes) -> jax.Array:
+def all_gather_invariant(x: jax.Array, axes: Axes) -> jax.Array:
     """Joins the rows of all devices along axes, to be used by all in the same way; not differentiated."""
     return jax.lax.all_gather(x, axes, tiled=True, to="invarying") if axes else x
 
 
-def scatter_sum(x: jax.Array, axes: Axes) -> jax.Array:
+def reduce_scatter(x: jax.Array, axes: Axes) -> jax.Array:
     """Sums arrays along axes; each device receives its share of the rows."""
     return jax.lax.psum_scatter(x, axes, tiled=True) if axes else x
 
@@ -78,7 +78,7 @@ def take_own_rows(shard: jax.Array, ids: jax.Array, axes: Axes) -> jax.Array:
 
 def lookup(shard: jax.Array, ids: jax.Array, axes: Axes) -> jax.Array:
     """Returns the rows `[b, T, ...]` of a device's own ids `[b, T]`, from the devices that have them."""
-    return scatter_sum(take_own_rows(shard, gather_equally(ids, axes), axes), axes)
+    return reduce_scatter(take_own_rows(shard, all_gather_invariant(ids, axes), axes), axes)
 
 
 def own_gradient(gradient: RowGradient, num_rows: int, axes: Axes) -> RowGradient:

@@ -21,7 +21,7 @@ from jaxlm.batches import (
     place_streams,
     reduce_losses,
 )
-from jaxlm.collectives import gather, gather_equally, lookup, nan_unless_valid, on_mesh, vary
+from jaxlm.collectives import all_gather, all_gather_invariant, lookup, nan_unless_valid, on_mesh, vary
 from jaxlm.cross_entropy import exact_losses
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
@@ -120,7 +120,7 @@ def _exact_loss(
     model = nnx.merge(graphdef, params[0], vary(params[1], stream_axes(mesh)))
     hidden, carry = model.hidden(lookup(model.input_rows, inputs, axes), carry)
     hidden = outputs_with_labels(batch, hidden)
-    hidden = gather(hidden.reshape(-1, hidden.shape[-1]), axes)
+    hidden = all_gather(hidden.reshape(-1, hidden.shape[-1]), axes)
     weights, biases = vary((model.weights[...], model.biases[...]), data_axes(mesh))
-    losses = exact_losses(hidden, weights, gather_equally(labels.reshape(-1), axes), biases, vocab_size, axes)
+    losses = exact_losses(hidden, weights, all_gather_invariant(labels.reshape(-1), axes), biases, vocab_size, axes)
     return nan_unless_valid(reduce_losses(batch, losses, mesh), (inputs, labels), vocab_size, mesh), carry

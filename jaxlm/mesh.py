@@ -4,6 +4,9 @@ Rows of tables are cut along `vocab`, into contiguous shards that are padded to 
 Streams of text lie along both axes.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -39,17 +42,13 @@ def make_mesh(data: int = 1, vocab: int | None = None) -> Mesh:
     {'data': 1, 'vocab': 1}
     """
     devices = jax.devices()
-    require(data >= 1, "data_shards", "at least 1", data)
-    vocab = max(1, len(devices) // data) if vocab is None else vocab
-    require(vocab >= 1, "vocab_shards", "at least 1", vocab)
-    needed, everywhere = (
-        data * vocab,
-        jax.process_count() > 1,
-    )  # a process without a part in the mesh would have no work
-    fits = needed == len(devices) if everywhere else needed <= len(devices)
-    expected = f"{'' if everywhere else 'at most '}{len(devices)} shards in all, one for each device"
-    require(fits, "vocab_shards", expected, f"{data} x {vocab}")
-    return jax.make_mesh((data, vocab), (DATA, VOCAB), (AxisType.Auto, AxisType.Auto), devices=devices[:needed])
+    require(1 <= data <= len(devices), "data_shards", f"1 to {len(devices)}, one for each device", data)
+    vocab = len(devices) // data if vocab is None else vocab
+    # of several processes, one without a part in the mesh would have no work
+    lowest, highest = (len(devices) if jax.process_count() > 1 else 1), len(devices)
+    expected = f"{lowest} to {highest} shards in all, one for each device"
+    require(lowest <= data * vocab <= highest, "vocab_shards", expected, f"{data} x {vocab}")
+    return jax.make_mesh((data, vocab), (DATA, VOCAB), (AxisType.Auto, AxisType.Auto), devices=devices[: data * vocab])
 
 
 def open_mesh(config: MeshConfig = MeshConfig()) -> Mesh | None:  # noqa: B008
@@ -134,6 +133,21 @@ def pad(array: Any, size: int) -> Any:
     return numpy.pad(array, [(0, size - array.shape[0])] + [(0, 0)] * (array.ndim - 1))
 
 
+def on_host() -> AbstractContextManager:
+    """Returns a context in which JAX uses the processor, if it may."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return nullcontext()
+
+
+def map_data(function: Callable[[jax.Array], Any], leaf: jax.Array) -> Any:
+    """Applies a function to an array, or to the words of a random key."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(function(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+    return function(leaf)
+
+
 def place(array: np.ndarray, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
     """Puts an array of the host, the same in all processes, onto a mesh; each device receives its part alone."""
     return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
@@ -143,11 +157,9 @@ def shard(tree: Any, mesh: Mesh) -> Any:
     """Copies the arrays of a `TrainState`, or of a tree with some of its parts, from one device onto a mesh."""
 
     def copy(path: tuple, leaf: jax.Array) -> jax.Array:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(copy(path, jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         name, array = leaf_name(path), np.asarray(leaf)
         padded_size = {"rows": padded_rows, "streams": padded_streams}.get(cut_along(name, leaf.ndim))
         array = array if padded_size is None else pad(array, padded_size(array.shape[0], mesh))
         return place(array, mesh, spec_of(name, leaf.ndim, mesh))
 
-    return jax.tree_util.tree_map_with_path(copy, tree)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: map_data(partial(copy, path), leaf), tree)

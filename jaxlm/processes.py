@@ -11,10 +11,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.config import ProcessConfig
-from jaxlm.errors import InputError
+from jaxlm.errors import InputError, reason
 from jaxlm.mesh import DATA, VOCAB
 
 HEARTBEAT_SECONDS = 10  # after which a process that does not answer is taken for dead
+SIGNS_OF_DEATH = ("Gloo", "NCCL", "UNAVAILABLE", "coordination service", "DEADLINE_EXCEEDED")
 START_SECONDS = 120  # within which all processes must have started
 
 
@@ -30,6 +31,7 @@ def initialize(config: ProcessConfig) -> None:
     References:
       `jax.distributed.initialize`.
     """
+    jax.config.update("jax_enable_preemption_service", False)  # which would take SIGTERM, and do nothing
     try:
         jax.distributed.initialize(
             config.coordinator_address or None,
@@ -40,11 +42,16 @@ def initialize(config: ProcessConfig) -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(
-            f"The processes of this run do not find each other: {str(error).splitlines()[0]} Outside of SLURM and"
-            " Kubernetes, give each of them `coordinator_address`, `num_processes` and `process_id`."
+            f"The processes of this run cannot find each other: {reason(error)} Outside of SLURM and Kubernetes, give"
+            " each of them `coordinator_address`, `num_processes` and `process_id`."
         ) from error
     if not is_first():
         logging.getLogger("jaxlm").setLevel(logging.ERROR)
+
+
+def is_peer_death(error: BaseException) -> bool:
+    """Returns whether an error of JAX says that another process is gone; XLA has no type of its own for it."""
+    return jax.process_count() > 1 and any(word in str(error) for word in SIGNS_OF_DEATH)
 
 
 def is_first() -> bool:
@@ -69,27 +76,33 @@ def on_first(function: Callable[[], Any]) -> None:
     """Runs a function in process 0 alone, while the others wait.
 
     Raises:
-      InputError: process 0 raised one.
+      InputError: process 0 failed; it says why.
     """
-    error: InputError | None = None
+    error: Exception | None = None
     if is_first():
         try:
             function()
-        except InputError as raised:
+        except Exception as raised:  # of any kind: the others wait to hear of it
             error = raised
     if from_first(error is not None):
         raise error or InputError("Process 0 could not begin; it says why.")
 
 
-def require_same(what: str, value: object) -> None:
-    """Checks that all processes were given the same.
+def require_same(value: bytes, advice: str) -> None:
+    """Checks that all processes have the same.
+
+    Args:
+      value: to compare.
+      advice: what to do if this process differs from process 0.
 
     Raises:
-      InputError: this process differs from process 0.
+      InputError: it differs.
     """
-    checksum = zlib.crc32(repr(value).encode()) >> 1
+    if jax.process_count() == 1:
+        return
+    checksum = zlib.crc32(value) >> 1
     if checksum != from_first(checksum):
-        raise InputError(f"Process {jax.process_index()} has another {what} than process 0; give all the same.")
+        raise InputError(f"Process {jax.process_index()} differs from process 0. {advice}")
 
 
 class Decision(NamedTuple):
@@ -110,6 +123,7 @@ class Decisions:
     def __init__(self, mesh: Mesh | None):
         self.mesh = mesh
         self.pending: jax.Array | None = None
+        self.asked_to_save = False
         if mesh is not None:
             self.sum = jax.jit(lambda rows: rows.sum(axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
@@ -117,7 +131,9 @@ class Decisions:
         """Returns the decision that holds now, given what this process would do."""
         if self.mesh is None or jax.process_count() == 1:
             return own
-        mine = np.array(own if is_first() else Decision(stop=own.stop), np.int32)
+        # a request is made once: it holds on until it is met
+        save, self.asked_to_save = own.save and not self.asked_to_save, own.save
+        mine = np.array(own._replace(save=save) if is_first() else Decision(stop=own.stop), np.int32)
         first = [device.process_index for device in self.mesh.devices.flat].index(jax.process_index())
         rows = np.zeros((self.mesh.size, mine.size), np.int32)
         rows[first] = mine

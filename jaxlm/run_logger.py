@@ -63,7 +63,7 @@ class RunLogger:
         self.writes, self.progress = is_first(), progress and is_first()
         self.unigram_loss = unigram_loss(corpus.valid, corpus.counts)
         self.learning_rate = self._schedule(config.total_steps)
-        self.length = StepEstimate(self.schedule, first_step)
+        self.length, self.estimated = StepEstimate(self.schedule, first_step), 0
         self.logged = resumed.logged  # steps and seconds at the last line of metrics.jsonl
         self.unwritten: list[dict[str, float]] = []
         self.config_is_saved = True
@@ -83,8 +83,12 @@ class RunLogger:
         return tqdm(total=total, initial=self.first_step, unit=" steps", disable=None if self.progress else True)
 
     def estimate_length(self, step: int, seconds: float) -> int:
-        """Returns the number of steps of the run; 0 before the decay begins, if `minutes` is the length."""
-        return self.config.total_steps or self.length.total_steps(step, seconds)
+        """Returns the number of steps of the run; 0 before the decay begins, if `minutes` is the length.
+
+        The first estimate stays, since several processes learn of it a step later.
+        """
+        self.estimated = self.config.total_steps or self.estimated or self.length.total_steps(step, seconds)
+        return self.estimated
 
     def fix_length(self, total_steps: int) -> None:
         """Fixes the number of steps, and writes it down."""
@@ -157,7 +161,7 @@ class RunLogger:
             self.saved_step = step
         except OSError as error:
             if jax.process_count() > 1:  # the others wait for this one
-                raise InputError(f"{error}. Make room on the disk, and start all processes again.") from error
+                raise InputError(f"{error}; mend that, and start all processes again to resume the run.") from error
             logger.warning("%s; training continues, and tries again with the next checkpoint", error)
 
     def _with_place(self, progress: Progress) -> Progress:

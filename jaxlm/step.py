@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec
 
 from jaxlm.batches import Batch, batch_specs, outputs_with_labels, place_batch, reduce_losses
 from jaxlm.collectives import (
-    gather,
-    gather_equally,
+    all_gather,
+    all_gather_invariant,
     lookup,
     nan_unless_valid,
     on_mesh,
@@ -68,7 +68,8 @@ def _checked_rate(state: TrainState, learning_rate: Any) -> jax.Array | np.ndarr
     if state.mesh is None:
         return jnp.asarray(learning_rate, jnp.float32)
     # a mesh of several processes takes no array of a single device
-    return learning_rate if isinstance(learning_rate, jax.Array) else np.asarray(learning_rate, np.float32)
+    rate = learning_rate if isinstance(learning_rate, jax.Array) else np.asarray(learning_rate)
+    return rate.astype(np.float32)
 
 
 def _checked(state: TrainState, batch: Batch) -> Batch:
@@ -86,7 +87,7 @@ def _checked(state: TrainState, batch: Batch) -> Batch:
         require(weights.shape == expected, "weights", f"the shape of the labels, {expected}", weights.shape)
     fits = inputs.shape[0] == batch_size and inputs.shape[1] > 0
     require(fits, "inputs", f"shape [{batch_size}, sequence_length], as the state was made for", inputs.shape)
-    return place_batch(Batch(inputs, labels, jnp.asarray(batch.starts_epoch, bool), positions, weights), model.mesh)
+    return place_batch(Batch(inputs, labels, batch.starts_epoch, positions, weights), model.mesh)
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -111,7 +112,7 @@ def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[Tr
         dtype = product_dtype(state.config, inputs)
         hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_keys, dtype)
         hidden = outputs_with_labels(batch, hidden)
-        losses = loss_function.losses(rows, gather(hidden.reshape(-1, hidden.shape[-1]), vocab_axes(mesh)))
+        losses = loss_function.losses(rows, all_gather(hidden.reshape(-1, hidden.shape[-1]), vocab_axes(mesh)))
         return reduce_losses(batch, losses, mesh), carry
 
     # for the exact loss, whose factors are float32; a processor has no such products of some sizes
@@ -129,7 +130,7 @@ def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[Tr
 def _embedding_gradient(state: TrainState, inputs: jax.Array, d_embedded: jax.Array) -> RowGradient:
     """Returns the gradient of the embedding, in the rows of all streams; rows may repeat."""
     axes, batch_size = stream_axes(state.mesh), state.config.batch_size
-    indices, values = (gather_equally(x, axes)[:batch_size] for x in (inputs, d_embedded))
+    indices, values = (all_gather_invariant(x, axes)[:batch_size] for x in (inputs, d_embedded))
     return RowGradient(indices.reshape(-1), values.reshape(-1, values.shape[-1]))
 
 
@@ -154,7 +155,7 @@ def _exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array
     mesh, inputs, labels = state.mesh, jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
     embedded = lookup(state.model.input_rows, inputs, vocab_axes(mesh))
     hidden = outputs_with_labels(batch, state.model.hidden(embedded, _initial_carry(state, batch))[0])
-    hidden = gather(hidden.reshape(-1, hidden.shape[-1]), vocab_axes(mesh))
+    hidden = all_gather(hidden.reshape(-1, hidden.shape[-1]), vocab_axes(mesh))
 
     def loss(function: ExactLoss | SampledLoss) -> jax.Array:
         return reduce_losses(batch, function.losses(function.rows, hidden), mesh)

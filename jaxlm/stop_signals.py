@@ -2,13 +2,16 @@
 
 import signal
 import threading
+import time
+
+SAME_SIGNAL = 1.0  # seconds within which a signal that comes by two ways, such as a parent's, is the same
 
 
 class StopSignals:
     """Turns SIGINT and SIGTERM into a request that is checked between steps. A second signal stops at once."""
 
     def __enter__(self) -> "StopSignals":
-        self.requested = False
+        self.requested, self.requested_at = False, 0.0
         is_main = threading.current_thread() is threading.main_thread()  # only it may handle signals
         signals = (signal.SIGINT, signal.SIGTERM) if is_main else ()
         self.before = {name: signal.signal(name, self._request) for name in signals}
@@ -20,9 +23,10 @@ class StopSignals:
             raise KeyboardInterrupt
 
     def _request(self, *_: object) -> None:
-        if self.requested:
+        now = time.monotonic()
+        if self.requested and now - self.requested_at > SAME_SIGNAL:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self.requested_at = True, now
 
     def __exit__(self, *_: object) -> None:
         for name, handler in self.before.items():

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,8 +22,21 @@ from jaxlm.corpus import Corpus
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
 from jaxlm.matmul import fast_dtype
-from jaxlm.mesh import Mesh, cut_along, leaf_name, pad, padded_rows, padded_streams, place, row_spec, shard, spec_of
+from jaxlm.mesh import (
+    Mesh,
+    cut_along,
+    leaf_name,
+    map_data,
+    pad,
+    padded_rows,
+    padded_streams,
+    place,
+    row_spec,
+    shard,
+    spec_of,
+)
 from jaxlm.model import LanguageModel, graphdef_of, shard_model, split_params
+from jaxlm.processes import require_same
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +99,8 @@ class TrainState:
         vectors = None
         if config.word_vectors:
             vectors = word_vectors(corpus.train, vocab_size, model_config.embedding_size)
+            advice = "Unlike machines count unlike word vectors: use alike ones, or set `word_vectors` to False."
+            require_same(vectors.tobytes(), advice)
 
         def create(rows: Any, table: UnigramTable | None) -> TrainState:
             model = LanguageModel(model_config, *rows, rngs=nnx.Rngs(config.seed), mesh=mesh)
@@ -117,6 +133,7 @@ class TrainState:
         Raises:
           InputError: `unigram_counts` do not fit the model's vocabulary.
         """
+        require(mesh is None or model.mesh in (None, mesh), "mesh", "that of the model", mesh)
         config, table = _prepared(config, model.config, unigram_counts)
         if mesh is not None and model.mesh is None:
             model = shard_model(model, mesh)
@@ -168,11 +185,11 @@ def gather_state(state: TrainState) -> TrainState:
     config, sizes = state.model.config, {"rows": state.model.config.vocab_size, "streams": state.config.batch_size}
 
     def copy(path: tuple, leaf: jax.Array) -> jax.Array:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(copy(path, jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
-        return jnp.asarray(np.asarray(leaf)[: sizes[cut]] if (cut := cut_along(leaf_name(path), leaf.ndim)) else leaf)
+        size = sizes.get(cut_along(leaf_name(path), leaf.ndim))
+        return jnp.asarray(np.asarray(leaf) if size is None else np.asarray(leaf)[:size])
 
-    return dataclasses.replace(jax.tree_util.tree_map_with_path(copy, state), graphdef=graphdef_of(config))
+    arrays = jax.tree_util.tree_map_with_path(lambda path, leaf: map_data(partial(copy, path), leaf), state)
+    return dataclasses.replace(arrays, graphdef=graphdef_of(config))
 
 
 def _jit_on_mesh(
@@ -181,7 +198,7 @@ def _jit_on_mesh(
     """Makes a state of arrays on a mesh and of a table that all processes have; each device makes its own part."""
     table = jax.tree.map(np.asarray, table)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(jax.eval_shape(create, arrays, table)))
-    return jax.jit(create, out_shardings=shardings)(arrays, table)
+    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(arrays, table)
 
 
 def _prepared(

@@ -19,7 +19,7 @@ from jaxlm.corpus import Corpus, PathLike, fingerprints, load_corpus
 from jaxlm.errors import InputError, require
 from jaxlm.evaluation import Evaluation
 from jaxlm.memory import require_memory
-from jaxlm.mesh import Mesh
+from jaxlm.mesh import Mesh, mesh_shape
 from jaxlm.model import LanguageModel
 from jaxlm.processes import Decision, Decisions, require_same
 from jaxlm.run import RunConfig, load_config
@@ -76,7 +76,10 @@ def train(
     total_steps = known_total_steps(schedule, train_config, corpus.train.size)
     data = data or _directory_of(corpus)
     config = RunConfig(model_config, train_config, schedule, str(data), total_steps, fingerprints(corpus))
-    require_same("corpus or other settings", config._replace(data=""))
+    alone = jax.process_count() == 1
+    require(mesh is not None or alone, "mesh", "one of the devices of all processes, as from make_mesh", mesh)
+    same = config._replace(data=""), mesh_shape(mesh)
+    require_same(repr(same).encode(), "Give all processes the same corpus, settings and shards.")
 
     def create() -> TrainState:
         model = LanguageModel(model_config, corpus.log_unigram, rngs=nnx.Rngs(train_config.seed), mesh=mesh)
@@ -170,7 +173,8 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
         run.finish(step)
     if step == run.config.total_steps:
         return evaluation
-    logger.info("stopped at step %d; resume with: jaxlm resume %s", step, run.directory)
+    how = f"jaxlm resume {run.directory}" if jax.process_count() == 1 else "the same command in all processes"
+    logger.info("stopped at step %d; resume with: %s", step, how)
     return None
 
 

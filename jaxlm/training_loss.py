@@ -12,7 +12,7 @@ from jaxlm.candidate_sampling.samplers import (
     log_uniform_candidate_sampler,
     uniform_candidate_sampler,
 )
-from jaxlm.collectives import gather_equally, own_rows, scatter_sum, take_own_rows, vary
+from jaxlm.collectives import all_gather_invariant, own_rows, reduce_scatter, take_own_rows, vary
 from jaxlm.config import ComputeDtype, TrainConfig
 from jaxlm.cross_entropy import exact_losses
 from jaxlm.losses import ClassRows, nce_loss_of_rows, sampled_softmax_loss_of_rows
@@ -64,10 +64,10 @@ class SampledLoss(NamedTuple):
         data, vocab = data_axes(self.mesh), vocab_axes(self.mesh)
 
         def of_labels(x: jax.Array) -> jax.Array:
-            return gather_equally(x[:, 0], data)[: self.num_labels]
+            return all_gather_invariant(x[:, 0], data)[: self.num_labels]
 
         def of_candidates(x: jax.Array) -> jax.Array:
-            return gather_equally(x, vocab)[: self.candidates.size]
+            return all_gather_invariant(x, vocab)[: self.candidates.size]
 
         indices = jnp.concatenate([of_labels(self.labels), self.candidates])
         weights = jnp.concatenate([of_labels(d_rows.true_weights), of_candidates(d_rows.sampled_weights)])
@@ -77,7 +77,7 @@ class SampledLoss(NamedTuple):
 
 def exact_loss_of(state: TrainState, labels: jax.Array) -> ExactLoss:
     rows = state.tables["weights"], state.tables["biases"]
-    labels = gather_equally(labels.reshape(-1), vocab_axes(state.mesh))
+    labels = all_gather_invariant(labels.reshape(-1), vocab_axes(state.mesh))
     return ExactLoss(rows, labels, state.model.config.vocab_size, state.mesh)
 
 
@@ -88,7 +88,7 @@ def training_loss_of(state: TrainState, key: jax.Array, labels: jax.Array) -> Ex
         return exact_loss_of(state, labels)
     axes, num_labels = vocab_axes(mesh), config.batch_size * labels.shape[1]
     config = dataclasses.replace(config, compute_dtype=product_dtype(config, labels))
-    labels = gather_equally(labels.reshape(-1, 1), axes)
+    labels = all_gather_invariant(labels.reshape(-1, 1), axes)
     arguments = (key, labels, config.num_sampled, True, vocab_size)
     if state.unigrams is not None:
         values = fixed_unigram_candidate_sampler(*arguments, state.unigrams)
@@ -113,7 +113,7 @@ def share_of(values: SampledValues, axes: Axes) -> SampledValues:
 
 def candidate_rows(shard: jax.Array, candidates: jax.Array, axes: Axes) -> jax.Array:
     """Returns the rows of a device's share of the candidates, from the devices that have them."""
-    return scatter_sum(take_own_rows(shard, _even(candidates, axes, -1), axes), axes)
+    return reduce_scatter(take_own_rows(shard, _even(candidates, axes, -1), axes), axes)
 
 
 def _even(x: jax.Array, axes: Axes, value: int) -> jax.Array:

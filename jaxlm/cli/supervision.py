@@ -10,10 +10,11 @@ import time
 import traceback
 from collections.abc import Callable
 
+from jaxlm.errors import reason
+
 CHILD = "JAXLM_PARENT"  # environment variable that tells a child the id of its parent
 PEER_DIED = 3  # exit code
 MESSAGE = "a process of this run has died; start all of them again with the same command to resume the run"
-SIGNS_OF_DEATH = ("Gloo", "NCCL", "UNAVAILABLE", "coordination service", "DEADLINE_EXCEEDED")
 
 
 def supervise() -> int:
@@ -21,9 +22,9 @@ def supervise() -> int:
     environment = os.environ | {CHILD: str(os.getpid()), "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-m", "jaxlm", *sys.argv[1:]]
     shown = None if sys.stderr.isatty() else subprocess.PIPE  # a progress bar needs the terminal itself
-    with subprocess.Popen(command, env=environment, stderr=shown, text=True) as child:
-        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child, too
+    with subprocess.Popen(command, env=environment, stderr=shown, text=True, errors="replace") as child:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, lambda number, _: child.send_signal(number))
         for line in child.stderr or ():
             if re.match(r"F\d{4} ", line):  # why JAX aborts, and from where in C++
                 break
@@ -41,8 +42,11 @@ def run_supervised(run: Callable[[], int]) -> None:
     threading.Thread(target=_end_with_parent, args=(int(os.environ[CHILD]),), daemon=True).start()
     try:
         code = run()
-    except Exception as error:  # XLA has no type of its own for a peer that is gone
-        if any(word in str(error) for word in SIGNS_OF_DEATH):
+    except Exception as error:
+        from jaxlm.processes import is_peer_death
+
+        if is_peer_death(error):
+            print(f"JAX: {reason(error)}", file=sys.stderr)
             code = PEER_DIED  # which the parent reports
         else:
             traceback.print_exc()

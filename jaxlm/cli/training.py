@@ -248,12 +248,13 @@ def _print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None", 
 
     if jax.process_index():
         return
+    from jaxlm.mesh import on_host
     from jaxlm.plot import plot_metrics
     from jaxlm.report import write_report
 
     print(f"curve: {plot_metrics(run, corpus)}")
     # a model that needs a mesh is read by the processor
-    with nullcontext() if mesh is None else jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with nullcontext() if mesh is None else on_host():
         print(f"report: {write_report([run])}")
     if evaluation is not None:
         _print_evaluation("valid", evaluation, corpus)
