@@ -17,6 +17,7 @@ from jaxlm.mesh import Mesh, cut_along, spec_of
 
 
 def checkpointer(processes: MultiprocessingOptions) -> ocp.Checkpointer:
+    """Makes what reads and writes arrays, for some of the processes."""
     # one plain file per array: floats do not compress, and trying to takes longer than the disk
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, multiprocessing_options=processes)
     return ocp.Checkpointer(handler, multiprocessing_options=processes)
@@ -47,6 +48,7 @@ def quiet() -> Iterator[None]:
 
 
 def sharding_of(name: str, ndim: int, mesh: Mesh | None) -> jax.sharding.Sharding:
+    """Returns where an array of a `TrainState` is read to: a mesh, or JAX's default device."""
     if mesh is None:
         (default,) = jnp.zeros(()).devices()
         return jax.sharding.SingleDeviceSharding(default)

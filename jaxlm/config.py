@@ -251,7 +251,8 @@ class MeshConfig:
     """The devices that share a model. A run may be resumed on others.
 
     Args:
-      vocab_shards: parts into which the rows of the tables are cut; 0 for as many as there are devices for.
+      vocab_shards: parts into which the rows of the tables are cut; 0 for as many as there are devices for. A run that
+        is resumed without these options keeps its own, if there are as many devices.
       data_shards: copies of the tables, each with its own streams of text.
 
     Raises:

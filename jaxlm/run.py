@@ -210,8 +210,8 @@ def load_model(directory: PathLike, *, mesh: Mesh | None = None) -> tuple[Langua
 
     Args:
       directory: made by `jaxlm train` or `jaxlm.train`.
-      mesh: as from `jaxlm.make_mesh`, to read it onto several devices, on whichever it was trained. `evaluate` and
-        `generate` take such a model; the other tools expect one on a single device.
+      mesh: as from `jaxlm.make_mesh`, to read it onto several devices, on whichever it was trained. `evaluate`,
+        `generate`, `next_words`, `nearest_words` and `convert.to_keras` take such a model; scores do not.
 
     Returns:
       The model, its vocabulary, and the run's config.

@@ -3,14 +3,15 @@
 import dataclasses
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import jax
 
 from jaxlm.checkpoint import Checkpoints, Progress
-from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.config import MeshConfig, ModelConfig, TrainConfig
 from jaxlm.corpus import Corpus
+from jaxlm.errors import InputError
 from jaxlm.mesh import Mesh, mesh_shape
 from jaxlm.processes import from_first, on_first
 from jaxlm.run import CONFIG_FILE, RunConfig, load_config, lock, open_run, save_config
@@ -25,6 +26,17 @@ def as_in_run(directory: Path, config: TrainConfig) -> TrainConfig:
         before = load_config(directory).train
         return config if before is None else dataclasses.replace(config, compute_dtype=before.compute_dtype)
     return config
+
+
+def mesh_of_run(directory: Path) -> MeshConfig:
+    """Returns the mesh that the latest checkpoint was written on, if there are as many devices; else the default."""
+    checkpoints = Checkpoints(directory)
+    for step in checkpoints.steps()[:1]:
+        with suppress(InputError, OSError):  # a damaged one is passed over later
+            data, vocab = checkpoints.progress(step).mesh
+            if data * vocab == len(jax.devices()):
+                return MeshConfig(vocab, data)
+    return MeshConfig()
 
 
 @contextmanager

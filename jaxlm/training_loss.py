@@ -76,6 +76,7 @@ class SampledLoss(NamedTuple):
 
 
 def exact_loss_of(state: TrainState, labels: jax.Array) -> ExactLoss:
+    """Returns the exact loss of a device's labels `[b, P]`, and of those of the others along `vocab`."""
     rows = state.tables["weights"], state.tables["biases"]
     labels = all_gather_invariant(labels.reshape(-1), vocab_axes(state.mesh))
     return ExactLoss(rows, labels, state.model.config.vocab_size, state.mesh)

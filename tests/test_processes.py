@@ -1,5 +1,6 @@
 """Several real processes train one model; when one dies the others leave, and the run ends with the same bits."""
 
+import itertools
 import os
 import random
 import signal
@@ -15,11 +16,15 @@ import pytest
 from helpers import final_arrays
 
 from jaxlm.checkpoint import Checkpoints
+from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.corpus import Corpus
 from jaxlm.run import load_config, read_metrics
+from jaxlm.training_loop import train
 
 OPTIONS = (
     "--embedding-size=7 --hidden-size=11 --dropout=0.2 --batch-size=6 --sequence-length=5 --num-sampled=21"
     " --learning-rate=0.03 --eval-tokens=100 --eval-every=100 --save-steps=20 --compute-dtype=float32"
+    " --optimizer=sgd --decay-fraction=0"
 )
 
 
@@ -66,6 +71,16 @@ def kill_one(processes: list[subprocess.Popen], run: Path, rng: random.Random) -
     return number
 
 
+def check_with_one_process(corpus: Corpus, num_steps: int, arrays: list[np.ndarray], run: Path) -> None:
+    """Checks what several processes trained against one device in this process."""
+    model = ModelConfig(len(corpus.vocabulary), embedding_size=7, hidden_size=11, dropout=0.2)
+    config = TrainConfig(batch_size=6, sequence_length=5, num_sampled=21, optimizer="sgd", compute_dtype="float32")
+    schedule = ScheduleConfig(0.03, decay_fraction=0.0, steps=num_steps, eval_every=num_steps, eval_tokens=100)
+    train(corpus, run, model, config, schedule, progress=False)
+    for many, one in zip(arrays, final_arrays(run), strict=True):
+        np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
+
+
 def stop_one(processes: list[subprocess.Popen], run: Path) -> None:
     """Asks the last process, which is not the one that decides, to stop."""
     before = len(read_metrics(run))
@@ -83,12 +98,13 @@ def stop_one(processes: list[subprocess.Popen], run: Path) -> None:
     ],
 )
 def test_a_run_whose_processes_are_killed_and_stopped_ends_with_the_same_bits(
-    corpus_dir, tmp_path, count, kills, shards
+    corpus, corpus_dir, tmp_path, count, kills, shards
 ):
     num_steps, rng, run = 200 * kills, random.Random(kills), tmp_path / "run"
     options = [*shards, f"--steps={num_steps}"]
     whole = finish(start(corpus_dir, tmp_path / "whole", count, *options), 120 * kills)
     assert [code for code, *_ in whole] == [0] * count, whole
+    check_with_one_process(corpus, num_steps, final_arrays(tmp_path / "whole"), tmp_path / "alone")
     for _ in range(kills):
         processes = start(corpus_dir, run, count, *options)
         killed = kill_one(processes, run, rng)
@@ -117,18 +133,23 @@ def test_a_run_whose_processes_are_killed_and_stopped_ends_with_the_same_bits(
 
 @pytest.mark.exhaustive
 def test_the_clock_of_one_process_ends_the_run_of_all(corpus_dir, tmp_path):
-    ends = finish(start(corpus_dir, tmp_path / "run", 2, "--minutes=0.1"))
-    assert [code for code, *_ in ends] == [0, 0], ends
-    rows = [row for row in read_metrics(tmp_path / "run") if "learning_rate" in row]
-    steps = load_config(tmp_path / "run").total_steps
-    assert 0 < rows[-1]["learning_rate"] < 0.001 < rows[0]["learning_rate"] and steps - rows[-1]["step"] < 20
+    run = tmp_path / "run"
+    options = ["--minutes=0.2", "--decay-fraction=0.5", "--save-minutes=0.02", "--save-steps=0", "--eval-every=9999999"]
+    ends = finish(start(corpus_dir, run, 2, *options))
+    assert [code for code, *_ in ends] == [0, 0] and "stopped" not in ends[0][1], ends
+    rows = [row for row in read_metrics(run) if "learning_rate" in row]
+    steps = load_config(run).total_steps
+    assert rows[-1]["learning_rate"] < 0.003 < rows[0]["learning_rate"] and 0 <= steps - rows[-1]["step"] < 20
+    assert [row["step"] for row in read_metrics(run) if "valid_loss" in row] == [steps]
+    saved = Checkpoints(run).steps()
+    assert saved[0] == steps and all(later - earlier > 1 for later, earlier in itertools.pairwise(saved))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--num-processes=2"], "--num-processes: expected --distributed beside it"),
-        (["--distributed"], "The processes of this run do not find each other"),
+        (["--distributed"], "The processes of this run cannot find each other"),
     ],
 )
 def test_what_does_not_start_says_why(corpus_dir, tmp_path, options, message):

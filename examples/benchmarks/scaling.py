@@ -19,8 +19,6 @@ from collectives import collectives
 from measure import print_table
 
 FLOAT = 4  # bytes
-HIDDEN_SIZE = {1024: 1024, 512: 2048}  # of the LSTM, by the width of its outputs: 512 is a bottleneck
-MEMORY = 80e9  # bytes of an H100
 
 
 class Problem(NamedTuple):
@@ -32,14 +30,19 @@ class Problem(NamedTuple):
     words: int  # in the batch of all devices
     num_sampled: int
     embedding_size: int = 256
-    softmax_size: int = 1024
+    hidden_size: int = 1024
+    projection_size: int = 0
+
+    @property
+    def softmax_size(self) -> int:
+        """Width of a softmax row."""
+        return self.projection_size or self.hidden_size
 
     @property
     def lstm_size(self) -> int:
         """Number of dense parameters."""
-        hidden = HIDDEN_SIZE[self.softmax_size]
-        bottleneck = hidden * self.softmax_size if hidden != self.softmax_size else 0
-        return 4 * hidden * (self.embedding_size + hidden + 1) + bottleneck
+        gates = 4 * self.hidden_size * (self.embedding_size + self.hidden_size + 1)
+        return gates + self.hidden_size * self.projection_size
 
 
 class Traffic(NamedTuple):
@@ -98,10 +101,9 @@ def compiled_step(problem: Problem):  # noqa: ANN201
     from jaxlm.train_state import state_specs
 
     mesh = jaxlm.make_mesh(problem.data, problem.vocab)
-    length = 20 if problem.softmax_size == 512 else 35
-    hidden = HIDDEN_SIZE[problem.softmax_size]
-    projection = problem.softmax_size if hidden != problem.softmax_size else 0
-    model = jaxlm.ModelConfig(problem.vocab_size, problem.embedding_size, hidden, projection_size=projection)
+    length = 20 if problem.projection_size else 35
+    sizes = problem.embedding_size, problem.hidden_size
+    model = jaxlm.ModelConfig(problem.vocab_size, *sizes, projection_size=problem.projection_size)
     config = jaxlm.TrainConfig(
         batch_size=problem.words // length,
         sequence_length=length,
@@ -133,7 +135,7 @@ def problems(devices: int, divisor: int) -> list[Problem]:
         Problem(1, devices, large, words, sampled),
         Problem(1, devices, large, devices * words, sampled),
         Problem(2, devices // 2, large, devices * words, sampled),
-        Problem(1, devices, large, devices * 2560, sampled, 512, 512),
+        Problem(1, devices, large, devices * 2560, sampled, 512, 2048, 512),
     ]
 
 
@@ -148,31 +150,52 @@ def print_bytes(devices: int, divisor: int) -> None:
         tables = FLOAT * problem.vocab_size * (problem.embedding_size + problem.softmax_size)
         megabytes = [sent, predicted.total, lstm, tables, memory.argument_size_in_bytes, memory.temp_size_in_bytes]
         rows.append([*describe(problem), str(len(found)), *(f"{number / 1e6:,.1f}" for number in megabytes)])
-    sizes = ["MB sent", "predicted", "of it LSTM", "both tables", "state MB a device", "temporary MB"]
+    sizes = ["MB sent", "predicted", "LSTM's share", "both tables", "state MB a device", "temporary MB"]
     print_table(["data x vocab", "V", "E, D", "words", "S", "collectives", *sizes], rows)
 
 
-def print_estimate(words_per_second: float, words_per_device: int, nvlink: float, network: float, used: float) -> None:
+class Machine(NamedTuple):
+    """What is assumed of H100s; none of it was measured.
+
+    Args:
+      words_per_second: Speed of one device alone, at 128 streams.
+      words_per_device: Words of a step a device.
+      num_sampled: Classes sampled per step.
+      nvlink: Bytes/s of a device in one direction; 900 GB/s in both are published for the H100 SXM.
+      network: Bytes/s of a device between machines; 400 Gbit/s InfiniBand.
+      used: Part of the link speeds that is reached.
+      devices_per_machine: Devices that share NVLink.
+      memory: Bytes of a device.
+    """
+
+    words_per_second: float = 500_000
+    words_per_device: int = 4480
+    num_sampled: int = 8192
+    nvlink: float = 450e9
+    network: float = 50e9
+    used: float = 0.7
+    devices_per_machine: int = 8
+    memory: float = 80e9
+
+
+def print_estimate(machine: Machine) -> None:
     """Prints times and speeds on H100s."""
-    print(
-        f"assumed, not measured: {words_per_second:,.0f} words/s of one H100 alone; {words_per_device:,} words a device"
-        f" and step; NVLink {nvlink / 1e9:.0f} GB/s and network {network / 1e9:.0f} GB/s a device and direction, of"
-        f" which {used:.0%} are reached; 8 devices share NVLink; nothing overlaps; S = 8,192"
-    )
+    print(f"assumed, not measured: {machine}; nothing overlaps")
     rows = []
-    for vocab_size, width in ((1_000_000, 1024), (60_000_000, 1024), (60_000_000, 512)):
+    for vocab_size, projection in ((1_000_000, 0), (60_000_000, 0), (60_000_000, 512)):
         for data, vocab in ((1, 1), (1, 8), (8, 8), (1, 64)):
-            problem = Problem(data, vocab, vocab_size, data * vocab * words_per_device, 8192, 256, width)
+            words = data * vocab * machine.words_per_device
+            problem = Problem(data, vocab, vocab_size, words, machine.num_sampled, projection_size=projection)
             sent = traffic(problem)
-            within = nvlink if vocab <= 8 else network
-            across = nvlink if data * vocab <= 8 else network
-            exchange = (sent.vocab / within + (sent.data + sent.both) / across) / used
-            compute = words_per_device / words_per_second
-            fits = device_bytes(problem) + 2e9 < MEMORY
-            speed = problem.words / (compute + exchange)
+            within = machine.nvlink if vocab <= machine.devices_per_machine else machine.network
+            across = machine.nvlink if data * vocab <= machine.devices_per_machine else machine.network
+            exchange = (sent.vocab / within + (sent.data + sent.both) / across) / machine.used
+            compute = machine.words_per_device / machine.words_per_second
+            speed, size = words / (compute + exchange), device_bytes(problem)
+            result = [f"{speed / 1e6:.1f}", f"{speed / machine.words_per_second / data / vocab:.0%}"]
+            fits = size + 2e9 < machine.memory
             times = [f"{1e3 * compute:.1f}", f"{1e3 * exchange:.1f}"]
-            result = [f"{speed / 1e6:.1f}", f"{speed / words_per_second / data / vocab:.0%}"] if fits else ["", ""]
-            rows.append([*describe(problem)[:3], f"{device_bytes(problem) / 1e9:.1f}", *times, *result])
+            rows.append([*describe(problem)[:3], f"{size / 1e9:.1f}", *times, *(result if fits else ["", ""])])
     print_table(
         ["data x vocab", "V", "E, D", "GB a device", "ms compute", "ms exchange", "million words/s", "of linear"], rows
     )
@@ -182,11 +205,7 @@ def main(
     devices: int = 8,
     divisor: int = 1,
     estimate: bool = False,
-    words_per_second: float = 500_000,
-    words_per_device: int = 4480,
-    nvlink: float = 450e9,
-    network: float = 50e9,
-    used: float = 0.7,
+    assumed: tyro.conf.OmitArgPrefixes[Machine] = Machine(),  # noqa: B008
 ) -> None:
     """Prints a table.
 
@@ -194,15 +213,11 @@ def main(
       devices: Forced devices of this machine for which steps are compiled.
       divisor: Of the vocabulary and the samples, to try it.
       estimate: Compute times on H100s instead.
-      words_per_second: Assumed speed of one H100.
-      words_per_device: Words of a step a device: 128 streams of 35 words.
-      nvlink: Bytes/s of a device in one direction; 900 GB/s in both are published for the H100 SXM.
-      network: Bytes/s of a device between machines of 8; 400 Gbit/s InfiniBand.
-      used: Part of the link speeds that is reached.
+      assumed: Of H100s.
     """
     assert math.log2(devices).is_integer() and devices > 1, "a power of 2"
     if estimate:
-        print_estimate(words_per_second, words_per_device, nvlink, network, used)
+        print_estimate(assumed)
         return
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     print_bytes(devices, divisor)

@@ -111,7 +111,7 @@ def train(
       devices: Devices that share the model.
       processes: Processes that train together.
     """
-    mesh = _join(processes, devices)
+    mesh = _join(processes, devices, out)
     from jaxlm.corpus import load_corpus
     from jaxlm.training_loop import train as train_model
 
@@ -121,15 +121,16 @@ def train(
     _print_result(out, corpus, evaluation, mesh)
 
 
-def _join(processes: ProcessConfig, devices: MeshConfig) -> "Mesh | None":
-    """Joins the other processes, if there are any, and returns the mesh; None for one device."""
+def _join(processes: ProcessConfig, devices: MeshConfig, run: Path) -> "Mesh | None":
+    """Joins the other processes, if there are any, and returns the mesh, by default the run's; None for one device."""
     if processes.distributed:
         from jaxlm.processes import initialize
 
         initialize(processes)
     from jaxlm.mesh import open_mesh
+    from jaxlm.run_start import mesh_of_run
 
-    return open_mesh(devices)
+    return open_mesh(mesh_of_run(run) if devices == MeshConfig() else devices)
 
 
 def _model_config(options: ModelOptions, out: Path, vocab_size: int) -> ModelConfig:
@@ -162,7 +163,7 @@ def resume(
       devices: Devices that share the model.
       processes: Processes that train together.
     """
-    mesh = _join(processes, devices)
+    mesh = _join(processes, devices, run)
     from jaxlm.corpus import load_corpus
     from jaxlm.run import load_config
     from jaxlm.training_loop import resume as resume_training
