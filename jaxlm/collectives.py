@@ -54,7 +54,7 @@ def vary(tree: Any, axes: Axes) -> Any:
 
 
 def own_rows(x: jax.Array, axes: Axes) -> jax.Array:
-    """Returns the share of a device of rows that all have: the inverse of `gather`."""
+    """Returns the share of a device of rows that all have: the inverse of `all_gather`."""
     if not axes:
         return x
     size = x.shape[0] // jax.lax.axis_size(axes)

@@ -97,22 +97,22 @@ def training_loss_of(state: TrainState, key: jax.Array, labels: jax.Array) -> Ex
         values = uniform_candidate_sampler(*arguments)
     else:
         values = log_uniform_candidate_sampler(*arguments)
-    candidates, share = values.sampled_candidates, share_of(values, axes)
+    candidates, share = values.sampled_candidates, _share_of(values, axes)
     rows = ClassRows(
         *(take_own_rows(state.tables[name], labels, axes) for name in ("weights", "biases")),
-        *(candidate_rows(state.tables[name], candidates, axes) for name in ("weights", "biases")),
+        *(_candidate_rows(state.tables[name], candidates, axes) for name in ("weights", "biases")),
     )
     return SampledLoss(rows, labels, candidates, num_labels, share, config, mesh)
 
 
-def share_of(values: SampledValues, axes: Axes) -> SampledValues:
+def _share_of(values: SampledValues, axes: Axes) -> SampledValues:
     """Returns the candidates of which a device computes the logits, -1 where there is none."""
     candidates, true_count, sampled_count = values
     candidates, sampled_count = _even(candidates, axes, -1), _even(sampled_count, axes, 1)
     return SampledValues(own_rows(candidates, axes), true_count, own_rows(sampled_count, axes))
 
 
-def candidate_rows(shard: jax.Array, candidates: jax.Array, axes: Axes) -> jax.Array:
+def _candidate_rows(shard: jax.Array, candidates: jax.Array, axes: Axes) -> jax.Array:
     """Returns the rows of a device's share of the candidates, from the devices that have them."""
     return reduce_scatter(take_own_rows(shard, _even(candidates, axes, -1), axes), axes)
 
