@@ -100,7 +100,7 @@ def stop_one(processes: list[subprocess.Popen], run: Path) -> None:
 def test_a_run_whose_processes_are_killed_and_stopped_ends_with_the_same_bits(
     corpus, corpus_dir, tmp_path, count, kills, shards
 ):
-    num_steps, rng, run = 200 * kills, random.Random(kills), tmp_path / "run"
+    num_steps, rng, run = 160 * kills, random.Random(kills), tmp_path / "run"
     options = [*shards, f"--steps={num_steps}"]
     whole = finish(start(corpus_dir, tmp_path / "whole", count, *options), 120 * kills)
     assert [code for code, *_ in whole] == [0] * count, whole
@@ -116,13 +116,14 @@ def test_a_run_whose_processes_are_killed_and_stopped_ends_with_the_same_bits(
                 last = (errors.splitlines() or [""])[-1]
                 assert code == 3 and last.startswith("error: a process of this run has died"), (killed, ends)
                 assert "Traceback" not in errors
-    processes = start(corpus_dir, run, count, *options)
-    stop_one(processes, run)
-    ends = finish(processes)
-    assert [code for code, *_ in ends] == [0] * count, ends
-    assert "resuming from step" in ends[0][1] and "stopped at step" in ends[0][1] and "step" not in ends[1][1]
+    if kills > 1:
+        processes = start(corpus_dir, run, count, *options)
+        stop_one(processes, run)
+        ends = finish(processes)
+        assert [code for code, *_ in ends] == [0] * count, ends
+        assert "resuming from step" in ends[0][1] and "stopped at step" in ends[0][1] and "step" not in ends[1][1]
     ends = finish(start(corpus_dir, run, count, *options), 120 * kills)
-    assert [code for code, *_ in ends] == [0] * count, ends
+    assert [code for code, *_ in ends] == [0] * count and "resuming from step" in ends[0][1], ends
     for ours, expected in zip(final_arrays(run), final_arrays(tmp_path / "whole"), strict=True):
         np.testing.assert_array_equal(ours, expected)
     steps = [row["step"] for row in read_metrics(run) if "train_loss" in row]

@@ -157,7 +157,7 @@ def assert_same_training(ours, theirs, start):
         np.testing.assert_allclose(moved, should, rtol=2e-3, atol=1e-5 * max(np.abs(should).max(), 0.1))
 
 
-QUICK = {"plain", "padding left", "stateful", "frozen embedding"}  # with Keras 2, too
+QUICK = {"plain", "padding left"}  # with Keras 2, too
 EXHAUSTIVE = {  # each is much like another one
     "logits",
     "one sequence at a time",
@@ -170,6 +170,8 @@ EXHAUSTIVE = {  # each is much like another one
     "frozen embedding, clipped",
     "floats",
     "tf.data",
+    "one-hot",
+    "padding right, last word",
 }
 
 
@@ -218,7 +220,10 @@ def test_a_dataset_of_keras_is_read_as_keras_reads_it(kind):
 
 @pytest.mark.parametrize(
     ("kind", "module"),
-    quick_if(lambda kind, module: (kind, module) != ("SGD", "tf_keras"), itertools.product(OPTIMIZERS, MODULES)),
+    quick_if(
+        lambda kind, module: kind == "Adam" or (kind, module) == ("SGD", "keras"),
+        itertools.product(OPTIMIZERS, MODULES),
+    ),
 )
 def test_training_continues_with_the_optimizer_state(kind, module):
     """Two calls equal one, and Keras goes on as after its own steps. Each batch has every id once: lazy is dense."""
