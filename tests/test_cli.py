@@ -133,7 +133,7 @@ def test_bad_settings(corpus_dir, tmp_path, capsys, flags, message):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("flags", [[], ["--num-sampled", 5000]])
+@pytest.mark.parametrize("flags", [pytest.param([], marks=pytest.mark.exhaustive), ["--num-sampled", 5000]])
 def test_all_of_a_small_vocabulary_is_sampled_and_it_says_so(corpus_dir, tmp_path, caplog, flags):
     flags = [*flags, "--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4, "--eval-tokens", 100]
     for steps in (2, 4):  # the same command resumes

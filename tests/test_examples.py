@@ -23,12 +23,13 @@ def run(script: str, *arguments: object, timeout: int = 300) -> str:
     return result.stdout
 
 
+@pytest.mark.exhaustive
 def test_the_embedded_corpus_is_text(tmp_path):
     run("embedded_corpus.py", tmp_path / "corpus.txt")
     assert len((tmp_path / "corpus.txt").read_text(encoding="utf-8").split()) > 500_000
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_training_script_learns(corpus_dir):
     lines = run("train_lm.py", corpus_dir).splitlines()
     perplexities = [float(line.split()[-1]) for line in lines]
@@ -57,7 +58,7 @@ SMALL = {
     "kills.py": ["--kills", 3],
     "checkpoint.py": ["--vocab-size", 1000, "--repeats", 1],
 }
-QUICK = {"train_step.py", "fit_keras.py", "prepare.py"}
+QUICK = {"train_step.py", "prepare.py"}
 
 
 def test_every_benchmark_has_a_small_size():

@@ -261,6 +261,7 @@ def test_a_run_may_move_between_meshes(corpus, corpus_dir, tmp_path, caplog):
     for name, places in (("one", [None, None]), ("many", [make_mesh(1, 8), make_mesh(3, 2)])):
         run = tmp_path / name
         train(corpus, run, model, config, schedule, data=corpus_dir, progress=False, mesh=places[0])
+        assert mesh_of_run(run) == (MeshConfig() if places[0] is None else MeshConfig(8, 1))
         losses.append(resume(run, steps=20, mesh=places[1], progress=False).loss)
     for one, many in zip(*(final_arrays(tmp_path / name) for name in ("one", "many")), strict=True):
         np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
@@ -304,6 +305,7 @@ def test_an_imported_run_trains_on_a_mesh(corpus, tmp_path):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_run_keeps_its_mesh_if_there_are_as_many_devices(corpus_dir, tmp_path, monkeypatch):
     run = tmp_path / "run"
     flags = ["--embedding-size=7", "--hidden-size=11", "--batch-size=6", "--sequence-length=5", "--eval-tokens=100"]

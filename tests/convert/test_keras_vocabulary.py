@@ -263,7 +263,7 @@ def test_a_keras_model_with_its_vocabulary_is_trained_as_printed_and_given_back(
 @pytest.mark.parametrize(
     "shape",
     quick_if(
-        lambda shape: "--tied" in shape,
+        lambda _: False,  # the test above runs the printed commands, too
         [(["--projection-size", 6],), (["--tied", "--embedding-size", 8],), (["--num-layers", 2],)],
     ),
 )
