@@ -59,14 +59,24 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+def child_of(parent: int) -> int:
+    """Returns the id of a process' child."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rsplit(") ")[-1].split()[1]) == parent:
+                return int(stat.parent.name)
+        except OSError:  # it has ended
+            continue
+    raise AssertionError(f"{parent} has no child")
+
+
 def kill_one(processes: list[subprocess.Popen], run: Path, rng: random.Random) -> int:
     """Kills a process that trains, or one that watches over it, after the first checkpoint; returns its number."""
     before = len(read_metrics(run))
     wait_until(lambda: len(read_metrics(run)) > before and bool(Checkpoints(run).steps()))
     time.sleep(rng.random())
     number = rng.randrange(len(processes))
-    children = subprocess.run(["pgrep", "-P", str(processes[number].pid)], capture_output=True, text=True)
-    victim = rng.choice([processes[number].pid, int(children.stdout.split()[0])])
+    victim = rng.choice([processes[number].pid, child_of(processes[number].pid)])
     os.kill(victim, signal.SIGKILL)
     return number
 
