@@ -12,7 +12,7 @@ from flax import nnx
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig
 from jaxlm.errors import InputError
 from jaxlm.mesh import leaf_name
-from jaxlm.model import LanguageModel
+from jaxlm.model import LanguageModel, abstract_model
 
 ALIGNMENT = 64  # bytes; JAX and TensorFlow use memory that starts at a multiple of this without copying it
 
@@ -195,7 +195,7 @@ def language_model_weights(model: LanguageModel) -> dict[str, np.ndarray]:
 
 def model_from_weights(weights: Mapping[str, np.ndarray], config: ModelConfig) -> LanguageModel:
     """The inverse of `language_model_weights`. Copies each array once."""
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))), ...)
+    graphdef, params = nnx.split(abstract_model(config), ...)
     arrays = jax.tree_util.tree_map_with_path(
         lambda path, _: jax.device_put(aligned_copy(weights[leaf_name(path)])), nnx.to_pure_dict(params)
     )

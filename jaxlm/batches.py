@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlm.collectives import all_gather_invariant, psum
+from jaxlm.collectives import all_gather, all_gather_invariant, psum
 from jaxlm.config import TrainConfig
 from jaxlm.errors import InputError
-from jaxlm.mesh import DATA, Mesh, data_axes, pad, padded_streams, place, stream_spec, vocab_axes
+from jaxlm.mesh import Mesh, data_axes, mesh_shape, pad, padded_streams, place, stream_spec, vocab_axes
 from jaxlm.token_ids import Ids
 
 
@@ -25,11 +25,14 @@ class Batch(NamedTuple):
     weights: np.ndarray | jax.Array | None = None  # of the labels; the loss is the weighted sum, None for the mean
 
 
-def outputs_with_labels(batch: Batch, outputs: jax.Array) -> jax.Array:
-    """Returns the outputs `[batch_size, P, D]` that have labels, of all `[batch_size, sequence_length, D]`."""
-    if batch.positions is None:
-        return outputs
-    return jnp.take_along_axis(outputs, jnp.asarray(batch.positions)[:, :, None], axis=1)
+def outputs_with_labels(batch: Batch, outputs: jax.Array, mesh: Mesh | None = None) -> jax.Array:
+    """Returns the outputs `[N, D]` that have labels, of all `[batch_size, sequence_length, D]`.
+
+    On a mesh, `batch` and `outputs` are the part of a device, and the result is that of all devices along `vocab`.
+    """
+    if batch.positions is not None:
+        outputs = jnp.take_along_axis(outputs, jnp.asarray(batch.positions)[:, :, None], axis=1)
+    return all_gather(outputs.reshape(-1, outputs.shape[-1]), vocab_axes(mesh))
 
 
 def reduce_losses(batch: Batch, losses: jax.Array, mesh: Mesh | None = None) -> jax.Array:
@@ -38,7 +41,7 @@ def reduce_losses(batch: Batch, losses: jax.Array, mesh: Mesh | None = None) -> 
     On a mesh, `batch` is the part of a device, and `losses` those of all devices along `vocab`.
     """
     if batch.weights is None:
-        return psum(losses.mean(), data_axes(mesh)) / (1 if mesh is None else mesh.shape[DATA])
+        return psum(losses.mean(), data_axes(mesh)) / mesh_shape(mesh)[0]
     weights = all_gather_invariant(jnp.ravel(batch.weights), vocab_axes(mesh))
     return psum((weights * losses.ravel()).sum(), data_axes(mesh))
 

@@ -23,7 +23,7 @@ from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
 from jaxlm.files import read_json, readable_size, staged, verify_checksums, write_checksums, write_json
 from jaxlm.mesh import Mesh, cut_along, leaf_name, map_data, mesh_shape
-from jaxlm.model import LanguageModel, split_params
+from jaxlm.model import LanguageModel, abstract_model, split_params
 from jaxlm.processes import is_first, is_peer_death, wait_for_all
 from jaxlm.train_state import initial_opt_state
 
@@ -219,7 +219,7 @@ class Checkpoints:
 
     def restore_model(self, step: int, config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
         """Reads the parameters, without the optimizer state, onto one device or a mesh."""
-        graphdef, tables, dense = _abstract_model(config, mesh)
+        graphdef, tables, dense = split_params(abstract_model(config, mesh))
         restored = self.restore(step, {"tables": tables, "dense": dense}, mesh)  # as in TrainState
         return nnx.merge(graphdef, restored["tables"], restored["dense"])
 
@@ -227,7 +227,7 @@ class Checkpoints:
         self, step: int, model: ModelConfig, train: TrainConfig, mesh: Mesh | None = None
     ) -> dict[str, Any] | None:
         """Reads `TrainState.opt_state` for the optimizer of `train`; None if the checkpoint has none for it."""
-        _, tables, dense = _abstract_model(model, mesh)
+        _, tables, dense = split_params(abstract_model(model, mesh))
         abstract = {"opt_state": jax.eval_shape(partial(initial_opt_state, config=train), tables, dense)}
         names = set(_named(abstract))
         if not names or not names <= set(self._stored(step)):
@@ -282,11 +282,6 @@ def _delete(path: Path) -> None:
     """Deletes a directory; a process that is killed meanwhile leaves nothing that looks like a checkpoint."""
     doomed = path if path.suffix == ".partial" else path.rename(path.with_name(path.name + ".partial"))
     shutil.rmtree(doomed)
-
-
-def _abstract_model(config: ModelConfig, mesh: Mesh | None) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
-    """Returns the structure of a model, and the shapes of its tables and of its dense parameters."""
-    return split_params(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0), mesh=mesh)))
 
 
 def _named(tree: Any) -> dict[str, Any]:

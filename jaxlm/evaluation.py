@@ -21,11 +21,11 @@ from jaxlm.batches import (
     place_streams,
     reduce_losses,
 )
-from jaxlm.collectives import all_gather, all_gather_invariant, lookup, nan_unless_valid, on_mesh, vary
+from jaxlm.collectives import all_gather_invariant, lookup, nan_unless_valid, on_mesh
 from jaxlm.cross_entropy import exact_losses
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
-from jaxlm.mesh import data_axes, row_spec, stream_axes, stream_spec, vocab_axes
+from jaxlm.mesh import row_spec, stream_spec, vocab_axes
 from jaxlm.model import LanguageModel, split_params
 from jaxlm.token_ids import check_ids
 
@@ -117,10 +117,7 @@ def _exact_loss(
     model = nnx.merge(graphdef, *params)
     mesh, axes, vocab_size = model.mesh, vocab_axes(model.mesh), model.config.vocab_size
     inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
-    model = nnx.merge(graphdef, params[0], vary(params[1], stream_axes(mesh)))
     hidden, carry = model.hidden(lookup(model.input_rows, inputs, axes), carry)
-    hidden = outputs_with_labels(batch, hidden)
-    hidden = all_gather(hidden.reshape(-1, hidden.shape[-1]), axes)
-    weights, biases = vary((model.weights[...], model.biases[...]), data_axes(mesh))
-    losses = exact_losses(hidden, weights, all_gather_invariant(labels.reshape(-1), axes), biases, vocab_size, axes)
+    hidden, classes = outputs_with_labels(batch, hidden, mesh), all_gather_invariant(labels.reshape(-1), axes)
+    losses = exact_losses(hidden, model.weights[...], classes, model.biases[...], vocab_size, axes)
     return nan_unless_valid(reduce_losses(batch, losses, mesh), (inputs, labels), vocab_size, mesh), carry

@@ -199,7 +199,7 @@ def shard_model(model: LanguageModel, mesh: Mesh) -> LanguageModel:
     """Copies a model that lies on one device onto a mesh, without another copy of a table on any device."""
     _, tables, dense = split_params(model)
     sharded = shard({"tables": tables, "dense": dense}, mesh)
-    return nnx.merge(graphdef_of(model.config, mesh), sharded["tables"], sharded["dense"])
+    return nnx.merge(nnx.graphdef(abstract_model(model.config, mesh)), sharded["tables"], sharded["dense"])
 
 
 def require_one_device(model: LanguageModel) -> None:
@@ -208,9 +208,9 @@ def require_one_device(model: LanguageModel) -> None:
     require(shape is None, "model", "one on a single device, as `load_model` reads it without a mesh", shape)
 
 
-def graphdef_of(config: ModelConfig, mesh: Mesh | None = None) -> nnx.GraphDef:
-    """Returns the structure of a model on a mesh, or on one device."""
-    return nnx.graphdef(nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0), mesh=mesh)))
+def abstract_model(config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
+    """Returns a model on a mesh, or on one device, that has the shapes of its arrays alone."""
+    return nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0), mesh=mesh))
 
 
 def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str, mesh: Mesh | None) -> jax.Array | None:

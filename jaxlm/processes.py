@@ -125,21 +125,21 @@ class Decisions:
         self.pending: jax.Array | None = None
         self.asked_to_save = False
         if mesh is not None:
+            self.own_row = [device.process_index for device in mesh.devices.flat].index(jax.process_index())
+            self.by_device = NamedSharding(mesh, PartitionSpec((DATA, VOCAB)))
             self.sum = jax.jit(lambda rows: rows.sum(axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def exchange(self, own: Decision) -> Decision:
         """Returns the decision that holds now, given what this process would do."""
         if self.mesh is None or jax.process_count() == 1:
             return own
-        # a request is made once: it holds on until it is met
+        # a request stays true until it is met, and is made once
         save, self.asked_to_save = own.save and not self.asked_to_save, own.save
         mine = np.array(own._replace(save=save) if is_first() else Decision(stop=own.stop), np.int32)
-        first = [device.process_index for device in self.mesh.devices.flat].index(jax.process_index())
         rows = np.zeros((self.mesh.size, mine.size), np.int32)
-        rows[first] = mine
-        sharding = NamedSharding(self.mesh, PartitionSpec((DATA, VOCAB)))
+        rows[self.own_row] = mine
         before = self.pending
-        self.pending = self.sum(jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index]))
+        self.pending = self.sum(jax.make_array_from_callback(rows.shape, self.by_device, lambda index: rows[index]))
         if before is None:
             return Decision()
         stop, save, total_steps = np.asarray(before)

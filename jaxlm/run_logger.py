@@ -161,7 +161,7 @@ class RunLogger:
             self.saved_step = step
         except OSError as error:
             if jax.process_count() > 1:  # the others wait for this one
-                raise InputError(f"{error}; mend that, and start all processes again to resume the run.") from error
+                raise InputError(f"{error}; fix that, and start all processes again to resume the run.") from error
             logger.warning("%s; training continues, and tries again with the next checkpoint", error)
 
     def _with_place(self, progress: Progress) -> Progress:

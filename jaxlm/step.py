@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec
 
 from jaxlm.batches import Batch, batch_specs, outputs_with_labels, place_batch, reduce_losses
 from jaxlm.collectives import (
-    all_gather,
     all_gather_invariant,
     lookup,
     nan_unless_valid,
@@ -111,8 +110,7 @@ def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[Tr
         model = nnx.merge(state.graphdef, state.tables, vary(dense, stream_axes(mesh)))
         dtype = product_dtype(state.config, inputs)
         hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_keys, dtype)
-        hidden = outputs_with_labels(batch, hidden)
-        losses = loss_function.losses(rows, all_gather(hidden.reshape(-1, hidden.shape[-1]), vocab_axes(mesh)))
+        losses = loss_function.losses(rows, outputs_with_labels(batch, hidden, mesh))
         return reduce_losses(batch, losses, mesh), carry
 
     # for the exact loss, whose factors are float32; a processor has no such products of some sizes
@@ -154,8 +152,7 @@ def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array,
 def _exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
     mesh, inputs, labels = state.mesh, jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
     embedded = lookup(state.model.input_rows, inputs, vocab_axes(mesh))
-    hidden = outputs_with_labels(batch, state.model.hidden(embedded, _initial_carry(state, batch))[0])
-    hidden = all_gather(hidden.reshape(-1, hidden.shape[-1]), vocab_axes(mesh))
+    hidden = outputs_with_labels(batch, state.model.hidden(embedded, _initial_carry(state, batch))[0], mesh)
 
     def loss(function: ExactLoss | SampledLoss) -> jax.Array:
         return reduce_losses(batch, function.losses(function.rows, hidden), mesh)

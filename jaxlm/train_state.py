@@ -35,7 +35,7 @@ from jaxlm.mesh import (
     shard,
     spec_of,
 )
-from jaxlm.model import LanguageModel, graphdef_of, shard_model, split_params
+from jaxlm.model import LanguageModel, abstract_model, shard_model, split_params
 from jaxlm.processes import require_same
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class TrainState:
         vectors = None
         if config.word_vectors:
             vectors = word_vectors(corpus.train, vocab_size, model_config.embedding_size)
-            advice = "Unlike machines count unlike word vectors: use alike ones, or set `word_vectors` to False."
+            advice = "Machines of different kinds compute different word vectors: use one kind, or no `word_vectors`."
             require_same(vectors.tobytes(), advice)
 
         def create(rows: Any, table: UnigramTable | None) -> TrainState:
@@ -177,7 +177,7 @@ def state_specs(state: TrainState) -> TrainState:
 
 def shard_state(state: TrainState, mesh: Mesh) -> TrainState:
     """Copies a state that lies on one device onto a mesh."""
-    return dataclasses.replace(shard(state, mesh), graphdef=graphdef_of(state.model.config, mesh))
+    return dataclasses.replace(shard(state, mesh), graphdef=nnx.graphdef(abstract_model(state.model.config, mesh)))
 
 
 def gather_state(state: TrainState) -> TrainState:
@@ -189,7 +189,7 @@ def gather_state(state: TrainState) -> TrainState:
         return jnp.asarray(np.asarray(leaf) if size is None else np.asarray(leaf)[:size])
 
     arrays = jax.tree_util.tree_map_with_path(lambda path, leaf: map_data(partial(copy, path), leaf), state)
-    return dataclasses.replace(arrays, graphdef=graphdef_of(config))
+    return dataclasses.replace(arrays, graphdef=nnx.graphdef(abstract_model(config)))
 
 
 def _jit_on_mesh(
