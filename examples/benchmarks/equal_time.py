@@ -45,7 +45,7 @@ def torch_trainer(start: jaxlm.LanguageModel, adaptive: bool) -> Trainer:
     from jaxlm.matmul import fast_dtype
 
     torch.manual_seed(0)
-    config, rng = start.config, np.random.default_rng(0)
+    config, generator = start.config, torch.Generator().manual_seed(0)
 
     def rows(table: np.ndarray) -> torch.nn.Embedding:
         return torch.nn.Embedding.from_pretrained(torch.from_numpy(np.array(table)), freeze=False, sparse=True)
@@ -66,7 +66,7 @@ def torch_trainer(start: jaxlm.LanguageModel, adaptive: bool) -> Trainer:
     def loss_of(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if adaptive:
             return softmax(hidden, labels).loss
-        return torch_sampled_loss(hidden, labels, weights, biases, min(NUM_SAMPLED, config.vocab_size), rng)
+        return torch_sampled_loss(hidden, labels, weights, biases, min(NUM_SAMPLED, config.vocab_size), generator)
 
     def step(inputs: np.ndarray, labels: np.ndarray, learning_rate: float) -> None:
         nonlocal carry

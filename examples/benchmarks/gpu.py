@@ -21,19 +21,20 @@ LSTM_2048_512 = {
 }
 
 
-def main(batch_sizes: tuple[int, ...] = (32, 128), divisor: int = 1, repeats: int = 15) -> None:
+def main(batch_sizes: tuple[int, ...] = (32, 128), divisor: int = 1, steps: int = 20, repeats: int = 15) -> None:
     """Prints a table for each model and batch size.
 
     Args:
       batch_sizes: Streams of text.
       divisor: Of all sizes of the models.
-      repeats: Timed steps of each method.
+      steps: Steps in a row, without waiting for the device.
+      repeats: Timed turns of each method.
     """
     peers: tuple[train_step.Peer, ...] = ("jaxlm-float32", "torch-sparse", "torch-sparse-bfloat16")
     for model in (README, LSTM_2048_512):
         sizes = {name: max(1, size // divisor) for name, size in model.items()}
         for batch_size in batch_sizes:
-            train_step.main(peers, **sizes, batch_size=batch_size, repeats=repeats)
+            train_step.main(peers, **sizes, batch_size=batch_size, steps=steps, repeats=repeats)
             print()
 
 

@@ -1,11 +1,12 @@
 """The same training step by other means, each with its own best public API: what a user would choose instead.
 
 Embedding -> LSTM -> softmax with the state carried over, gradients through all of it, one optimizer step. Each
-function sets up a peer and returns a call that runs one step on a given batch and waits until it is done.
+function sets up a peer and returns a call that runs one step on a given batch, or on a GPU queues it; `float` of the
+loss waits for it.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,13 +30,12 @@ class Problem(NamedTuple):
         return self.projection_size or self.hidden_size
 
 
-Step = Callable[[np.ndarray, np.ndarray], float]  # inputs and labels [batch_size, sequence_length] int32 -> loss
+Step = Callable[[np.ndarray, np.ndarray], Any]  # inputs and labels [batch_size, sequence_length] int32 -> loss
 LEARNING_RATE = 1e-3
 
 
 def jaxlm_step(problem: Problem) -> Step:
     """Returns jaxlm's own step."""
-    import jax
     from flax import nnx
 
     import jaxlm
@@ -51,11 +51,10 @@ def jaxlm_step(problem: Problem) -> Step:
     model = jaxlm.ModelConfig(*sizes, projection_size=problem.projection_size)
     state = jaxlm.TrainState.create(jaxlm.LanguageModel(model, rngs=nnx.Rngs(0)), config)
 
-    def step(inputs: np.ndarray, labels: np.ndarray) -> float:
+    def step(inputs: np.ndarray, labels: np.ndarray) -> Any:
         nonlocal state
         state, loss = jaxlm.train_step(state, (inputs, labels), LEARNING_RATE)
-        jax.block_until_ready(state.step)
-        return float(loss)
+        return loss
 
     return step
 
@@ -203,7 +202,7 @@ def _torch_step(problem: Problem, output: Callable) -> Step:
     def ids(words: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(words).long().to(device)
 
-    def step(inputs: np.ndarray, labels: np.ndarray) -> float:
+    def step(inputs: np.ndarray, labels: np.ndarray) -> Any:
         optimizer.zero_grad()
         with torch.autocast(device, torch.bfloat16, enabled=problem.compute_dtype == "bfloat16"):
             hidden, new_carry = lstm(embedding(ids(inputs)), tuple(carry))
@@ -211,7 +210,7 @@ def _torch_step(problem: Problem, output: Callable) -> Step:
         loss.backward()
         optimizer.step()
         carry[:] = [state.detach().float() for state in new_carry]
-        return float(loss)
+        return loss.detach()
 
     return step
 
@@ -222,10 +221,10 @@ def torch_sparse(problem: Problem) -> Step:
     def output(torch) -> tuple[list, Callable]:
         weights = torch.nn.Embedding(problem.vocab_size, problem.softmax_size, sparse=True)
         biases = torch.nn.Embedding(problem.vocab_size, 1, sparse=True)
-        rng = np.random.default_rng(0)
+        generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(0)
 
         def loss_of(hidden, labels):
-            return torch_sampled_loss(hidden, labels, weights, biases, problem.num_sampled, rng)
+            return torch_sampled_loss(hidden, labels, weights, biases, problem.num_sampled, generator)
 
         return [weights, biases], loss_of
 
@@ -246,27 +245,32 @@ def torch_lstm(layer):
     return lstm
 
 
-def torch_sampled_loss(hidden, labels, weights, biases, num_sampled: int, rng: np.random.Generator):
+def torch_sampled_loss(hidden, labels, weights, biases, num_sampled: int, generator):
     """The sampled softmax that a user writes in PyTorch: log-uniform candidates, distinct, shared by the batch.
+
+    It never waits for a GPU.
 
     Args:
       hidden: `[N, D]` tensor.
       labels: `[N]` tensor of ids.
       weights, biases: `torch.nn.Embedding` of V rows, D and 1 wide.
-      num_sampled: candidates.
-      rng: they are drawn with.
+      num_sampled: candidates, the first distinct ones of four times as many draws.
+      generator: `torch.Generator` they are drawn with, on the device of the tensors.
 
     Returns:
       The mean loss.
     """
     import torch
 
-    size, count = weights.num_embeddings, labels.numel()
+    size, count, device = weights.num_embeddings, labels.numel(), labels.device
     log_size = np.log(size + 1)
-    draws = np.exp(rng.random(4 * num_sampled) * log_size).astype(np.int64).clip(1, size) - 1
-    _, first = np.unique(draws, return_index=True)
-    first = np.sort(first)[:num_sampled]
-    sampled, tries = torch.from_numpy(draws[first]).to(labels.device), int(first[-1]) + 1
+    uniform = torch.rand(4 * num_sampled, generator=generator, device=device, dtype=torch.float64)
+    draws = torch.exp(uniform * log_size).long().clamp(1, size) - 1
+    ordered, order = torch.sort(draws, stable=True)
+    is_repeated = torch.zeros_like(draws, dtype=torch.bool)
+    is_repeated[order[1:]] = ordered[1:] == ordered[:-1]
+    first = torch.argsort(is_repeated.int(), stable=True)[:num_sampled]
+    sampled, tries = draws[first], first[-1] + 1
 
     def log_count(ids):
         return torch.log(-torch.expm1(tries * torch.log1p(-torch.log1p(1.0 / (ids + 1.0)) / log_size)))
