@@ -1,4 +1,8 @@
-"""The LSTM layer (Flax NNX) with Keras' weights, a feature-major loop and a hand-written backward pass."""
+"""The LSTM layer (Flax NNX) with Keras' weights and a hand-written backward pass.
+
+The state of a processor is feature-major: kernel.T [4H, E+H] @ state [E+H, batch] runs at the speed of the machine,
+while state @ kernel, a product with few rows, runs at a half to a quarter of it. An accelerator's is row-major.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +15,8 @@ from jaxlm.config import ComputeDtype
 from jaxlm.matmul import factor, product, transposed
 
 Carry = tuple[jax.Array, jax.Array]  # (c, h), each [batch, hidden_size]
-Saved = tuple[Carry, tuple[jax.Array, jax.Array, jax.Array]]  # last carry; outputs, gates and previous c by time
+FEATURE_MAJOR, ROW_MAJOR = 0, 1  # the axis of the features in [H, batch] and in [batch, H]
+UNROLL = (1, 5)  # time steps in one body of the loop, by that axis: an accelerator has fewer, larger kernels then
 
 
 class LSTM(nnx.Module):
@@ -54,12 +59,9 @@ class LSTM(nnx.Module):
         Returns:
           outputs `[batch, time, hidden_size]`, and the carry after the last time step.
         """
-        c, h = carry
         bias = jnp.zeros(self.kernel.shape[1], jnp.float32) if self.bias is None else self.bias[...]
-        outputs, (c, h) = lstm(
-            inputs.swapaxes(0, 1), self.kernel[...], self.recurrent_kernel[...], bias, (c.T, h.T), dtype
-        )
-        return outputs.swapaxes(0, 1), (c.T, h.T)
+        outputs, carry = lstm(inputs.swapaxes(0, 1), self.kernel[...], self.recurrent_kernel[...], bias, carry, dtype)
+        return outputs.swapaxes(0, 1), carry
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -71,17 +73,14 @@ def lstm(
     carry: Carry,
     dtype: ComputeDtype = "float32",
 ) -> tuple[jax.Array, Carry]:
-    """Runs an LSTM over time-major inputs with a feature-major state.
-
-    Feature-major because kernel.T [4H, E+H] @ state [E+H, batch] runs at the speed of the machine, while
-    state @ kernel, a product with few rows, runs at a half to a quarter of it.
+    """Runs an LSTM over time-major inputs.
 
     Args:
       inputs: `[time, batch, input_size]` float32.
       kernel: `[input_size, 4 * hidden_size]` float32, gates in the order i, f, g, o.
       recurrent_kernel: `[hidden_size, 4 * hidden_size]` float32.
       bias: `[4 * hidden_size]` float32.
-      carry: (c, h), each `[hidden_size, batch]` float32.
+      carry: (c, h), each `[batch, hidden_size]` float32.
       dtype: of the factors of the products; states, gates and sums stay float32.
 
     Returns:
@@ -98,70 +97,115 @@ def _forward(
     carry: Carry,
     dtype: ComputeDtype,
 ) -> tuple[tuple[jax.Array, Carry], tuple]:
-    def one_step() -> Saved:
-        # as in generation: it does not repay the transposition of the kernels
-        return scan(lambda x, h: (x @ kernel + h.T @ recurrent_kernel).T, inputs)
+    time, batch, input_size = inputs.shape
 
-    def product_for_each_step() -> Saved:
-        # on a processor: a step finds its inputs in the cache
+    def feature_major() -> tuple[jax.Array, ...]:  # a step finds its inputs in the cache
         kernel_t, recurrent_t = factor(transposed(kernel), dtype), factor(transposed(recurrent_kernel), dtype)
         inputs_t = factor(inputs.swapaxes(1, 2), dtype)  # [time, E, batch]
-        return scan(lambda x, h: product(kernel_t, x) + product(recurrent_t, h.astype(x.dtype)), inputs_t)
 
-    def product_for_all_steps() -> Saved:
-        # on an accelerator: the input products of all steps are one large product, and a step has half as many
-        recurrent_t = factor(transposed(recurrent_kernel), dtype)
-        z = product(factor(inputs.reshape(-1, inputs.shape[-1]), dtype), factor(kernel, dtype))  # [time * batch, 4H]
-        z = z.reshape(*inputs.shape[:2], -1)
-        return scan(lambda x, h: x.T + product(recurrent_t, h.astype(recurrent_t.dtype)), z)
+        def gates_of(x: jax.Array, h: jax.Array) -> jax.Array:
+            return product(kernel_t, x) + product(recurrent_t, h.astype(x.dtype)) + bias[:, None]
 
-    def scan(gates_of: Callable[[jax.Array, jax.Array], jax.Array], xs: jax.Array) -> Saved:
-        return jax.lax.scan(partial(step, gates_of), carry, xs)
+        return _scan_forward(gates_of, inputs_t, carry, FEATURE_MAJOR)
 
-    def step(gates_of: Callable, carry: Carry, x: jax.Array) -> tuple[Carry, tuple[jax.Array, jax.Array, jax.Array]]:
+    def row_major() -> tuple[jax.Array, ...]:  # the input products of all steps are one large product
+        recurrent = factor(recurrent_kernel, dtype)
+        z = product(factor(inputs.reshape(-1, input_size), dtype), factor(kernel, dtype)) + bias[None]
+        z = z.reshape(time, batch, -1)
+        return _scan_forward(lambda z, h: z + product(h.astype(recurrent.dtype), recurrent), z, carry, ROW_MAJOR)
+
+    if time == 1:  # as in generation: it does not repay the transposition of the kernels
+        dtype = "float32"
+        outputs, *saved = row_major()
+    else:
+        outputs, *saved = jax.lax.platform_dependent(cpu=feature_major, default=row_major)
+    return (outputs, (saved.pop(), outputs[-1])), (inputs, kernel, recurrent_kernel, carry[1], outputs, *saved)
+
+
+def _scan_forward(
+    gates_of: Callable[[jax.Array, jax.Array], jax.Array], xs: jax.Array, carry: Carry, axis: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Returns by time outputs `[time, batch, H]`, gates and previous c for `_scan_backward`; and the last c."""
+
+    def step(carry: Carry, x: jax.Array) -> tuple[Carry, tuple[jax.Array, jax.Array, jax.Array]]:
         c, h = carry
-        z = gates_of(x, h) + bias[:, None]  # [4H, batch]
-        i, f, g, o = jnp.split(z, 4)
+        i, f, g, o = jnp.split(gates_of(x, h), 4, axis)
         i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
         new_c = f * c + i * g
         new_h = o * jnp.tanh(new_c)
-        return (new_c, new_h), (new_h.T, jnp.concatenate([i, f, g, o]), c)
+        return (new_c, new_h), (_turned(new_h, axis), jnp.concatenate([i, f, g, o], axis), c)
 
-    if inputs.shape[0] == 1:
-        last, (outputs, gates, previous_c) = one_step()
-    else:
-        last, (outputs, gates, previous_c) = jax.lax.platform_dependent(
-            cpu=product_for_each_step, default=product_for_all_steps
-        )
-    return (outputs, last), (inputs, kernel, recurrent_kernel, carry, outputs, gates, previous_c)
+    start = (_turned(carry[0], axis), _turned(carry[1], axis))
+    (last_c, _), (outputs, gates, c) = jax.lax.scan(step, start, xs, unroll=UNROLL[axis])
+    return outputs, _flattened(gates), _flattened(c), _turned(last_c, axis)
 
 
 def _backward(dtype: ComputeDtype, residuals: tuple, cotangents: tuple[jax.Array, Carry]) -> tuple:
-    inputs, kernel, recurrent_kernel, (_, first_h), outputs, gates, previous_c = residuals
-    d_outputs, d_last = cotangents
-    recurrent_factor = factor(recurrent_kernel, dtype)
+    inputs, kernel, recurrent_kernel, first_h, outputs, gates, previous_c = residuals
+    saved = (gates, previous_c, *cotangents)
+    recurrent = factor(recurrent_kernel, "float32" if len(inputs) == 1 else dtype)
 
-    def step(d_carry: Carry, saved: tuple[jax.Array, ...]) -> tuple[Carry, jax.Array]:
-        d_c, d_h = d_carry
-        d_output, gate, c = saved
-        i, f, g, o = jnp.split(gate, 4)
-        tanh_c = jnp.tanh(f * c + i * g)
-        d_h += d_output.T
-        d_c += d_h * o * (1.0 - tanh_c * tanh_c)
-        d_z = jnp.concatenate(
-            [d_c * g * i * (1.0 - i), d_c * c * f * (1.0 - f), d_c * i * (1.0 - g * g), d_h * tanh_c * o * (1.0 - o)]
-        ).astype(recurrent_factor.dtype)  # [4H, batch]
-        return (d_c * f, product(recurrent_factor, d_z)), d_z.T
+    def feature_major() -> tuple[jax.Array, Carry]:
+        return _scan_backward(lambda d_z: product(recurrent, d_z), *saved, recurrent.dtype, FEATURE_MAJOR)
 
-    d_first, d_z = jax.lax.scan(step, d_last, (d_outputs, gates, previous_c), reverse=True)
+    def row_major() -> tuple[jax.Array, Carry]:
+        return _scan_backward(lambda d_z: product(d_z, recurrent.T), *saved, recurrent.dtype, ROW_MAJOR)
+
+    if len(inputs) == 1:
+        d_z, d_first = row_major()
+    else:
+        d_z, d_first = jax.lax.platform_dependent(cpu=feature_major, default=row_major)
     # the gradient of each kernel is one product over all time steps, outside the loop
     d_z = factor(d_z.reshape(-1, d_z.shape[-1]), dtype)  # [time * batch, 4H]
-    previous_h = jnp.concatenate([first_h.T[None], outputs[:-1]])
+    previous_h = jnp.concatenate([first_h[None], outputs[:-1]])
     d_kernel, d_recurrent_kernel = (
         product(factor(transposed(x.reshape(-1, x.shape[-1])), dtype), d_z) for x in (inputs, previous_h)
     )
     d_inputs = product(d_z, factor(transposed(kernel), dtype)).reshape(inputs.shape)
     return d_inputs, d_kernel, d_recurrent_kernel, d_z.sum(axis=0, dtype=kernel.dtype), d_first
+
+
+def _scan_backward(
+    d_h_of: Callable[[jax.Array], jax.Array],
+    gates: jax.Array,
+    previous_c: jax.Array,
+    d_outputs: jax.Array,
+    d_last: Carry,
+    dtype: jnp.dtype,
+    axis: int,
+) -> tuple[jax.Array, Carry]:
+    """Returns the gradients of the gates before their nonlinearities, `[time, batch, 4H]`, and of the first carry."""
+    batch = d_outputs.shape[1]
+
+    def step(d_carry: Carry, saved: tuple[jax.Array, ...]) -> tuple[Carry, jax.Array]:
+        d_c, d_h = d_carry
+        d_output, gate, c = saved
+        i, f, g, o = jnp.split(gate, 4, axis)
+        tanh_c = jnp.tanh(f * c + i * g)
+        d_h += _turned(d_output, axis)
+        d_c += d_h * o * (1 - tanh_c * tanh_c)
+        d_gates = [d_c * g * i * (1 - i), d_c * c * f * (1 - f), d_c * i * (1 - g * g), d_h * tanh_c * o * (1 - o)]
+        d_z = jnp.concatenate(d_gates, axis).astype(dtype)
+        return (d_c * f, d_h_of(d_z)), _turned(d_z, axis)
+
+    by_time = (d_outputs, _unflattened(gates, batch, axis), _unflattened(previous_c, batch, axis))
+    start = (_turned(d_last[0], axis), _turned(d_last[1], axis))
+    (d_c, d_h), d_z = jax.lax.scan(step, start, by_time, reverse=True, unroll=UNROLL[axis])
+    return d_z, (_turned(d_c, axis), _turned(d_h, axis))
+
+
+def _turned(x: jax.Array, axis: int) -> jax.Array:
+    """Returns `[H, batch]` for `[batch, H]`, or the other way around, if the state is feature-major."""
+    return x.T if axis == FEATURE_MAJOR else x
+
+
+def _flattened(x: jax.Array) -> jax.Array:
+    """Returns `[time, N]`: a branch of `platform_dependent` has the shapes of the others, whatever its layout."""
+    return x.reshape(len(x), -1)
+
+
+def _unflattened(x: jax.Array, batch: int, axis: int) -> jax.Array:
+    return x.reshape(len(x), -1, batch) if axis == FEATURE_MAJOR else x.reshape(len(x), batch, -1)
 
 
 lstm.defvjp(_forward, _backward)

@@ -1,6 +1,7 @@
 """`LanguageModel`: embedding -> LSTM stack -> softmax rows, as a Flax NNX module."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -195,11 +196,23 @@ def split_params(model: LanguageModel) -> tuple[nnx.GraphDef, dict[str, jax.Arra
     return graphdef, tables, dense
 
 
+def merge_params(
+    config: ModelConfig, mesh: Mesh | None, tables: dict[str, jax.Array], dense: dict[str, Any]
+) -> LanguageModel:
+    """Makes the model on a mesh, or on one device, that has the given tables and dense parameters."""
+    return nnx.merge(_graphdef(config, mesh), tables, dense)
+
+
+@cache
+def _graphdef(config: ModelConfig, mesh: Mesh | None) -> nnx.GraphDef:
+    return nnx.graphdef(abstract_model(config, mesh))
+
+
 def shard_model(model: LanguageModel, mesh: Mesh) -> LanguageModel:
     """Copies a model that lies on one device onto a mesh, without another copy of a table on any device."""
     _, tables, dense = split_params(model)
     sharded = shard({"tables": tables, "dense": dense}, mesh)
-    return nnx.merge(nnx.graphdef(abstract_model(model.config, mesh)), sharded["tables"], sharded["dense"])
+    return merge_params(model.config, mesh, sharded["tables"], sharded["dense"])
 
 
 def require_one_device(model: LanguageModel) -> None:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxlm.batches import Batch, batch_specs, outputs_with_labels, place_batch, reduce_losses
@@ -27,6 +26,7 @@ from jaxlm.config import TrainConfig
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
 from jaxlm.mesh import Axes, Mesh, padded_streams, stream_axes, vocab_axes
+from jaxlm.model import merge_params
 from jaxlm.row_updates import RowGradient, global_norm, sum_duplicates, update_rows
 from jaxlm.token_ids import Ids, check_ids
 from jaxlm.train_state import TrainState, optimizer, state_specs
@@ -72,8 +72,7 @@ def _checked_rate(state: TrainState, learning_rate: Any) -> jax.Array | np.ndarr
 
 
 def _checked(state: TrainState, batch: Batch) -> Batch:
-    model, batch_size = state.model, state.config.batch_size
-    vocab_size = model.config.vocab_size
+    vocab_size, batch_size = state.model_config.vocab_size, state.config.batch_size
     inputs = check_ids("inputs", batch.inputs, vocab_size, ndim=2)
     labels = check_ids("labels", batch.labels, vocab_size, ndim=2)
     positions, weights, source = batch.positions, batch.weights, "inputs"
@@ -86,7 +85,7 @@ def _checked(state: TrainState, batch: Batch) -> Batch:
         require(weights.shape == expected, "weights", f"the shape of the labels, {expected}", weights.shape)
     fits = inputs.shape[0] == batch_size and inputs.shape[1] > 0
     require(fits, "inputs", f"shape [{batch_size}, sequence_length], as the state was made for", inputs.shape)
-    return place_batch(Batch(inputs, labels, batch.starts_epoch, positions, weights), model.mesh)
+    return place_batch(Batch(inputs, labels, batch.starts_epoch, positions, weights), state.mesh)
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -107,7 +106,7 @@ def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[Tr
     loss_function = training_loss_of(state, sampling_key, labels)
 
     def batch_loss(dense: dict[str, Any], embedded: jax.Array, rows: Any) -> tuple[jax.Array, tuple[Carry, ...]]:
-        model = nnx.merge(state.graphdef, state.tables, vary(dense, stream_axes(mesh)))
+        model = merge_params(state.model_config, mesh, state.tables, vary(dense, stream_axes(mesh)))
         dtype = product_dtype(state.config, inputs)
         hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_keys, dtype)
         losses = loss_function.losses(rows, outputs_with_labels(batch, hidden, mesh))
@@ -119,7 +118,7 @@ def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[Tr
         value_and_grad = jax.value_and_grad(batch_loss, argnums=(0, 1, 2), has_aux=True)
         embedded = lookup(state.model.input_rows, inputs, vocab_axes(mesh))
         (loss, carry), (d_dense, d_embedded, d_rows) = value_and_grad(state.dense, embedded, loss_function.rows)
-    loss = nan_unless_valid(loss, (inputs, labels), state.model.config.vocab_size, mesh)
+    loss = nan_unless_valid(loss, (inputs, labels), state.model_config.vocab_size, mesh)
     gradients = _combine(state, _embedding_gradient(state, inputs, d_embedded), loss_function.table_gradients(d_rows))
     new_state = _update(state, gradients | {"dense": d_dense}, loss, learning_rate, carry)
     return new_state, jnp.where(new_state.skipped[1] > 0, jnp.nan, loss)
@@ -201,7 +200,7 @@ def _update(
     """
     if not state.config.train_embedding:
         gradients.pop("embedding", None)
-    if not state.model.config.softmax_bias:  # its biases are zeros, and stay so
+    if not state.model_config.softmax_bias:  # its biases are zeros, and stay so
         gradients.pop("biases")
     norms = _norms(gradients, state.mesh)
     norm = optax.tree.norm(norms)

@@ -35,7 +35,7 @@ from jaxlm.mesh import (
     shard,
     spec_of,
 )
-from jaxlm.model import LanguageModel, abstract_model, shard_model, split_params
+from jaxlm.model import LanguageModel, merge_params, shard_model, split_params
 from jaxlm.processes import require_same
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,9 @@ class TrainState:
       key: `jax.random.key`; step n draws from `fold_in(key, n)`.
       skipped: int32 `[2]`, steps skipped because of a loss or gradient that was not finite: in all, and in a row.
       unigrams: the table of the unigram sampler, or None.
-      graphdef: structure of the `LanguageModel`.
+      model_config: the `ModelConfig`.
       config: the `TrainConfig`.
+      mesh: the mesh that the state lies on; None for one device.
     """
 
     step: jax.Array
@@ -70,8 +71,9 @@ class TrainState:
     key: jax.Array
     skipped: jax.Array
     unigrams: UnigramTable | None
-    graphdef: nnx.GraphDef = field(metadata={"static": True})
+    model_config: ModelConfig = field(metadata={"static": True})
     config: TrainConfig = field(metadata={"static": True})
+    mesh: Mesh | None = field(metadata={"static": True})
 
     @classmethod
     def from_corpus(
@@ -148,21 +150,17 @@ class TrainState:
 
     @classmethod
     def _of_model(cls, model: LanguageModel, config: TrainConfig, table: UnigramTable | None) -> "TrainState":
-        graphdef, tables, dense = split_params(model)
+        _, tables, dense = split_params(model)
         opt_state = initial_opt_state(tables, dense, config)
         carry = model.initial_carry(padded_streams(config.batch_size, model.mesh))
         key, skipped = jax.random.key(config.seed), jnp.zeros(2, jnp.int32)
-        return cls(jnp.int32(0), tables, dense, opt_state, carry, key, skipped, table, graphdef, config)
+        arrays = (jnp.int32(0), tables, dense, opt_state, carry, key, skipped, table)
+        return cls(*arrays, model.config, config, model.mesh)
 
     @property
     def model(self) -> LanguageModel:
         """The model with the current parameters. It is stale once the state is donated to the next step."""
-        return nnx.merge(self.graphdef, self.tables, self.dense)
-
-    @property
-    def mesh(self) -> Mesh | None:
-        """The mesh that the state lies on; None for one device."""
-        return self.model.mesh
+        return merge_params(self.model_config, self.mesh, self.tables, self.dense)
 
 
 def state_specs(state: TrainState) -> TrainState:
@@ -177,19 +175,19 @@ def state_specs(state: TrainState) -> TrainState:
 
 def shard_state(state: TrainState, mesh: Mesh) -> TrainState:
     """Copies a state that lies on one device onto a mesh."""
-    return dataclasses.replace(shard(state, mesh), graphdef=nnx.graphdef(abstract_model(state.model.config, mesh)))
+    return dataclasses.replace(shard(state, mesh), mesh=mesh)
 
 
 def gather_state(state: TrainState) -> TrainState:
     """Copies a state from a mesh of this process' devices onto one device, without the padding of the mesh."""
-    config, sizes = state.model.config, {"rows": state.model.config.vocab_size, "streams": state.config.batch_size}
+    sizes = {"rows": state.model_config.vocab_size, "streams": state.config.batch_size}
 
     def copy(path: tuple, leaf: jax.Array) -> jax.Array:
         size = sizes.get(cut_along(leaf_name(path), leaf.ndim))
         return jnp.asarray(np.asarray(leaf) if size is None else np.asarray(leaf)[:size])
 
     arrays = jax.tree_util.tree_map_with_path(lambda path, leaf: map_data(partial(copy, path), leaf), state)
-    return dataclasses.replace(arrays, graphdef=nnx.graphdef(abstract_model(config)))
+    return dataclasses.replace(arrays, mesh=None)
 
 
 def _jit_on_mesh(

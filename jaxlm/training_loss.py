@@ -79,12 +79,12 @@ def exact_loss_of(state: TrainState, labels: jax.Array) -> ExactLoss:
     """Returns the exact loss of a device's labels `[b, P]`, and of those of the others along `vocab`."""
     rows = state.tables["weights"], state.tables["biases"]
     labels = all_gather_invariant(labels.reshape(-1), vocab_axes(state.mesh))
-    return ExactLoss(rows, labels, state.model.config.vocab_size, state.mesh)
+    return ExactLoss(rows, labels, state.model_config.vocab_size, state.mesh)
 
 
 def training_loss_of(state: TrainState, key: jax.Array, labels: jax.Array) -> ExactLoss | SampledLoss:
     """Returns the loss of the config, for sampled ones after drawing candidates and gathering rows."""
-    config, mesh, vocab_size = state.config, state.mesh, state.model.config.vocab_size
+    config, mesh, vocab_size = state.config, state.mesh, state.model_config.vocab_size
     if config.loss == "full":
         return exact_loss_of(state, labels)
     axes, num_labels = vocab_axes(mesh), config.batch_size * labels.shape[1]

@@ -39,7 +39,7 @@ def parts(
     cell = jaxlm.LanguageModel(jaxlm.ModelConfig(10, embedded_size, hidden), rngs=nnx.Rngs(0)).lstms[0]
     kernels = (cell.kernel[...], cell.recurrent_kernel[...], cell.bias[...])
     inputs = jnp.asarray(rng.normal(size=(time, batch, embedded_size)), jnp.float32)
-    carry = (jnp.zeros((hidden, batch)), jnp.zeros((hidden, batch)))
+    carry = (jnp.zeros((batch, hidden)), jnp.zeros((batch, hidden)))
     d_outputs = jnp.asarray(rng.normal(size=(time, batch, hidden)), jnp.float32)
     outputs, labels = d_outputs.reshape(words, hidden), jnp.asarray(ids[:, 1:].reshape(-1, 1))
     table, biases = jnp.zeros((model_config.vocab_size, hidden)), jnp.zeros(model_config.vocab_size)
