@@ -11,6 +11,7 @@ from flax import nnx
 
 from jaxlm.errors import InputError
 from jaxlm.lstm import Carry
+from jaxlm.matmul import in_float32
 from jaxlm.model import LanguageModel
 
 
@@ -60,6 +61,7 @@ def language_model_predictor(model: LanguageModel, name: str = "jaxlm") -> Predi
 
 
 @partial(jax.jit, static_argnums=0)
+@in_float32
 def _run(graphdef: nnx.GraphDef, params: nnx.State, ids: jax.Array) -> tuple[jax.Array, tuple[Carry, ...]]:
     logits, carry = nnx.merge(graphdef, params)(ids)
     return jax.nn.log_softmax(logits), carry

@@ -25,6 +25,7 @@ from jaxlm.collectives import all_gather_invariant, lookup, nan_unless_valid, on
 from jaxlm.cross_entropy import exact_losses
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
+from jaxlm.matmul import in_float32
 from jaxlm.mesh import row_spec, stream_spec, vocab_axes
 from jaxlm.model import LanguageModel, split_params
 from jaxlm.token_ids import check_ids
@@ -95,6 +96,7 @@ def evaluate(
 
 
 @partial(jax.jit, static_argnums=0)
+@in_float32
 def exact_loss(
     graphdef: nnx.GraphDef, params: Any, batch: Batch, carry: tuple[Carry, ...]
 ) -> tuple[jax.Array, tuple[Carry, ...]]:

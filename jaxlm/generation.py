@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
+from jaxlm.matmul import in_float32
 from jaxlm.model import LanguageModel
 from jaxlm.token_ids import check_ids
 
@@ -131,6 +132,7 @@ def _advance(model: LanguageModel, words: jax.Array, carry: tuple[Carry, ...]) -
 
 
 @partial(jax.jit, static_argnums=0)
+@in_float32
 def read_word(
     graphdef: nnx.GraphDef, params: Any, word: jax.Array, carry: tuple[Carry, ...]
 ) -> tuple[jax.Array, tuple[Carry, ...]]:
@@ -145,6 +147,7 @@ def next_logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+@in_float32
 def _next_words(
     graphdef: nnx.GraphDef,
     choice: _Choice,

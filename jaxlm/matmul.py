@@ -1,7 +1,10 @@
 """Matrix products of training: factors of one data type, float32 sums."""
 
-from functools import partial
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +62,29 @@ def _backward(
 
 
 matmul.defvjp(_forward, _backward)
+
+
+def product_precision(dtype: ComputeDtype) -> AbstractContextManager:
+    """Returns a context in which the products of float32 arrays have factors of a data type.
+
+    Without it, JAX rounds them on a GPU (to TensorFloat32) and on a TPU (to bfloat16). A precision that the user asks
+    of JAX, by `jax_default_matmul_precision`, takes the place of float32.
+    """
+    if dtype == "bfloat16" and jax.default_backend() != "cpu":  # a processor has no such products of some sizes
+        return jax.default_matmul_precision("BF16_BF16_F32")
+    asked = jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
+    return nullcontext() if asked else jax.default_matmul_precision("float32")
+
+
+def in_float32(function: Callable) -> Callable:
+    """Decorates a function whose products have float32 factors, as those of evaluation."""
+
+    @wraps(function)
+    def wrapped(*arguments: Any) -> Any:
+        with product_precision("float32"):
+            return function(*arguments)
+
+    return wrapped
 
 
 def fast_dtype() -> ComputeDtype:

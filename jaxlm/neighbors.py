@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from jaxlm.errors import require
 from jaxlm.generation import next_logits, read_word
+from jaxlm.matmul import in_float32
 from jaxlm.model import LanguageModel
 from jaxlm.token_ids import check_ids
 
@@ -71,6 +72,7 @@ def nearest_words(
 
 
 @partial(jax.jit, static_argnums=3)
+@in_float32
 def _nearest(rows: jax.Array, word: jax.Array, banned: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     lengths = jnp.sqrt(jnp.sum(rows * rows, axis=1))
     cosines = rows @ rows[word] / jnp.maximum(lengths * lengths[word], 1e-30)
@@ -108,6 +110,7 @@ def next_words(model: LanguageModel, prompt: ArrayLike, k: int = 10) -> NextWord
 
 
 @partial(jax.jit, static_argnums=(0, 3))
+@in_float32
 def _most_likely(graphdef: nnx.GraphDef, params: Any, hidden: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     (logits,) = next_logits(nnx.merge(graphdef, params), hidden)
     probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), k)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxlm.lstm import Carry
+from jaxlm.matmul import in_float32
 from jaxlm.model import LanguageModel, require_one_device
 from jaxlm.word_statistics import WordStatistics, word_statistics
 
@@ -101,6 +102,7 @@ def _packed(pieces: Iterator[Piece], size: int) -> Iterator[Piece]:
 
 
 @partial(jax.jit, static_argnums=0)
+@in_float32
 def _outputs(
     graphdef: nnx.GraphDef, params: Any, ids: jax.Array | np.ndarray, carry: tuple[Carry, ...]
 ) -> tuple[jax.Array, tuple[Carry, ...]]:
@@ -109,6 +111,7 @@ def _outputs(
 
 
 @partial(jax.jit, static_argnums=0)
+@in_float32
 def _statistics(
     graphdef: nnx.GraphDef, params: Any, outputs: jax.Array | np.ndarray, labels: jax.Array | np.ndarray
 ) -> WordStatistics:

@@ -1,7 +1,6 @@
 """`train_step`: loss and gradients on the rows that a batch touches, row-sparse updates, everything in place."""
 
 import dataclasses
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -25,6 +24,7 @@ from jaxlm.collectives import (
 from jaxlm.config import TrainConfig
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
+from jaxlm.matmul import in_float32, product_precision
 from jaxlm.mesh import Axes, Mesh, padded_streams, stream_axes, vocab_axes
 from jaxlm.model import merge_params
 from jaxlm.row_updates import RowGradient, global_norm, sum_duplicates, update_rows
@@ -112,9 +112,7 @@ def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[Tr
         losses = loss_function.losses(rows, outputs_with_labels(batch, hidden, mesh))
         return reduce_losses(batch, losses, mesh), carry
 
-    # for the exact loss, whose factors are float32; a processor has no such products of some sizes
-    rounds = state.config.compute_dtype == "bfloat16" and jax.default_backend() != "cpu"
-    with jax.default_matmul_precision("BF16_BF16_F32") if rounds else nullcontext():
+    with product_precision(state.config.compute_dtype):
         value_and_grad = jax.value_and_grad(batch_loss, argnums=(0, 1, 2), has_aux=True)
         embedded = lookup(state.model.input_rows, inputs, vocab_axes(mesh))
         (loss, carry), (d_dense, d_embedded, d_rows) = value_and_grad(state.dense, embedded, loss_function.rows)
@@ -132,6 +130,7 @@ def _embedding_gradient(state: TrainState, inputs: jax.Array, d_embedded: jax.Ar
 
 
 @jax.jit
+@in_float32
 def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Computes the exact loss and the training loss of one batch with the same parameters, without dropout.
 
