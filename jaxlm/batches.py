@@ -48,6 +48,8 @@ def reduce_losses(batch: Batch, losses: jax.Array, mesh: Mesh | None = None) -> 
 
 def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:
     """Puts a batch onto a mesh, with streams that do not count where their number does not divide."""
+    if mesh is None and isinstance(batch.starts_epoch, jax.Array):
+        return batch  # to read it would wait for the device
     batch = batch._replace(starts_epoch=np.asarray(batch.starts_epoch, bool))
     if mesh is None:
         return batch

@@ -6,13 +6,14 @@ while state @ kernel, a product with few rows, runs at a half to a quarter of it
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.config import ComputeDtype
-from jaxlm.matmul import factor, product, transposed
+from jaxlm.matmul import factor, product, product_dtype, transposed
 
 Carry = tuple[jax.Array, jax.Array]  # (c, h), each [batch, hidden_size]
 FEATURE_MAJOR, ROW_MAJOR = 0, 1  # the axis of the features in [H, batch] and in [batch, H]
@@ -98,6 +99,7 @@ def _forward(
     dtype: ComputeDtype,
 ) -> tuple[tuple[jax.Array, Carry], tuple]:
     time, batch, input_size = inputs.shape
+    dtype = product_dtype(dtype, time)
 
     def feature_major() -> tuple[jax.Array, ...]:  # a step finds its inputs in the cache
         kernel_t, recurrent_t = factor(transposed(kernel), dtype), factor(transposed(recurrent_kernel), dtype)
@@ -114,12 +116,8 @@ def _forward(
         z = z.reshape(time, batch, -1)
         return _scan_forward(lambda z, h: z + product(h.astype(recurrent.dtype), recurrent), z, carry, ROW_MAJOR)
 
-    if time == 1:  # as in generation: it does not repay the transposition of the kernels
-        dtype = "float32"
-        outputs, *saved = row_major()
-    else:
-        outputs, *saved = jax.lax.platform_dependent(cpu=feature_major, default=row_major)
-    return (outputs, (saved.pop(), outputs[-1])), (inputs, kernel, recurrent_kernel, carry[1], outputs, *saved)
+    outputs, gates, previous_c, last_c = _on_platform(time, feature_major, row_major)
+    return (outputs, (last_c, outputs[-1])), (inputs, kernel, recurrent_kernel, carry[1], outputs, gates, previous_c)
 
 
 def _scan_forward(
@@ -143,7 +141,8 @@ def _scan_forward(
 def _backward(dtype: ComputeDtype, residuals: tuple, cotangents: tuple[jax.Array, Carry]) -> tuple:
     inputs, kernel, recurrent_kernel, first_h, outputs, gates, previous_c = residuals
     saved = (gates, previous_c, *cotangents)
-    recurrent = factor(recurrent_kernel, "float32" if len(inputs) == 1 else dtype)
+    dtype = product_dtype(dtype, len(inputs))
+    recurrent = factor(recurrent_kernel, dtype)
 
     def feature_major() -> tuple[jax.Array, Carry]:
         return _scan_backward(lambda d_z: product(recurrent, d_z), *saved, recurrent.dtype, FEATURE_MAJOR)
@@ -151,10 +150,7 @@ def _backward(dtype: ComputeDtype, residuals: tuple, cotangents: tuple[jax.Array
     def row_major() -> tuple[jax.Array, Carry]:
         return _scan_backward(lambda d_z: product(d_z, recurrent.T), *saved, recurrent.dtype, ROW_MAJOR)
 
-    if len(inputs) == 1:
-        d_z, d_first = row_major()
-    else:
-        d_z, d_first = jax.lax.platform_dependent(cpu=feature_major, default=row_major)
+    d_z, d_first = _on_platform(len(inputs), feature_major, row_major)
     # the gradient of each kernel is one product over all time steps, outside the loop
     d_z = factor(d_z.reshape(-1, d_z.shape[-1]), dtype)  # [time * batch, 4H]
     previous_h = jnp.concatenate([first_h[None], outputs[:-1]])
@@ -192,6 +188,11 @@ def _scan_backward(
     start = (_turned(d_last[0], axis), _turned(d_last[1], axis))
     (d_c, d_h), d_z = jax.lax.scan(step, start, by_time, reverse=True, unroll=UNROLL[axis])
     return d_z, (_turned(d_c, axis), _turned(d_h, axis))
+
+
+def _on_platform(time: int, feature_major: Callable[[], Any], row_major: Callable[[], Any]) -> Any:
+    """Runs a loop as the platform does it best. A single step does not repay the transposition of the kernels."""
+    return jax.lax.platform_dependent(cpu=feature_major, default=row_major) if time > 1 else row_major()
 
 
 def _turned(x: jax.Array, axis: int) -> jax.Array:

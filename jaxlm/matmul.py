@@ -64,6 +64,14 @@ def _backward(
 matmul.defvjp(_forward, _backward)
 
 
+def product_dtype(dtype: ComputeDtype, time: int) -> ComputeDtype:
+    """Returns the data type of factors for words `[batch_size, time]`.
+
+    Float32 for a single time step: to XLA that is no loop, and it chooses layouts that a processor refuses in bfloat16.
+    """
+    return "float32" if time == 1 else dtype
+
+
 def product_precision(dtype: ComputeDtype) -> AbstractContextManager:
     """Returns a context in which the products of float32 arrays have factors of a data type.
 

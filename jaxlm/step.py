@@ -24,13 +24,13 @@ from jaxlm.collectives import (
 from jaxlm.config import TrainConfig
 from jaxlm.errors import require
 from jaxlm.lstm import Carry
-from jaxlm.matmul import in_float32, product_precision
+from jaxlm.matmul import in_float32, product_dtype, product_precision
 from jaxlm.mesh import Axes, Mesh, padded_streams, stream_axes, vocab_axes
 from jaxlm.model import merge_params
 from jaxlm.row_updates import RowGradient, global_norm, sum_duplicates, update_rows
 from jaxlm.token_ids import Ids, check_ids
 from jaxlm.train_state import TrainState, optimizer, state_specs
-from jaxlm.training_loss import ExactLoss, Gradient, SampledLoss, exact_loss_of, product_dtype, training_loss_of
+from jaxlm.training_loss import ExactLoss, Gradient, SampledLoss, exact_loss_of, training_loss_of
 
 EVERYWHERE = PartitionSpec()
 
@@ -107,7 +107,7 @@ def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[Tr
 
     def batch_loss(dense: dict[str, Any], embedded: jax.Array, rows: Any) -> tuple[jax.Array, tuple[Carry, ...]]:
         model = merge_params(state.model_config, mesh, state.tables, vary(dense, stream_axes(mesh)))
-        dtype = product_dtype(state.config, inputs)
+        dtype = product_dtype(state.config.compute_dtype, inputs.shape[1])
         hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_keys, dtype)
         losses = loss_function.losses(rows, outputs_with_labels(batch, hidden, mesh))
         return reduce_losses(batch, losses, mesh), carry

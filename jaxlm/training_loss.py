@@ -13,9 +13,10 @@ from jaxlm.candidate_sampling.samplers import (
     uniform_candidate_sampler,
 )
 from jaxlm.collectives import all_gather_invariant, own_rows, reduce_scatter, take_own_rows, vary
-from jaxlm.config import ComputeDtype, TrainConfig
+from jaxlm.config import TrainConfig
 from jaxlm.cross_entropy import exact_losses
 from jaxlm.losses import ClassRows, nce_loss_of_rows, sampled_softmax_loss_of_rows
+from jaxlm.matmul import product_dtype
 from jaxlm.mesh import Axes, Mesh, data_axes, vocab_axes
 from jaxlm.row_updates import RowGradient
 from jaxlm.train_state import TrainState
@@ -88,7 +89,7 @@ def training_loss_of(state: TrainState, key: jax.Array, labels: jax.Array) -> Ex
     if config.loss == "full":
         return exact_loss_of(state, labels)
     axes, num_labels = vocab_axes(mesh), config.batch_size * labels.shape[1]
-    config = dataclasses.replace(config, compute_dtype=product_dtype(config, labels))
+    config = dataclasses.replace(config, compute_dtype=product_dtype(config.compute_dtype, labels.shape[1]))
     labels = all_gather_invariant(labels.reshape(-1, 1), axes)
     arguments = (key, labels, config.num_sampled, True, vocab_size)
     if state.unigrams is not None:
@@ -120,11 +121,3 @@ def _candidate_rows(shard: jax.Array, candidates: jax.Array, axes: Axes) -> jax.
 def _even(x: jax.Array, axes: Axes, value: int) -> jax.Array:
     """Adds what makes the shares of all devices equal."""
     return jnp.pad(x, (0, -x.size % jax.lax.axis_size(axes)), constant_values=value) if axes else x
-
-
-def product_dtype(config: TrainConfig, words: jax.Array) -> ComputeDtype:
-    """Returns the data type of factors for words `[batch_size, time]`.
-
-    Float32 for a single time step: to XLA that is no loop, and it chooses layouts that a processor refuses in bfloat16.
-    """
-    return "float32" if words.shape[1] == 1 else config.compute_dtype

@@ -48,6 +48,8 @@ SMALL = {
     "step_parts.py": "--vocab-size 1000 --embedding-size 8 --hidden-size 16 --num-sampled 20 --batch-size 2"
     " --repeats 1".split(),
     "gpu.py": "--batch-sizes 2 --divisor 100 --repeats 1".split(),
+    "gpu_kernels.py": "--vocab-size 100 --embedding-size 4 --hidden-size 5 --num-sampled 9 --batch-size 2"
+    " --sequence-length 3 --steps 2 --repeats 1".split(),
     "score.py": "--vocab-size 100 --hidden-size 8 --sentences 9 --repeats 1".split(),
     "scaling.py": ["--devices", 2, "--divisor", 1000],
     "num_sampled.py": "DATA --num-sampled 20 0 --steps 20 --minutes 0.01 --embedding-size 8 --hidden-size 8"

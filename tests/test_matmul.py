@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from convert import predictor
+from jaxlm import generation, neighbors, reader
 from jaxlm.batches import Batch
 from jaxlm.config import DenseConfig, ModelConfig, TrainConfig
+from jaxlm.evaluation import exact_loss
 from jaxlm.lstm import LSTM
 from jaxlm.matmul import fast_dtype, matmul, transposed
-from jaxlm.model import LanguageModel
-from jaxlm.step import jit_train_step, train_step
+from jaxlm.model import LanguageModel, split_params
+from jaxlm.step import exact_and_training_loss, jit_train_step, train_step
 from jaxlm.train_state import TrainState
 
 MODEL = ModelConfig(37, embedding_size=5, hidden_size=7, num_layers=2, projection_size=6)
@@ -146,3 +149,38 @@ def test_auto_is_what_the_machine_does_fast(monkeypatch):
         assert fast_dtype() == expected
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert fast_dtype() == "bfloat16"
+
+
+def answers_of_a_model():
+    """Compiled functions whose results a user sees, with arguments."""
+    model = make_state(compute_dtype="float32").model
+    graphdef, params = nnx.split(model)
+    structure, *arrays = split_params(model)
+    ids, carry, word = np.ones((1, 4), np.int32), model.initial_carry(1), jnp.int32(1)
+    weighted = Batch(ids, ids, False, weights=np.ones((1, 4), np.float32))
+    outputs, banned, numbers = jnp.ones((4, 6)), jnp.zeros(37, bool), (np.float32(1), np.float32(1))
+    choice, keys = generation._Choice(0, False), jax.random.split(jax.random.key(0), 1)
+    return {
+        "evaluation": (exact_loss, structure, arrays, weighted, carry),
+        "log of both losses": (exact_and_training_loss, make_state(compute_dtype="float32"), make_batch()),
+        "training in float32": (jit_train_step, make_state(compute_dtype="float32"), make_batch(), 0.1),
+        "scores, the LSTM": (reader._outputs, graphdef, params, ids, carry),
+        "scores, the softmax": (reader._statistics, graphdef, params, outputs, np.ones(4, np.int32)),
+        "prompt": (generation.read_word, graphdef, params, word, carry),
+        "generation": (
+            generation._next_words, graphdef, choice, params, word[None], carry, banned, numbers, keys, np.uint32(0)
+        ),
+        "neighbors": (neighbors._nearest, model.input_rows, word, banned, 3),
+        "next words": (neighbors._most_likely, graphdef, params, outputs[:1], 3),
+        "verification": (predictor._run, graphdef, params, ids),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [None, "tensorfloat32"])
+def test_a_gpu_rounds_no_factor_of_float32_unless_the_user_asks_jax(asked):
+    for name, (function, *arguments) in answers_of_a_model().items():
+        with jax.default_matmul_precision(asked):
+            text = function.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+        products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+        exact = [line for line in products if "precision = [HIGHEST, HIGHEST]" in line]
+        assert products and len(exact) == (0 if asked else len(products)), name

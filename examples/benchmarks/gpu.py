@@ -10,6 +10,8 @@ without a GPU, where it runs on the processor and says so.
 import train_step
 import tyro
 
+from jaxlm.matmul import fast_dtype
+
 README = {"vocab_size": 200_000, "embedding_size": 256, "hidden_size": 1024, "num_sampled": 1000, "sequence_length": 35}
 LSTM_2048_512 = {
     "vocab_size": 793_471,
@@ -30,7 +32,9 @@ def main(batch_sizes: tuple[int, ...] = (32, 128), divisor: int = 1, steps: int 
       steps: Steps in a row, without waiting for the device.
       repeats: Timed turns of each method.
     """
-    peers: tuple[train_step.Peer, ...] = ("jaxlm-float32", "torch-sparse", "torch-sparse-bfloat16")
+    peers: tuple[train_step.Peer, ...] = ("jaxlm-float32", "torch-sparse")
+    if fast_dtype() == "bfloat16":  # PyTorch has no such LSTM on other processors
+        peers += ("torch-sparse-bfloat16",)
     for model in (README, LSTM_2048_512):
         sizes = {name: max(1, size // divisor) for name, size in model.items()}
         for batch_size in batch_sizes:

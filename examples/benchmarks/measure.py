@@ -41,7 +41,8 @@ def interleaved(functions: dict[Hashable, Callable[[], object]], repeats: int, w
 def matmul(dtype: str = "float32", size: int = 2048) -> Callable[[], object]:
     """Returns a call of one square product with float32 sums; `MATMUL_FLOP` of them at the default size."""
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    product = jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32))
+    with jax.default_matmul_precision(dtype):  # a GPU would round float32 factors
+        product = jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32)).lower(x).compile()
     return lambda: product(x).block_until_ready()
 
 

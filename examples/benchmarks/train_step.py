@@ -156,14 +156,14 @@ def main(
     flop = 6 * words * hidden_size * (4 * (embedding_size + hidden_size) + projection_size)
     flop += 6 * words * (projection_size or hidden_size) * num_sampled
     speeds = {dtype: matmul_speed(dtype) for dtype in ("float32", "bfloat16")}
-    speed = speeds["float32"]
     ours = statistics.median(seconds for seconds, _, _ in answers["jaxlm"])
     rows = []
     for name in names:
         times = [seconds for seconds, _, _ in answers[name]]
         median = statistics.median(times)
-        numbers = [f"{words / median:,.0f}", f"{median / ours:.2f}", f"{flop / speed / median:.0%}"]
-        rows.append([name, *milliseconds(times), *numbers, f"{answers[name][-1][2] / 1e6:,.0f}"])
+        shares = [f"{flop / speed / median:.0%}" for speed in speeds.values()]
+        memory = f"{answers[name][-1][2] / 1e6:,.0f}"
+        rows.append([name, *milliseconds(times), f"{words / median:,.0f}", f"{median / ours:.2f}", *shares, memory])
     prefixes = {"tensorflow": ("tf-", "keras-"), "torch": ("torch-",)}
     print(machine(*(package for package, starts in prefixes.items() if any(n.startswith(starts) for n in names))))
     print(
@@ -171,17 +171,9 @@ def main(
         f" T {sequence_length}, {optimizer}, compute_dtype {compute_dtype}"
     )
     for dtype, each in speeds.items():
-        print(f"floor in {dtype}: {flop / 1e9:.1f} GFLOP at {each / 1e9:.0f} GFLOP/s = {1e3 * flop / each:.0f} ms")
-    header = [
-        "method",
-        "median ms",
-        "min ms",
-        "words/s",
-        "time over jaxlm's",
-        "share of float32 floor",
-        "peak memory MB",
-    ]
-    print_table(header, rows)
+        print(f"floor in {dtype}: {flop / 1e9:.1f} GFLOP at {each / 1e9:.0f} GFLOP/s = {1e3 * flop / each:.3g} ms")
+    header = ["method", "median ms", "min ms", "words/s", "time over jaxlm's"]
+    print_table([*header, *(f"share of {dtype} floor" for dtype in speeds), "peak memory MB"], rows)
     if profile:
         import step_parts
 
