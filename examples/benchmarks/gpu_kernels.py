@@ -103,7 +103,9 @@ def main(
     print(f"\na step of the GPU: {sum(runs.values()) / steps:.0f} kernels and copies, {busy:.3f} ms")
     copies = {name: f"{count / steps:g}" for name, count in runs.items() if "memcpy" in name.lower()}
     print(f"copies a step: {copies}")
-    rows = [[name, f"{runs[name] / steps:g}", f"{time / 1e3 / steps:.1f}"] for name, time in nanoseconds.most_common(top)]
+    rows = [
+        [name, f"{runs[name] / steps:g}", f"{time / 1e3 / steps:.1f}"] for name, time in nanoseconds.most_common(top)
+    ]
     print_table(["kernel", "runs a step", "microseconds a step"], rows)
 
 
