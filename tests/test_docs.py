@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tyro
@@ -155,7 +156,9 @@ def test_options_exist(page):
             assert function is not None
             known |= options_of(function)
     for span in spans(page):
-        for option in re.findall(r"(?<![\w-])--([a-z][a-z-]*)", span):
+        for flag, value in re.findall(r"--(xla_\w+)=(\w+)", span):
+            jax.jit(lambda: 0, compiler_options={flag: value}).lower().compile()  # raises if XLA has no such flag
+        for option in re.findall(r"(?<![\w-])--(?!xla_)([a-z][a-z-]*)", span):
             assert option.removeprefix("no-") in known, f"--{option} in {span}"
 
 
