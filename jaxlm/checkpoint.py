@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from flax import nnx
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from jaxlm.array_store import checkpointer, fits, ignore_closed_loops, quiet, sharding_of
@@ -23,7 +22,7 @@ from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
 from jaxlm.files import read_json, readable_size, staged, verify_checksums, write_checksums, write_json
 from jaxlm.mesh import Mesh, cut_along, leaf_name, map_data, mesh_shape
-from jaxlm.model import LanguageModel, abstract_model, split_params
+from jaxlm.model import LanguageModel, abstract_model, merge_params, split_params
 from jaxlm.processes import is_first, is_peer_death, wait_for_all
 from jaxlm.train_state import initial_opt_state
 
@@ -219,9 +218,9 @@ class Checkpoints:
 
     def restore_model(self, step: int, config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
         """Reads the parameters, without the optimizer state, onto one device or a mesh."""
-        graphdef, tables, dense = split_params(abstract_model(config, mesh))
+        _, tables, dense = split_params(abstract_model(config, mesh))
         restored = self.restore(step, {"tables": tables, "dense": dense}, mesh)  # as in TrainState
-        return nnx.merge(graphdef, restored["tables"], restored["dense"])
+        return merge_params(config, mesh, restored["tables"], restored["dense"])
 
     def restore_optimizer(
         self, step: int, model: ModelConfig, train: TrainConfig, mesh: Mesh | None = None

@@ -114,7 +114,7 @@ def _forward(
         recurrent = factor(recurrent_kernel, dtype)
         z = product(factor(inputs.reshape(-1, input_size), dtype), factor(kernel, dtype)) + bias[None]
         z = z.reshape(time, batch, -1)
-        return _scan_forward(lambda z, h: z + product(h.astype(recurrent.dtype), recurrent), z, carry, ROW_MAJOR)
+        return _scan_forward(lambda x, h: x + product(h.astype(recurrent.dtype), recurrent), z, carry, ROW_MAJOR)
 
     outputs, gates, previous_c, last_c = _on_platform(time, feature_major, row_major)
     return (outputs, (last_c, outputs[-1])), (inputs, kernel, recurrent_kernel, carry[1], outputs, gates, previous_c)

@@ -189,7 +189,7 @@ class LanguageModel(nnx.Module):
 def split_params(model: LanguageModel) -> tuple[nnx.GraphDef, dict[str, jax.Array], dict[str, Any]]:
     """Splits a model, or an abstract one, into its structure, its tables and its dense parameters.
 
-    The inverse is `nnx.merge(graphdef, tables, dense)`.
+    The inverse is `nnx.merge(graphdef, tables, dense)`, or `merge_params` where the config is known.
     """
     graphdef, *params = nnx.split(model, RowParam, nnx.Param)
     tables, dense = map(nnx.to_pure_dict, params)

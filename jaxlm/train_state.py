@@ -141,10 +141,10 @@ class TrainState:
             model = shard_model(model, mesh)
         if model.mesh is None:
             return cls._of_model(model, config, table)
-        graphdef, *params = split_params(model)
+        _, *params = split_params(model)
 
         def create(params: Any, table: UnigramTable | None) -> TrainState:
-            return cls._of_model(nnx.merge(graphdef, *params), config, table)
+            return cls._of_model(merge_params(model.config, model.mesh, *params), config, table)
 
         return _jit_on_mesh(create, model.mesh, params, table)
 

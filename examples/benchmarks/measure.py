@@ -10,7 +10,9 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+
+from jaxlm.config import ComputeDtype
+from jaxlm.matmul import product, product_precision
 
 MATMUL_FLOP = 2 * 2048**3
 
@@ -38,15 +40,15 @@ def interleaved(functions: dict[Hashable, Callable[[], object]], repeats: int, w
     return times
 
 
-def matmul(dtype: str = "float32", size: int = 2048) -> Callable[[], object]:
+def matmul(dtype: ComputeDtype = "float32", size: int = 2048) -> Callable[[], object]:
     """Returns a call of one square product with float32 sums; `MATMUL_FLOP` of them at the default size."""
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    with jax.default_matmul_precision(dtype):  # a GPU would round float32 factors
-        product = jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32)).lower(x).compile()
-    return lambda: product(x).block_until_ready()
+    with product_precision(dtype):
+        compiled = jax.jit(product).lower(x, x).compile()
+    return lambda: compiled(x, x).block_until_ready()
 
 
-def matmul_speed(dtype: str = "float32") -> float:
+def matmul_speed(dtype: ComputeDtype = "float32") -> float:
     """Returns the speed of the best of ten square products, in FLOP/s: 2048 wide, on a GPU 8192."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     return 2 * size**3 / min(interleaved({0: matmul(dtype, size)}, 10)[0])

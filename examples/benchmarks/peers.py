@@ -1,8 +1,8 @@
 """The same training step by other means, each with its own best public API: what a user would choose instead.
 
 Embedding -> LSTM -> softmax with the state carried over, gradients through all of it, one optimizer step. Each
-function sets up a peer and returns a call that runs one step on a given batch, or on a GPU queues it; `float` of the
-loss waits for it.
+function sets up a peer and returns a call that starts one step on a given batch and returns its loss; `float` of the
+loss waits until the step is done.
 """
 
 from collections.abc import Callable
