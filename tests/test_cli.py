@@ -1,6 +1,8 @@
 """The commands as a user calls them: the whole path, and one clear line for each kind of bad input."""
 
 import logging
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -92,6 +94,47 @@ def test_help_and_import_do_not_load_what_is_slow():
     for module in ("jaxlm", "convert"):
         result = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
         assert "usage" in result.stdout
+
+
+PAGE_FAULTS = """
+import resource, sys
+from jaxlm.cli.command_line import keep_freed_memory
+if "late" in sys.argv:
+    import jax
+print(keep_freed_memory())
+import jax, jax.numpy as jnp
+sine, x = jax.jit(jnp.sin), jnp.ones(20_000_000)  # the result has 80 MB, 19,000 pages
+faults = []
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    sine(x).block_until_ready()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults[1:]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+@pytest.mark.parametrize(
+    ("arguments", "variables", "kept"),
+    [
+        ([], {}, True),
+        (["late"], {}, False),
+        ([], {"MALLOC_TOP_PAD_": "131072"}, False),
+        ([], {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}, False),
+    ],
+)
+def test_training_keeps_freed_memory_unless_told_otherwise(arguments, variables, kept):
+    others = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
+    result = subprocess.run(
+        [sys.executable, "-c", PAGE_FAULTS, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=others | variables,
+    )
+    answer, faults = result.stdout.split()
+    assert answer == str(kept)
+    assert int(faults) < 100 if kept else int(faults) > 19_000
 
 
 def test_no_module_hides_a_name_of_the_package():

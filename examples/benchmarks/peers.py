@@ -35,7 +35,10 @@ LEARNING_RATE = 1e-3
 
 
 def jaxlm_step(problem: Problem) -> Step:
-    """Returns jaxlm's own step."""
+    """Returns jaxlm's own step, with memory kept between steps as in `jaxlm train`."""
+    from jaxlm.cli.command_line import keep_freed_memory
+
+    keep_freed_memory()
     from flax import nnx
 
     import jaxlm

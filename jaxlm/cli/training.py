@@ -20,6 +20,7 @@ from jaxlm.cli.arguments import (
     Run,
     Texts,
 )
+from jaxlm.cli.command_line import keep_freed_memory
 from jaxlm.config import DenseConfig, LSTMConfig, MeshConfig, ModelConfig, ProcessConfig, ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
 
@@ -111,6 +112,7 @@ def train(
       devices: Devices that share the model.
       processes: Processes that train together.
     """
+    keep_freed_memory()
     mesh = _join(processes, devices, out)
     from jaxlm.corpus import load_corpus
     from jaxlm.training_loop import train as train_model
@@ -163,6 +165,7 @@ def resume(
       devices: Devices that share the model.
       processes: Processes that train together.
     """
+    keep_freed_memory()
     mesh = _join(processes, devices, run)
     from jaxlm.corpus import load_corpus
     from jaxlm.run import load_config
