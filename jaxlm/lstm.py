@@ -101,8 +101,7 @@ def _forward(
     time, batch, input_size = inputs.shape
     dtype = product_dtype(dtype, time)
 
-    def feature_major() -> tuple[jax.Array, ...]:  # a step finds its inputs in the cache
-        # one product in a step is faster than two
+    def feature_major() -> tuple[jax.Array, ...]:  # one product in a step, of inputs and state
         kernels = (factor(transposed(x), dtype) for x in (kernel, recurrent_kernel))
         kernels_t = jnp.concatenate(list(kernels), axis=1)  # [4H, E + H]
         inputs_t = factor(inputs.swapaxes(1, 2), dtype)  # [time, E, batch]
