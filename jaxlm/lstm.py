@@ -102,8 +102,8 @@ def _forward(
     dtype = product_dtype(dtype, time)
 
     def feature_major() -> tuple[jax.Array, ...]:  # one product in a step, of inputs and state
-        kernels = (factor(transposed(x), dtype) for x in (kernel, recurrent_kernel))
-        kernels_t = jnp.concatenate(list(kernels), axis=1)  # [4H, E + H]
+        kernels = [factor(transposed(x), dtype) for x in (kernel, recurrent_kernel)]
+        kernels_t = jnp.concatenate(kernels, axis=1)  # [4H, E + H]
         inputs_t = factor(inputs.swapaxes(1, 2), dtype)  # [time, E, batch]
 
         def gates_of(x: jax.Array, h: jax.Array) -> jax.Array:

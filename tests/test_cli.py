@@ -97,7 +97,8 @@ def test_help_and_import_do_not_load_what_is_slow():
 
 
 PAGE_FAULTS = """
-import resource, sys
+import ctypes, resource, sys
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: huge pages would leave few faults to count
 from jaxlm.cli.command_line import keep_freed_memory
 if "late" in sys.argv:
     import jax

@@ -14,7 +14,7 @@ from pathlib import Path
 from jaxlm.errors import InputError
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as of any program whose output is no longer read
-# one arena, no blocks of their own for large sizes, and nothing given back: parameters of mallopt in glibc's malloc.h
+# for mallopt, from glibc's malloc.h: all threads share one heap, large blocks lie in it, too, and it does not shrink
 KEEP_FREED_MEMORY = {-8: 1, -4: 0, -1: 2**31 - 1}  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
 
 
@@ -89,11 +89,11 @@ def enable_compilation_cache() -> None:
 def keep_freed_memory() -> bool:
     """Lets glibc keep the memory of one training step for the next, unless the environment says how to allocate.
 
-    XLA allocates the temporaries of a step anew. Otherwise they are given back to the system each time, and a tenth of
-    a step on a processor goes into having them mapped again.
+    XLA allocates the temporaries of each step anew. By default, glibc returns them to the system after the step, and
+    on a processor a tenth of a step is spent on mapping them again.
 
     Returns:
-      Whether it does. It comes too late once JAX is imported, and other C libraries do not know how.
+      Whether it does: not once JAX is imported, and not with other C libraries.
     """
     given = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if given or "jax" in sys.modules or platform.libc_ver()[0] != "glibc":
