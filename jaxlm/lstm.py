@@ -132,11 +132,11 @@ def _scan_forward(
         i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
         new_c = f * c + i * g
         new_h = o * jnp.tanh(new_c)
-        return (new_c, new_h), (_turned(new_h, axis), jnp.concatenate([i, f, g, o], axis), c)
+        return (new_c, new_h), (new_h, jnp.concatenate([i, f, g, o], axis), c)
 
     start = (_turned(carry[0], axis), _turned(carry[1], axis))
     (last_c, _), (outputs, gates, c) = jax.lax.scan(step, start, xs, unroll=UNROLL[axis])
-    return outputs, _flattened(gates), _flattened(c), _turned(last_c, axis)
+    return _turned(outputs, axis), _flattened(gates), _flattened(c), _turned(last_c, axis)
 
 
 def _backward(dtype: ComputeDtype, residuals: tuple, cotangents: tuple[jax.Array, Carry]) -> tuple:
@@ -179,16 +179,16 @@ def _scan_backward(
         d_output, gate, c = saved
         i, f, g, o = jnp.split(gate, 4, axis)
         tanh_c = jnp.tanh(f * c + i * g)
-        d_h += _turned(d_output, axis)
+        d_h += d_output
         d_c += d_h * o * (1 - tanh_c * tanh_c)
         d_gates = [d_c * g * i * (1 - i), d_c * c * f * (1 - f), d_c * i * (1 - g * g), d_h * tanh_c * o * (1 - o)]
         d_z = jnp.concatenate(d_gates, axis).astype(dtype)
-        return (d_c * f, d_h_of(d_z)), _turned(d_z, axis)
+        return (d_c * f, d_h_of(d_z)), d_z
 
-    by_time = (d_outputs, _unflattened(gates, batch, axis), _unflattened(previous_c, batch, axis))
+    by_time = (_turned(d_outputs, axis), _unflattened(gates, batch, axis), _unflattened(previous_c, batch, axis))
     start = (_turned(d_last[0], axis), _turned(d_last[1], axis))
     (d_c, d_h), d_z = jax.lax.scan(step, start, by_time, reverse=True, unroll=UNROLL[axis])
-    return d_z, (_turned(d_c, axis), _turned(d_h, axis))
+    return _turned(d_z, axis), (_turned(d_c, axis), _turned(d_h, axis))
 
 
 def _on_platform(time: int, feature_major: Callable[[], Any], row_major: Callable[[], Any]) -> Any:
@@ -197,8 +197,11 @@ def _on_platform(time: int, feature_major: Callable[[], Any], row_major: Callabl
 
 
 def _turned(x: jax.Array, axis: int) -> jax.Array:
-    """Returns `[H, batch]` for `[batch, H]`, or the other way around, if the state is feature-major."""
-    return x.T if axis == FEATURE_MAJOR else x
+    """Returns `[..., H, batch]` for `[..., batch, H]`, or the other way around, if the state is feature-major.
+
+    Outside a loop, where all cores do it: in one, a single core writes what the loop stores.
+    """
+    return x.swapaxes(-1, -2) if axis == FEATURE_MAJOR else x
 
 
 def _flattened(x: jax.Array) -> jax.Array:
