@@ -14,7 +14,6 @@ import tyro
 from convert.options import Dtype, ExportOptions, FormatName
 from jaxlm.cli import OptionalPath, Run, run_command, show_messages
 from jaxlm.errors import InputError
-from jaxlm.files import readable_size
 
 # how --help names what a command takes
 Model = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
@@ -61,6 +60,7 @@ def to_keras(
     with _quiet_imports():
         from convert import runs
         from convert.export import check_output, export
+    from jaxlm.files import readable_size
 
     check_output(out, overwrite, format)
     options = ExportOptions(logits, last_only, single_step, dtype)

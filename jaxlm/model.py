@@ -1,7 +1,7 @@
 """`LanguageModel`: embedding -> LSTM stack -> softmax rows, as a Flax NNX module."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -253,17 +253,33 @@ def _initial_weights(config: ModelConfig, vectors: jax.Array | None, rngs: nnx.R
 
 
 def _uniform(key: jax.Array, shape: tuple[int, int], limit: float, mesh: Mesh | None) -> jax.Array:
-    """Draws from [-limit, limit], and adds the rows of zeros of a mesh.
-
-    On one device with Philox bits, since Threefry would need three times the memory of the table. On a mesh with
-    Threefry bits, of which each device draws only its own.
-    """
+    """Draws from [-limit, limit], and adds the rows of zeros of a mesh. A row is the same on any mesh."""
     if mesh is None:
-        philox = jax.random.wrap_key_data(jnp.resize(jax.random.key_data(key), (4,)), impl="rbg")
-        return jax.random.uniform(philox, shape, jnp.float32, -limit, limit)
-    padded = (padded_rows(shape[0], mesh), shape[1])
-    is_word = jnp.arange(padded[0])[:, None] < shape[0]
-    return jnp.where(is_word, jax.random.uniform(key, padded, jnp.float32, -limit, limit), 0.0)
+        return _uniform_in_blocks(key, shape, limit)
+    rows = jnp.arange(padded_rows(shape[0], mesh))
+    return jnp.where(rows[:, None] < shape[0], _uniform_rows(key, rows, shape[1], limit), 0.0)
+
+
+@partial(jax.jit, static_argnames="shape")
+def _uniform_in_blocks(key: jax.Array, shape: tuple[int, int], limit: float) -> jax.Array:
+    """Draws `_uniform_rows` in place: all at once, they would need three times the memory of the table."""
+    block = min(1024, shape[0])
+
+    def draw(i: jax.Array, table: jax.Array) -> jax.Array:
+        start = jnp.minimum(i * block, shape[0] - block)  # the last block may draw some rows again
+        rows = _uniform_rows(key, start + jnp.arange(block), shape[1], limit)
+        return jax.lax.dynamic_update_slice_in_dim(table, rows, start, 0)
+
+    return jax.lax.fori_loop(0, -(-shape[0] // block), draw, jnp.zeros(shape, jnp.float32))
+
+
+def _uniform_rows(key: jax.Array, rows: jax.Array, width: int, limit: float) -> jax.Array:
+    """Draws `[len(rows), width]` numbers from [-limit, limit]. Those of a row depend on its index alone."""
+
+    def draw(row: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(key, row), (width,), jnp.float32, -limit, limit)
+
+    return jax.vmap(draw)(rows)
 
 
 def _glorot_uniform(rngs: nnx.Rngs, shape: tuple[int, int]) -> jax.Array:

@@ -255,7 +255,7 @@ def _select_scalar(condition: jax.Array, new: jax.Array, old: jax.Array) -> jax.
 
 def _norms(gradients: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
     """Returns the norm of the gradient of each table, whose rows lie along `vocab`, and of each dense parameter."""
-    tables = gradients.keys() - {"dense"}
+    tables = [name for name in gradients if name != "dense"]  # a set's order, and so the program, varies by process
     norms = {name: jnp.sqrt(psum(global_norm(gradients[name]) ** 2, vocab_axes(mesh))) for name in tables}
     return norms | {"dense": jax.tree.map(global_norm, gradients["dense"])}
 

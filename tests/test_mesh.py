@@ -132,6 +132,19 @@ def test_one_step_equals_that_of_one_device(case, shape):
             np.testing.assert_allclose(moved, should, rtol=1e-5, atol=1e-5 * np.abs(should).max() + bit, err_msg=name)
 
 
+@pytest.mark.parametrize("vocab_size", [1, 1_024, 2_051])  # of one block of rows, and of several that overlap
+def test_random_rows_are_those_of_one_device(vocab_size):
+    config = ModelConfig(vocab_size, embedding_size=3, hidden_size=5)
+    one, many = (LanguageModel(config, rngs=nnx.Rngs(0), mesh=mesh) for mesh in (None, make_mesh(2, 4)))
+    for rows, padded, limit in (
+        (one.embedding[...], many.embedding[...], 1.0),
+        (one.weights[...], many.weights[...], (6 / (vocab_size + 5)) ** 0.5),
+    ):
+        np.testing.assert_array_equal(padded[:vocab_size], rows)
+        assert not padded[vocab_size:].any() and 0.5 * limit < jnp.abs(rows).max() <= limit
+        assert len(np.unique(rows)) > 0.99 * rows.size
+
+
 def test_twenty_steps_replicas_and_padding():
     results = []
     for mesh in (None, make_mesh(2, 4)):

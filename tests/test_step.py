@@ -1,7 +1,10 @@
 """A whole training step against plain autodiff through full tables and dense Optax; memory; determinism."""
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -244,6 +247,41 @@ def test_step_two_does_not_compile_again():
         if step == 0:
             compiled = jit_train_step._cache_size()
     assert jit_train_step._cache_size() == compiled
+
+
+PROGRAMS = """
+import hashlib
+import numpy as np
+from flax import nnx
+from jaxlm import Batch, LanguageModel, ModelConfig, TrainConfig, TrainState, make_mesh
+from jaxlm.batches import place_batch
+from jaxlm.step import jit_train_step
+
+ids = np.zeros((4, 3), np.int32)
+for mesh in (None, make_mesh(2, 2)):
+    for change in ({}, {"loss": "nce", "clip_each": True}, {"loss": "full"}):
+        config = TrainConfig(batch_size=4, sequence_length=3, num_sampled=5, **change)
+        model = LanguageModel(ModelConfig(20, embedding_size=3, hidden_size=5), rngs=nnx.Rngs(0))
+        state = TrainState.create(model, config, mesh=mesh)
+        program = jit_train_step.lower(state, place_batch(Batch(ids, ids), mesh), np.float32(0.1)).as_text()
+        print(hashlib.sha256(program.encode()).hexdigest())
+"""
+
+
+def test_every_process_makes_the_same_program():
+    """The next process finds it among the compiled ones, and the processes of a mesh tell each other the same."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    programs = [
+        subprocess.run(
+            [sys.executable, "-c", PROGRAMS],
+            env=os.environ | {"PYTHONHASHSEED": seed, "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        for seed in ("1", "2")  # by which Python orders sets
+    ]
+    assert len(programs[0]) == 6 and programs[0] == programs[1]
 
 
 def test_same_seed_same_bits_and_dropout_differs_from_none():

@@ -18,8 +18,9 @@ FIRST_STEP = """
 import jax, numpy as np, jaxlm
 from flax import nnx
 model = jaxlm.LanguageModel(jaxlm.ModelConfig({vocab_size}), rngs=nnx.Rngs(0))
-state = jaxlm.TrainState.create(model, jaxlm.TrainConfig())
-ids = np.zeros((16, 35), np.int32)
+config = jaxlm.TrainConfig()
+state = jaxlm.TrainState.create(model, config)
+ids = np.zeros((config.batch_size, config.sequence_length), np.int32)
 jax.block_until_ready(jaxlm.train_step(state, (ids, ids), 1e-3)[1])
 """
 
