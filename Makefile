@@ -26,7 +26,7 @@ test: check
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m "$(TESTS)"
 
 test-all: check
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	XLA_FLAGS= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 check: install
 	$(BIN)/ruff check .
