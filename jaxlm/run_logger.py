@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jaxlm.batches import Batch, place_batch
@@ -24,6 +23,7 @@ from jaxlm.processes import is_first
 from jaxlm.run import RunConfig, append_metrics, drop_metrics_after, save_config
 from jaxlm.schedule import StepEstimate, learning_rate_schedule
 from jaxlm.step import exact_and_training_loss
+from jaxlm.tensorboard import event_writer
 from jaxlm.train_state import TrainState
 
 LOG_EVERY = 20  # steps averaged in a line of metrics.jsonl
@@ -70,7 +70,7 @@ class RunLogger:
         self.saved_step, self.saved_at = first_step, time.perf_counter()
         if self.writes:
             drop_metrics_after(directory, first_step)
-            self.events = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
+            self.events = event_writer(directory / "tensorboard", first_step)
 
     def _schedule(self, total_steps: int) -> Callable[[int], jax.Array]:
         """Returns the learning rate as a function of the step, on all devices."""

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# compilation takes most of the tests' time: programs of a few steps do not repay LLVM's optimization, the older emitters
-# of XLA write a quarter of the code, and the same programs are compiled by several tests, workers and processes.
+# compilation takes most of the tests' time: programs of a few steps do not repay LLVM's optimization, XLA's older
+# emitters write a quarter of the code, and the same programs are compiled by several tests, workers and processes.
 # `make test-all` compiles as users do: it sets XLA_FLAGS to nothing
 os.environ.setdefault(
     "XLA_FLAGS",

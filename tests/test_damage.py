@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,15 @@ def cases(directory: Path) -> list[tuple[str, str]]:
     return [(str(path), damage) for path in files if path.name != "text.txt" for damage in DAMAGES]
 
 
-def check(case: tuple[str, str], originals: tuple[Path, Path], tmp_path: Path, capsys, caplog) -> None:
+def check(cases: list[tuple[str, str]], originals: tuple[Path, Path], tmp_path: Path, capsys: Any, caplog: Any) -> None:
+    expected = evaluate(originals[0], capsys)[1]
+    for case in cases:
+        check_one(case, expected, originals, tmp_path, capsys, caplog)
+
+
+def check_one(
+    case: tuple[str, str], expected: str, originals: tuple[Path, Path], tmp_path: Path, capsys: Any, caplog: Any
+) -> None:
     name, damage = case
     directory = tmp_path / re.sub(r"\W", "_", f"{name} {damage}")
     shutil.copytree(originals[0], directory)
@@ -96,7 +105,6 @@ def check(case: tuple[str, str], originals: tuple[Path, Path], tmp_path: Path, c
     else:  # an older checkpoint, or one that was not the best, is still there
         assert code == 0 and errors == "", (case, errors)
         told = any("is passed over" in record.getMessage() for record in caplog.records)
-        expected = evaluate(originals[0], capsys)[1]
         assert numbers == expected or told, (case, numbers)
         assert numbers == expected or name.startswith("run/checkpoints/"), case
     shutil.rmtree(directory)
@@ -107,14 +115,12 @@ def test_some_damages_are_told(originals, tmp_path, capsys, caplog):
     assert len(everything) > 500
     important = [case for case in everything if "checkpoints" not in case[0]]
     chosen = np.random.default_rng(0).permutation(len(everything))[:30]
-    for case in [*important, *(everything[i] for i in chosen)]:
-        check(case, originals, tmp_path, capsys, caplog)
+    check([*important, *(everything[i] for i in chosen)], originals, tmp_path, capsys, caplog)
 
 
 @pytest.mark.exhaustive
 def test_all_damages_are_told(originals, tmp_path, capsys, caplog):
-    for case in cases(originals[0]):
-        check(case, originals, tmp_path, capsys, caplog)
+    check(cases(originals[0]), originals, tmp_path, capsys, caplog)
 
 
 def test_training_resumes_from_the_checkpoint_before_a_damaged_one(originals, tmp_path, capsys, caplog):

@@ -259,12 +259,10 @@ from jaxlm.step import jit_train_step
 
 ids = np.zeros((4, 3), np.int32)
 for mesh in (None, make_mesh(2, 2)):
-    for change in ({}, {"loss": "nce", "clip_each": True}, {"loss": "full"}):
-        config = TrainConfig(batch_size=4, sequence_length=3, num_sampled=5, **change)
-        model = LanguageModel(ModelConfig(20, embedding_size=3, hidden_size=5), rngs=nnx.Rngs(0))
-        state = TrainState.create(model, config, mesh=mesh)
-        program = jit_train_step.lower(state, place_batch(Batch(ids, ids), mesh), np.float32(0.1)).as_text()
-        print(hashlib.sha256(program.encode()).hexdigest())
+    model = LanguageModel(ModelConfig(20, embedding_size=3, hidden_size=5), rngs=nnx.Rngs(0))
+    state = TrainState.create(model, TrainConfig(batch_size=4, sequence_length=3, num_sampled=5), mesh=mesh)
+    program = jit_train_step.lower(state, place_batch(Batch(ids, ids), mesh), np.float32(0.1)).as_text()
+    print(hashlib.sha256(program.encode()).hexdigest())
 """
 
 
@@ -281,7 +279,7 @@ def test_every_process_makes_the_same_program():
         ).stdout.splitlines()
         for seed in ("1", "2")  # by which Python orders sets
     ]
-    assert len(programs[0]) == 6 and programs[0] == programs[1]
+    assert len(programs[0]) == 2 and programs[0] == programs[1]
 
 
 def test_same_seed_same_bits_and_dropout_differs_from_none():

@@ -18,6 +18,7 @@ from jaxlm.errors import InputError
 
 V = 23
 EXACT = {"num_sampled": V, "sampler": "uniform", "compute_dtype": "float32"}
+EAGER = {"run_eagerly": True}  # a few small steps do not repay a graph
 QUIET = {"batch_size": 4, "verbose": 0}
 MODULES = {"keras": keras, "tf_keras": tf_keras}
 OPTIMIZERS = ["Adam", "Adagrad", "SGD"]
@@ -139,7 +140,8 @@ def compile_and_fit(module, case, fit):
         rate = module.optimizers.schedules.ExponentialDecay(rate, 2, 0.5)
     optimizer = getattr(module.optimizers, case.get("kind", "SGD"))(rate, **case.get("optimizer", {}))
     loss = case.get("loss", "sparse_categorical_crossentropy")
-    model.compile(optimizer, module.losses.SparseCategoricalCrossentropy(**loss) if isinstance(loss, dict) else loss)
+    loss = module.losses.SparseCategoricalCrossentropy(**loss) if isinstance(loss, dict) else loss
+    model.compile(optimizer, loss, **EAGER)
     x, y = (case["dataset"](), None) if "dataset" in case else case.get("data", sequences())
     arguments = QUIET | {"shuffle": False, "epochs": 2} | case.get("fit", {})
     if y is None:
@@ -235,7 +237,7 @@ def test_training_continues_with_the_optimizer_state(kind, module):
         model = make(module)
         model.set_weights([0.3 * array for array in model.get_weights()])  # so that no gradient is as small as epsilon
         settings = {"epsilon": 1e-9} if kind == "Adam" else {}  # nearer to Optax' 1e-8, which counts differently
-        model.compile(getattr(module.optimizers, kind)(0.02, **settings), "sparse_categorical_crossentropy")
+        model.compile(getattr(module.optimizers, kind)(0.02, **settings), "sparse_categorical_crossentropy", **EAGER)
         for first, fit in enumerate(fits):
             fit(model, first)
         return model
