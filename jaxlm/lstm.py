@@ -199,7 +199,7 @@ def _on_platform(time: int, feature_major: Callable[[], Any], row_major: Callabl
 def _turned(x: jax.Array, axis: int) -> jax.Array:
     """Returns `[..., H, batch]` for `[..., batch, H]`, or the other way around, if the state is feature-major.
 
-    Outside a loop, where all cores do it: in one, a single core writes what the loop stores.
+    For all time steps at once, outside the loops: a single core writes what a loop stores.
     """
     return x.swapaxes(-1, -2) if axis == FEATURE_MAJOR else x
 

@@ -1,7 +1,7 @@
 """`LanguageModel`: embedding -> LSTM stack -> softmax rows, as a Flax NNX module."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -11,13 +11,12 @@ from jax.typing import ArrayLike
 
 from jaxlm.config import ComputeDtype, DenseConfig, ModelConfig
 from jaxlm.errors import require
+from jaxlm.initializers import glorot_uniform, initial_embedding, initial_weights
 from jaxlm.lstm import LSTM, Carry
 from jaxlm.matmul import matmul
 from jaxlm.mesh import Mesh, pad, padded_rows, shard
 from jaxlm.row_updates import take_rows
 
-EMBEDDING_SCALE = 0.58  # of word vectors in the embedding: the deviation of uniform numbers in [-1, 1]
-SOFTMAX_SCALE = 0.4  # of word vectors in the softmax rows
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda outputs: outputs,
     "relu": jax.nn.relu,
@@ -47,7 +46,7 @@ class Dense(nnx.Module):
 
     def __init__(self, input_size: int, config: DenseConfig, *, rngs: nnx.Rngs):
         self.activation = config.activation
-        self.kernel = nnx.Param(_glorot_uniform(rngs, (input_size, config.size)))
+        self.kernel = nnx.Param(glorot_uniform(rngs, (input_size, config.size)))
         self.bias = nnx.Param(jnp.zeros(config.size, jnp.float32)) if config.use_bias else None
 
     def __call__(self, inputs: jax.Array, dtype: ComputeDtype = "float32") -> jax.Array:
@@ -106,16 +105,16 @@ class LanguageModel(nnx.Module):
     ):
         self.config, self.mesh = config, mesh
         vectors = _checked(word_vectors, (config.vocab_size, config.embedding_size), "word_vectors", mesh)
-        self.embedding = None if config.tied else RowParam(_initial_embedding(config, vectors, rngs, mesh))
+        self.embedding = None if config.tied else RowParam(initial_embedding(config, vectors, rngs, mesh))
         widths = [layer.size for layer in config.lstm_layers] + [layer.size for layer in config.dense]
         sizes = iter([config.embedding_size, *widths])  # of each layer's inputs
         self.lstms = nnx.List(
             [LSTM(next(sizes), lstm.size, use_bias=lstm.use_bias, rngs=rngs) for lstm in config.lstm_layers]
         )
         shape = (config.hidden_size, config.projection_size)
-        self.projection = nnx.Param(_glorot_uniform(rngs, shape)) if config.projection_size else None
+        self.projection = nnx.Param(glorot_uniform(rngs, shape)) if config.projection_size else None
         self.dense = nnx.List([Dense(next(sizes), dense, rngs=rngs) for dense in config.dense])
-        self.weights = RowParam(_initial_weights(config, vectors, rngs, mesh))
+        self.weights = RowParam(initial_weights(config, vectors, rngs, mesh))
         biases = _checked(log_unigram, (config.vocab_size,), "log_unigram", mesh)
         zeros = biases is None or not config.softmax_bias
         self.biases = RowParam(jnp.zeros(padded_rows(config.vocab_size, mesh), jnp.float32) if zeros else biases)
@@ -233,57 +232,6 @@ def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str, mesh: Me
     rows, padded = jnp.asarray(rows, jnp.float32), (padded_rows(shape[0], mesh), *shape[1:])
     require(rows.shape in (shape, padded), name, f"shape {shape}, one row per word", rows.shape)
     return pad(rows, padded[0])
-
-
-def _initial_embedding(config: ModelConfig, vectors: jax.Array | None, rngs: nnx.Rngs, mesh: Mesh | None) -> jax.Array:
-    if vectors is None:
-        return _uniform(rngs.params(), (config.vocab_size, config.embedding_size), 1.0, mesh)
-    return EMBEDDING_SCALE * vectors
-
-
-def _initial_weights(config: ModelConfig, vectors: jax.Array | None, rngs: nnx.Rngs, mesh: Mesh | None) -> jax.Array:
-    shape = (config.vocab_size, config.softmax_size)
-    if vectors is None:
-        return _uniform(rngs.params(), shape, 0.1 if config.tied else (6.0 / sum(shape)) ** 0.5, mesh)
-    if config.tied:
-        return SOFTMAX_SCALE * vectors
-    shape = (config.embedding_size, config.softmax_size)
-    rotation = jax.nn.initializers.orthogonal()(rngs.params(), shape, jnp.float32)
-    return (SOFTMAX_SCALE * vectors) @ rotation
-
-
-def _uniform(key: jax.Array, shape: tuple[int, int], limit: float, mesh: Mesh | None) -> jax.Array:
-    """Draws from [-limit, limit], and adds the rows of zeros of a mesh. A row is the same on any mesh."""
-    if mesh is None:
-        return _uniform_in_blocks(key, shape, limit)
-    rows = jnp.arange(padded_rows(shape[0], mesh))
-    return jnp.where(rows[:, None] < shape[0], _uniform_rows(key, rows, shape[1], limit), 0.0)
-
-
-@partial(jax.jit, static_argnames="shape")
-def _uniform_in_blocks(key: jax.Array, shape: tuple[int, int], limit: float) -> jax.Array:
-    """Draws `_uniform_rows` in place: all at once, they would need three times the memory of the table."""
-    block = min(1024, shape[0])
-
-    def draw(i: jax.Array, table: jax.Array) -> jax.Array:
-        start = jnp.minimum(i * block, shape[0] - block)  # the last block may draw some rows again
-        rows = _uniform_rows(key, start + jnp.arange(block), shape[1], limit)
-        return jax.lax.dynamic_update_slice_in_dim(table, rows, start, 0)
-
-    return jax.lax.fori_loop(0, -(-shape[0] // block), draw, jnp.zeros(shape, jnp.float32))
-
-
-def _uniform_rows(key: jax.Array, rows: jax.Array, width: int, limit: float) -> jax.Array:
-    """Draws `[len(rows), width]` numbers from [-limit, limit]. Those of a row depend on its index alone."""
-
-    def draw(row: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(key, row), (width,), jnp.float32, -limit, limit)
-
-    return jax.vmap(draw)(rows)
-
-
-def _glorot_uniform(rngs: nnx.Rngs, shape: tuple[int, int]) -> jax.Array:
-    return jax.nn.initializers.glorot_uniform()(rngs.params(), shape, jnp.float32)
 
 
 def _linear(inputs: jax.Array, kernel: jax.Array, dtype: ComputeDtype) -> jax.Array:
