@@ -6,9 +6,9 @@ from typing import Any
 
 
 def event_writer(directory: Path, first_step: int) -> Any:
-    """Returns a `tensorboardX.SummaryWriter`. What TensorBoard had after step `first_step` is taken back.
+    """Returns a `tensorboardX.SummaryWriter`. TensorBoard forgets what it had after step `first_step`.
 
-    PyTorch is hidden from tensorboardX, which would import it if it is installed: 1.5 s and 180 MB, for nothing here.
+    tensorboardX imports PyTorch wherever it is installed, which costs 1.5 s and 180 MB for nothing here, so it is hidden.
     """
     hidden = "torch" not in sys.modules
     if hidden:
