@@ -8,7 +8,7 @@ from typing import Any
 def event_writer(directory: Path, first_step: int) -> Any:
     """Returns a `tensorboardX.SummaryWriter`. TensorBoard forgets what it had after step `first_step`.
 
-    tensorboardX imports PyTorch wherever it is installed, which costs 1.5 s and 180 MB for nothing here, so it is hidden.
+    tensorboardX imports PyTorch wherever it is installed. It is hidden, since that takes 1.5 s and 180 MB for nothing.
     """
     hidden = "torch" not in sys.modules
     if hidden:
