@@ -50,13 +50,15 @@ def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:
     """Puts a batch onto a mesh, with streams that do not count where their number does not divide."""
     if mesh is None and isinstance(batch.starts_epoch, jax.Array):
         return batch  # to read it would wait for the device
-    batch = batch._replace(starts_epoch=np.asarray(batch.starts_epoch, bool))
-    if mesh is None:
+    batch = weighted(batch._replace(starts_epoch=np.asarray(batch.starts_epoch, bool)), mesh)
+    return jax.tree.map(lambda leaf: place_streams(leaf, mesh) if leaf.ndim else leaf, batch)
+
+
+def weighted(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Adds the weights of a mean if a mesh adds streams, which count for nothing."""
+    if batch.weights is not None or padded_streams(len(batch.inputs), mesh) == len(batch.inputs):
         return batch
-    size, weights = padded_streams(len(batch.inputs), mesh), batch.weights
-    if weights is None and size != len(batch.inputs):
-        weights = np.full(batch.labels.shape, 1.0 / batch.labels.size, np.float32)
-    return jax.tree.map(lambda leaf: place_streams(leaf, mesh) if leaf.ndim else leaf, batch._replace(weights=weights))
+    return batch._replace(weights=np.full(batch.labels.shape, 1.0 / batch.labels.size, np.float32))
 
 
 def place_streams(array: Any, mesh: Mesh | None) -> Any:

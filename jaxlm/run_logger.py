@@ -62,7 +62,7 @@ class RunLogger:
         self.train, self.schedule, self.first_step, self.mesh = config.train, config.schedule, first_step, mesh
         self.writes, self.progress = is_first(), progress and is_first()
         self.unigram_loss = unigram_loss(corpus.valid, corpus.counts)
-        self.learning_rate = self._schedule(config.total_steps)
+        self.learning_rates = self._schedule(config.total_steps)
         self.length, self.estimated = StepEstimate(self.schedule, first_step), 0
         self.logged = resumed.logged  # steps and seconds at the last line of metrics.jsonl
         self.unwritten: list[dict[str, float]] = []
@@ -72,10 +72,15 @@ class RunLogger:
             drop_metrics_after(directory, first_step)
             self.events = event_writer(directory / "tensorboard", first_step)
 
-    def _schedule(self, total_steps: int) -> Callable[[int], jax.Array]:
-        """Returns the learning rate as a function of the step, on all devices."""
+    def _schedule(self, total_steps: int) -> Callable[[np.ndarray], jax.Array]:
+        """Returns the learning rates as a function of the steps, on all devices."""
+        schedule = learning_rate_schedule(self.schedule, total_steps)
+
+        def learning_rates(steps: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(jnp.asarray(schedule(steps), jnp.float32), steps.shape)
+
         everywhere = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
-        return jax.jit(learning_rate_schedule(self.schedule, total_steps), out_shardings=everywhere)
+        return jax.jit(learning_rates, out_shardings=everywhere)
 
     def progress_bar(self) -> tqdm:
         """Returns the bar of the steps."""
@@ -95,7 +100,7 @@ class RunLogger:
         if total_steps in (0, self.config.total_steps):
             return
         self.config = self.config._replace(total_steps=total_steps)
-        self.learning_rate = self._schedule(total_steps)
+        self.learning_rates = self._schedule(total_steps)
         self._save_config()
 
     def _save_config(self) -> None:

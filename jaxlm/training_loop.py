@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
-from jaxlm.batches import own_streams, train_batch
+from jaxlm.batches import train_batch
+from jaxlm.blocks import BLOCK_STEPS, BatchBlocks
 from jaxlm.checkpoint import Checkpoints, Progress
 from jaxlm.config import LENGTHS, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.corpus import Corpus, PathLike, fingerprints, load_corpus
@@ -26,7 +28,7 @@ from jaxlm.run import RunConfig, load_config
 from jaxlm.run_logger import LOG_EVERY, RunLogger
 from jaxlm.run_start import as_in_run, opened_run, starting_state
 from jaxlm.schedule import known_total_steps
-from jaxlm.step import train_step
+from jaxlm.step import step_in_block
 from jaxlm.stop_signals import StopSignals
 from jaxlm.token_ids import check_ids
 from jaxlm.train_state import TrainState, resolved
@@ -134,7 +136,7 @@ def _directory_of(corpus: Corpus) -> PathLike:
 def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progress) -> Evaluation | None:
     """Runs the steps from the first one of this process to the last one of the run."""
     step, schedule, sizes = run.first_step, run.schedule, (run.train.batch_size, run.train.sequence_length)
-    streams, decisions, decision = own_streams(run.train.batch_size, run.mesh), Decisions(run.mesh), Decision()
+    blocks, decisions, decision = BatchBlocks(corpus.train, run.train, run.mesh), Decisions(run.mesh), Decision()
     if step >= run.config.total_steps > 0:
         logger.info("the run already has its %d steps; give it a greater length to continue it", step)
         return run.evaluate(state)
@@ -142,8 +144,8 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
     with StopSignals() as stop, run.progress_bar() as bar:
         while not decision.stop and not (run.config.total_steps and step >= run.config.total_steps):
             # one step; its loss is fetched while the next one runs
-            learning_rate = run.learning_rate(step)
-            state, loss = train_step(state, train_batch(corpus.train, step, *sizes, streams), learning_rate)
+            block = blocks.with_step(step, run.learning_rates)
+            state, loss = step_in_block(state, block)
             step += 1
             losses.add(loss, step)
 
@@ -154,7 +156,8 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
 
             # a line of metrics
             if step % LOG_EVERY == 0 and losses.fetched:
-                run.log_training(step, losses.take(), float(learning_rate), watch.seconds(), bar)
+                learning_rate = float(np.asarray(block.learning_rates)[(step - 1) % BLOCK_STEPS])
+                run.log_training(step, losses.take(), learning_rate, watch.seconds(), bar)
             bar.update()
 
             # an exact evaluation, or just a checkpoint; neither counts as training time

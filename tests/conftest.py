@@ -28,7 +28,7 @@ from jaxlm.training_loop import train
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 one_device = os.environ["XLA_FLAGS"]
-os.environ["XLA_FLAGS"] = f"{one_device} --xla_force_host_platform_device_count=8"  # for test_mesh.py
+os.environ["XLA_FLAGS"] = f"{one_device} --xla_force_host_platform_device_count=8"  # for some of the tests
 assert len(jax.devices()) == 8
 os.environ["XLA_FLAGS"] = one_device  # processes that tests start are as a user's
 
@@ -45,7 +45,7 @@ def forget_compiled_programs():
 
 @pytest.fixture(autouse=True)
 def visible_devices(monkeypatch):
-    """Lets jaxlm see one device, as on most machines. test_mesh.py sees all eight."""
+    """Lets jaxlm see one device, as on most machines. test_mesh.py and test_blocks.py see all eight."""
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
 

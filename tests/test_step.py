@@ -15,6 +15,7 @@ from flax import nnx
 from helpers import BARE, CHAIN, branches_for, quick_if
 
 from jaxlm.batches import Batch
+from jaxlm.blocks import BLOCK_STEPS, BatchBlock
 from jaxlm.candidate_sampling.distributions import unigram_table
 from jaxlm.candidate_sampling.samplers import (
     fixed_unigram_candidate_sampler,
@@ -26,7 +27,7 @@ from jaxlm.errors import InputError
 from jaxlm.losses import nce_loss, sampled_softmax_loss
 from jaxlm.lstm import ROW_MAJOR, UNROLL
 from jaxlm.model import LanguageModel
-from jaxlm.step import exact_and_training_loss, jit_train_step, train_step
+from jaxlm.step import exact_and_training_loss, jit_train_step, step_in_block, train_step
 from jaxlm.train_state import TrainState
 
 MODEL = ModelConfig(50, embedding_size=5, hidden_size=7, num_layers=2)
@@ -426,8 +427,10 @@ def test_on_a_gpu_tables_are_updated_in_place_and_the_host_is_not_asked(optimize
     state = jax.eval_shape(
         lambda: TrainState.create(LanguageModel(dataclasses.replace(MODEL, vocab_size=5003), rngs=nnx.Rngs(0)), config)
     )
-    ids = jax.ShapeDtypeStruct((3, 2 * UNROLL[ROW_MAJOR] + 1), jnp.int32)
-    text = jit_train_step.trace(state, Batch(ids, ids, False), 0.1).lower(lowering_platforms=("cuda",)).as_text()
+    ids = jax.ShapeDtypeStruct((BLOCK_STEPS, 3, 2 * UNROLL[ROW_MAJOR] + 1), jnp.int32)
+    starts, rates = (jax.ShapeDtypeStruct((BLOCK_STEPS,), dtype) for dtype in (jnp.bool, jnp.float32))
+    block = BatchBlock(Batch(ids, ids, starts), rates)
+    text = step_in_block.trace(state, block).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("tf.aliasing_output") == len(jax.tree.leaves(state))
     assert "callback" not in text and "infeed" not in text and "outfeed" not in text
     # a choice asks the host where to go on, unless it is one by the platform, which is a constant

@@ -197,14 +197,16 @@ def test_a_second_interrupt_leaves_at_once(corpus_dir, tmp_path):
 
 def broken_steps(monkeypatch, *steps: int) -> None:
     """Makes the loss of some steps NaN, as an invalid id in the batch would."""
-    step = training_loop.train_step
+    step = training_loop.step_in_block
 
-    def broken(state, batch, learning_rate):
-        labels = jnp.asarray(batch.labels)
-        labels = labels.at[0, 0].set(jnp.where(jnp.isin(state.step, jnp.array(steps)), -1, labels[0, 0]))
-        return step(state, batch._replace(labels=labels), learning_rate)
+    def broken(state, block):
+        labels = block.batches.labels  # [steps, batch, time]
+        first = state.step - state.step % len(labels)
+        invalid = jnp.isin(first + jnp.arange(len(labels)), jnp.array(steps))
+        labels = labels.at[:, 0, 0].set(jnp.where(invalid, -1, labels[:, 0, 0]))
+        return step(state, block._replace(batches=block.batches._replace(labels=labels)))
 
-    monkeypatch.setattr(training_loop, "train_step", broken)
+    monkeypatch.setattr(training_loop, "step_in_block", broken)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_told(corpus, tmp_path, monkeypatch, caplog):

@@ -2,17 +2,20 @@
 
     python examples/benchmarks/gpu_kernels.py --batch-size 32
 
-Steps follow each other without waiting, with batches from the host, as in `jaxlm train`, and with batches that lie on
-the device already. Where the host's share is the whole time, the GPU waits for the host, which launches its kernels.
+Steps follow each other without waiting, with batches from the host, as `jaxlm.train_batches` makes them, with blocks of
+batches, as in `jaxlm train`, and with batches that lie on the device already. Where the host's share is the whole time,
+the GPU waits for the host, which launches its kernels.
 """
 
 import collections
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
@@ -20,36 +23,59 @@ from measure import machine, print_table
 
 import jaxlm
 from jaxlm.batches import Batch
+from jaxlm.blocks import BatchBlocks
+from jaxlm.step import step_in_block
 
+Run = Callable[[jaxlm.TrainState], tuple[jaxlm.TrainState, jax.Array]]  # to the state and the loss after some steps
 Times = dict[str, list[tuple[float, float]]]  # ms a step, of which the host works, by where the batches are
 
 
-def run(state: jaxlm.TrainState, texts: list) -> tuple[jaxlm.TrainState, jax.Array]:
-    """Runs a step on each batch, and returns the state and the last loss without waiting for them."""
-    for batch, learning_rate in texts:
-        state, loss = jaxlm.train_step(state, batch, learning_rate)
-    return state, loss
+def on_batches(texts: list[tuple[Batch, float]]) -> Run:
+    """Returns what runs a step on each batch, with its learning rate, and waits for none."""
+
+    def run(state: jaxlm.TrainState) -> tuple[jaxlm.TrainState, jax.Array]:
+        for batch, learning_rate in texts:
+            state, loss = jaxlm.train_step(state, batch, learning_rate)
+        return state, loss
+
+    return run
 
 
-def time_steps(state: jaxlm.TrainState, batches: dict[str, list], repeats: int) -> tuple[jaxlm.TrainState, Times]:
-    """Times steps with each kind of batches, in turn; the first turn is not counted."""
-    times: Times = {kind: [] for kind in batches}
+def in_blocks(tokens: np.ndarray, config: jaxlm.TrainConfig, steps: int) -> Run:
+    """Returns what runs the next steps of a text, as `jaxlm train` does."""
+    blocks = BatchBlocks(tokens, config, None)
+    schedule = jax.jit(lambda steps: jnp.full(steps.shape, 1e-3))
+
+    def run(state: jaxlm.TrainState) -> tuple[jaxlm.TrainState, jax.Array]:
+        first = int(state.step)
+        for step in range(first, first + steps):
+            state, loss = step_in_block(state, blocks.with_step(step, schedule))
+        return state, loss
+
+    return run
+
+
+def time_steps(
+    state: jaxlm.TrainState, ways: dict[str, Run], steps: int, repeats: int
+) -> tuple[jaxlm.TrainState, Times]:
+    """Times each way to run so many steps, in turn; the first turn is not counted."""
+    times: Times = {kind: [] for kind in ways}
     for _ in range(repeats + 1):
-        for kind, texts in batches.items():
+        for kind, run in ways.items():
             start = time.perf_counter()
-            state, loss = run(state, texts)
+            state, loss = run(state)
             host = time.perf_counter() - start
             float(loss)
-            times[kind].append((1e3 * (time.perf_counter() - start) / len(texts), 1e3 * host / len(texts)))
+            times[kind].append((1e3 * (time.perf_counter() - start) / steps, 1e3 * host / steps))
     return state, {kind: each[1:] for kind, each in times.items()}
 
 
-def kernels(state: jaxlm.TrainState, texts: list) -> tuple[collections.Counter, collections.Counter]:
+def kernels(state: jaxlm.TrainState, run: Run) -> tuple[collections.Counter, collections.Counter]:
     """Returns nanoseconds and runs of each kernel and kind of copy, in all steps together."""
     nanoseconds, runs = collections.Counter[str](), collections.Counter[str]()
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory):
-            float(run(state, texts)[1])
+            float(run(state)[1])
         (path,) = Path(directory).rglob("*.xplane.pb")
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
             streams = [line for line in plane.lines if line.name.startswith("Stream")] if "GPU" in plane.name else []
@@ -93,10 +119,14 @@ def main(
     rng = np.random.default_rng(0)
     shape = (steps, batch_size, sequence_length + 1)
     words = np.exp(rng.random(shape) * np.log(vocab_size)).astype(np.int32) - 1  # log-uniform, as in Zipf's law
-    on_host = [(Batch(text[:, :-1], text[:, 1:]), 1e-3) for text in words]
-    batches = {"on the host": on_host, "on the device": jax.device_put(on_host)}
-    state, times = time_steps(state, batches, repeats)
-    nanoseconds, runs = kernels(state, on_host)
+    texts = [(Batch(text[:, :-1], text[:, 1:]), 1e-3) for text in words]
+    ways = {
+        "from the host": on_batches(texts),
+        "in blocks, as in `jaxlm train`": in_blocks(words.ravel(), config, steps),
+        "on the device already": on_batches(jax.device_put(texts)),
+    }
+    state, times = time_steps(state, ways, steps, repeats)
+    nanoseconds, runs = kernels(state, ways["in blocks, as in `jaxlm train`"])
     print(machine())
     rows = []
     for kind, each in times.items():
