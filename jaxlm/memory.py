@@ -1,6 +1,8 @@
-"""Whether a training run fits into memory, before anything is allocated."""
+"""Whether a training run fits into memory, before anything is allocated; and what a compiler leaves behind in it."""
 
+import ctypes
 import dataclasses
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,12 @@ def available_bytes() -> int | None:
         return None
     lines = [line for line in info.read_text().splitlines() if line.startswith("MemAvailable:")]
     return int(lines[0].split()[1]) * 1024 if lines else None
+
+
+def return_freed_memory() -> None:
+    """Returns to the system what was freed, which glibc may keep; does nothing with other C libraries."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def require_memory(model_config: ModelConfig, train_config: TrainConfig, mesh: Mesh | None = None) -> None:

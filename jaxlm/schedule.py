@@ -8,6 +8,7 @@ from jaxlm.batches import batches_per_epoch
 from jaxlm.config import ScheduleConfig, TrainConfig
 
 WARM_UP = 3  # steps of a process that say nothing about its speed, since they are compiled
+MEASURED = 0.05  # fraction of a length in minutes over which the speed is measured at least
 
 
 def learning_rate_schedule(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
@@ -51,6 +52,8 @@ def known_total_steps(schedule: ScheduleConfig, train: TrainConfig, num_tokens: 
 class StepEstimate:
     """Turns a length in minutes into a number of steps, once the decay of the learning rate begins.
 
+    A decay over the whole run begins as soon as the speed is known.
+
     Args:
       schedule: `minutes` and `decay_fraction` are used.
       first_step: the step at which this process starts.
@@ -66,7 +69,8 @@ class StepEstimate:
         """Returns the total number of steps, or 0 if it cannot be told yet, after so many steps and seconds."""
         if step == self.first_step + WARM_UP:
             self.warm = (step, seconds)
-        if step <= self.first_step + WARM_UP or seconds < self.decay_begins:
+        measured_until = min(self.warm[1] + MEASURED * self.limit, self.limit)
+        if step <= self.first_step + WARM_UP or seconds < max(self.decay_begins, measured_until):
             return 0
         speed = (step - self.warm[0]) / (seconds - self.warm[1])
         return step + max(1, int((self.limit - seconds) * speed))

@@ -28,7 +28,7 @@ from jaxlm.run import RunConfig, load_config
 from jaxlm.run_logger import LOG_EVERY, RunLogger
 from jaxlm.run_start import as_in_run, opened_run, starting_state
 from jaxlm.schedule import known_total_steps
-from jaxlm.step import step_in_block
+from jaxlm.step import compile_step_in_block, step_in_block
 from jaxlm.stop_signals import StopSignals
 from jaxlm.token_ids import check_ids
 from jaxlm.train_state import TrainState, resolved
@@ -142,6 +142,7 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
         return run.evaluate(state)
     evaluation, watch, losses = None, Stopwatch(resumed.seconds), LateLosses(run, state, resumed.losses)
     with StopSignals() as stop, run.progress_bar() as bar:
+        compile_step_in_block(state, blocks.with_step(step, run.learning_rates))
         while not decision.stop and not (run.config.total_steps and step >= run.config.total_steps):
             # one step; its loss is fetched while the next one runs
             block = blocks.with_step(step, run.learning_rates)

@@ -11,7 +11,7 @@ from jaxlm.blocks import BLOCK_STEPS, BatchBlocks
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.mesh import make_mesh
 from jaxlm.model import LanguageModel
-from jaxlm.step import step_in_block, train_step
+from jaxlm.step import compile_step_in_block, step_in_block, train_step
 from jaxlm.train_state import TrainState
 
 TOKENS = np.random.default_rng(0).integers(0, 31, 700).astype(np.int32)
@@ -52,6 +52,17 @@ def test_a_block_is_read_once_and_another_schedule_counts_at_once():
     changed = blocks.with_step(7, lambda steps: -schedule(steps))
     np.testing.assert_array_equal(changed.learning_rates, -block.learning_rates)
     jax.tree.map(np.testing.assert_array_equal, changed.batches, block.batches)
+
+
+def test_the_step_is_compiled_before_its_first_call_and_not_again(caplog):
+    state = TrainState.create(LanguageModel(ModelConfig(31, 5, 6), rngs=nnx.Rngs(0)), CONFIG)
+    block = BatchBlocks(TOKENS, CONFIG, None).with_step(0, schedule)
+    with jax.log_compiles():
+        compile_step_in_block(state, block)
+        compiled = caplog.text.count("Finished XLA compilation of jit(step_in_block)")
+        for _ in range(2):
+            state, _ = step_in_block(state, block)
+    assert compiled == 1 == caplog.text.count("Finished XLA compilation of jit(step_in_block)")
 
 
 @pytest.mark.parametrize("shape", [None, (2, 2)])

@@ -1,4 +1,9 @@
-"""Too little memory is told before anything is allocated, with settings that would fit."""
+"""Too little memory is told before anything is allocated, with settings that would fit; freed memory is returned."""
+
+import ctypes
+import platform
+import resource
+from pathlib import Path
 
 import jax
 import pytest
@@ -6,7 +11,7 @@ import pytest
 from jaxlm import memory
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError
-from jaxlm.memory import available_bytes, require_memory, state_bytes
+from jaxlm.memory import available_bytes, require_memory, return_freed_memory, state_bytes
 
 MODEL = ModelConfig(200_000)
 
@@ -20,6 +25,26 @@ def test_the_state_has_tables_and_moments(optimizer, copies):
 def test_this_machine_has_memory():
     assert available_bytes() > 1e8
     require_memory(ModelConfig(1000), TrainConfig())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep less")
+def test_what_was_freed_is_returned_to_the_system():
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    blocks = [libc.malloc(100_000) for _ in range(1001)]  # 100 MB; glibc maps only larger ones by themselves
+    for block in blocks:
+        ctypes.memset(block, 1, 100_000)
+    for block in blocks[:-1]:  # the last one keeps them from being the end of the heap
+        libc.free(block)
+    before = resident_bytes()
+    return_freed_memory()
+    assert before - resident_bytes() > 80e6
+    libc.free(blocks[-1])
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 def test_what_would_fit_is_named(monkeypatch):

@@ -43,3 +43,11 @@ def test_minutes_become_steps_when_the_decay_begins():
     totals = [estimate.total_steps(step, 20.0 + step) for step in range(1, 402)]  # 20 s to compile, then 1 s a step
     assert totals[:399] == [0] * 399
     assert totals[399] == 580
+
+
+def test_a_decay_over_the_whole_run_waits_until_the_speed_is_known():
+    estimate = StepEstimate(ScheduleConfig(minutes=10.0, decay_fraction=1.0), first_step=0)
+    seconds = [20.0 + step + 8 * (step > 3) for step in range(1, 40)]  # the fourth step takes nine times as long
+    totals = [estimate.total_steps(step, each) for step, each in enumerate(seconds, start=1)]
+    assert totals[:24] == [0] * 24  # 30 s, a twentieth of the length, after the third step
+    assert 400 < totals[24] < 580 and totals[38] > totals[24]
