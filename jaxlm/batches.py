@@ -50,8 +50,10 @@ def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:
     """Puts a batch onto a mesh, with streams that do not count where their number does not divide."""
     if mesh is None and isinstance(batch.starts_epoch, jax.Array):
         return batch  # to read it would wait for the device
-    batch = weighted(batch._replace(starts_epoch=np.asarray(batch.starts_epoch, bool)), mesh)
-    return jax.tree.map(lambda leaf: place_streams(leaf, mesh) if leaf.ndim else leaf, batch)
+    batch = batch._replace(starts_epoch=np.asarray(batch.starts_epoch, bool))
+    if mesh is None:
+        return batch
+    return jax.tree.map(lambda leaf: place_streams(leaf, mesh) if leaf.ndim else leaf, weighted(batch, mesh))
 
 
 def weighted(batch: Batch, mesh: Mesh | None) -> Batch:

@@ -1,6 +1,6 @@
 """The words and learning rates of several steps, put onto the devices together.
 
-A GPU's step takes less time than the host needs to hand over each of its arrays by itself.
+To hand over the arrays of a step one by one takes the host longer than the step takes a GPU.
 """
 
 from collections.abc import Callable, Sequence

@@ -4,8 +4,8 @@
 
 Two models: the README's, and the LSTM-2048-512 of Jozefowicz et al. 2016, https://arxiv.org/abs/1602.02410, with its
 vocabulary and 8,192 samples, whose bottleneck lies outside the recurrence here. The sizes are parameters, to try it
-without a GPU, where it runs on the processor and says so. jaxlm in float32 is not among the peers: for a GPU, XLA tries
-many programs for each float32 product, which had not ended after half a minute.
+without a GPU, where it runs on the processor and says so. jaxlm in float32 is not among the peers: on a GPU, its
+step was still not compiled after half a minute, since XLA tries many programs for each float32 product.
 """
 
 import train_step
