@@ -9,9 +9,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[],
     submod_attrs={
-        "fit_keras": ["fit_keras"],
-        "keras_model": ["from_keras", "load_into_keras", "to_keras"],
-        "flax_tree": ["from_flax"],
-        "keras_ids": ["frequency_order"],
+        "fit.fit_keras": ["fit_keras"],
+        "keras_models.in_memory": ["from_keras", "load_into_keras", "to_keras"],
+        "weights.flax_params": ["from_flax"],
+        "weights.id_order": ["frequency_order"],
     },
 )

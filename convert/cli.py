@@ -58,14 +58,16 @@ def to_keras(
       overwrite: Replace an existing file.
     """
     with _quiet_imports():
-        from convert import runs
-        from convert.export import check_output, export
+        from convert.files import run_directory
+        from convert.files.export import check_output, export
     from jaxlm.files import readable_size
 
     check_output(out, overwrite, format)
     options = ExportOptions(logits, last_only, single_step, dtype)
     # the run is passed on and not kept here, so that its memory can be released
-    comparison = export(runs.load(run, keep_optimizer=keep_optimizer), out, options, format=format, overwrite=overwrite)
+    comparison = export(
+        run_directory.load(run, keep_optimizer=keep_optimizer), out, options, format=format, overwrite=overwrite
+    )
     files = out.rglob("*") if out.is_dir() else out.parent.glob(out.name + "*")
     size = sum(path.stat().st_size for path in files if path.is_file())
     print(f"{comparison}\n{out}: {readable_size(size)}, verified as above")
@@ -100,7 +102,7 @@ def from_keras(
       keep_optimizer: Continue with the optimizer state (Adam, Adagrad or SGD) of a .keras file.
     """
     with _quiet_imports():
-        from convert.import_keras import import_run
+        from convert.files.importing import import_run
 
     for line in import_run(model, run, vocabulary, unk, eos, tokenization, keep_optimizer):
         print(line)
@@ -125,9 +127,9 @@ def verify(
       max_tokens: Maximum number of words of the text, from its beginning; 0 for all.
     """
     with _quiet_imports():
-        from convert.comparison import compare, compare_perplexities
-        from convert.formats import load_predictor
-        from convert.import_keras import encode_text
+        from convert.checks.comparison import compare, compare_perplexities
+        from convert.files.importing import encode_text
+        from convert.files.registry import load_predictor
 
     ours, theirs = load_predictor(first), load_predictor(second)
     comparison = compare(ours, theirs)

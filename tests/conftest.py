@@ -22,8 +22,8 @@ import pytest
 from helpers import branches_for, make_random_model
 
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
-from jaxlm.corpus import Corpus, load_corpus, prepare
-from jaxlm.training_loop import train
+from jaxlm.data.corpus import Corpus, load_corpus, prepare
+from jaxlm.runs.loop import train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -113,12 +113,12 @@ def random_model():
 
 @pytest.fixture
 def random_run():
-    """Makes a `convert.runs.Run` of a random model, with words."""
-    from convert.runs import Run
+    """Makes a `convert.weights.run_model.RunModel` of a random model, with words."""
+    from convert.weights.run_model import RunModel
 
-    def make(num_layers: int = 2, **change: int) -> Run:
+    def make(num_layers: int = 2, **change: int) -> RunModel:
         model = make_random_model(num_layers, **change)
         words = ("the", "<eos>", "<unk>", *(f"word{i}" for i in range(3, model.config.vocab_size)))
-        return Run(model, words, "words")
+        return RunModel(model, words, "words")
 
     return make

@@ -12,12 +12,12 @@ import pytest
 from keras import layers
 
 from convert import cli
-from convert.formats import load_predictor
-from convert.optimizer import OptimizerState
-from convert.weights import language_model_weights
+from convert.files.registry import load_predictor
+from convert.weights.optimizer_state import OptimizerState
+from convert.weights.table import language_model_weights
 from jaxlm import cli as jaxlm_cli
 from jaxlm.errors import InputError
-from jaxlm.model import LanguageModel
+from jaxlm.model.language_model import LanguageModel
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig
 from jaxlm.files import write_json
-from jaxlm.model import LanguageModel
-from jaxlm.run import load_config
-from jaxlm.train_state import TrainState
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.directory import load_config
+from jaxlm.training.state import TrainState
 
 # chains of layers that only the long form of `ModelConfig` describes
 CHAIN: dict[str, Any] = {

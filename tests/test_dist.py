@@ -26,7 +26,7 @@ def run(*command: object, cwd: Path) -> str:
 def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The wheel and the source archive, built from a copy, since a build writes into its tree."""
     copy, out = tmp_path_factory.mktemp("source") / "jaxlm", tmp_path_factory.mktemp("dist")
-    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "runs", "data")
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, copy, ignore=ignored)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy, cwd=out)
     return sorted(out.iterdir())

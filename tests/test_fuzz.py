@@ -8,15 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convert import kept_model
-from convert.keras_ids import KERAS_IDS_FILE, KerasIds
-from convert.keras_vocabulary import read_vocabulary, remarks
+from convert.keras_models import source_json
+from convert.keras_models.words import read_vocabulary, remarks
+from convert.weights.id_order import KERAS_IDS_FILE, KerasIds
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
-from jaxlm.corpus import load_tokens
+from jaxlm.data.corpus import load_tokens
+from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
 from jaxlm.files import write_json
-from jaxlm.run import RunConfig, load_config, save_config
-from jaxlm.vocabulary import Vocabulary
+from jaxlm.runs.directory import RunConfig, load_config, save_config
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -142,9 +142,9 @@ def fuzz_kept_model(data, directory):
     inner = model.get("config")
     if isinstance(inner, dict) and isinstance(inner.get("layers"), dict):
         inner["layers"] = list(inner["layers"].values())
-    kept_model.save(directory, model)
+    source_json.save(directory, model)
     config = ModelConfig(4, 3, 5, dense=(DenseConfig(2, "relu"),))
-    read(kept_model.load, directory, config)
+    read(source_json.load, directory, config)
 
 
 FUZZERS = [fuzz_kept_model, fuzz_config, fuzz_vocabulary, fuzz_bytes, fuzz_keras_vocabulary, fuzz_keras_words]

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convert import predictor
-from jaxlm import generation, neighbors, reader
-from jaxlm.batches import Batch
+from convert.checks import predictor
 from jaxlm.config import DenseConfig, ModelConfig, TrainConfig
-from jaxlm.evaluation import exact_loss
-from jaxlm.lstm import LSTM
+from jaxlm.data.batches import Batch
+from jaxlm.inference import batch_reader, generation, neighbors
+from jaxlm.inference.perplexity import exact_loss
 from jaxlm.matmul import fast_dtype, matmul, transposed
-from jaxlm.model import LanguageModel, split_params
-from jaxlm.step import exact_and_training_loss, jit_train_step, train_step
-from jaxlm.train_state import TrainState
+from jaxlm.model.language_model import LanguageModel, split_params
+from jaxlm.model.lstm import LSTM
+from jaxlm.training.state import TrainState
+from jaxlm.training.step import exact_and_training_loss, jit_train_step, train_step
 
 MODEL = ModelConfig(37, embedding_size=5, hidden_size=7, num_layers=2, projection_size=6)
 TRAIN = TrainConfig(batch_size=3, sequence_length=4, num_sampled=12, compute_dtype="bfloat16")
@@ -164,8 +164,8 @@ def answers_of_a_model():
         "evaluation": (exact_loss, structure, arrays, weighted, carry),
         "log of both losses": (exact_and_training_loss, make_state(compute_dtype="float32"), make_batch()),
         "training in float32": (jit_train_step, make_state(compute_dtype="float32"), make_batch(), 0.1),
-        "scores, the LSTM": (reader._outputs, graphdef, params, ids, carry),
-        "scores, the softmax": (reader._statistics, graphdef, params, outputs, np.ones(4, np.int32)),
+        "scores, the LSTM": (batch_reader._outputs, graphdef, params, ids, carry),
+        "scores, the softmax": (batch_reader._statistics, graphdef, params, outputs, np.ones(4, np.int32)),
         "prompt": (generation.read_word, graphdef, params, word, carry),
         "generation": (
             generation._next_words, graphdef, choice, params, word[None], carry, banned, numbers, keys, np.uint32(0)

@@ -20,8 +20,8 @@ from flax import nnx
 from measure import machine, print_table
 
 import jaxlm
-from jaxlm.checkpoint import Checkpoints, Progress
-from jaxlm.run_logger import finite_parts, parts_of
+from jaxlm.runs.checkpoint import Checkpoints, Progress
+from jaxlm.runs.recorder import finite_parts, parts_of
 
 
 def peak_megabytes() -> float:

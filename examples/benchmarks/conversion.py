@@ -26,12 +26,12 @@ def write_run(directory: Path, vocab_size: int) -> None:
     from flax import nnx
 
     import jaxlm
-    from convert import runs
+    from convert.files import run_directory
 
     words = ("<unk>", "<eos>", *(f"word{n}" for n in range(2, vocab_size)))
     vocabulary = jaxlm.Vocabulary(words, tuple(10**7 // (n + 1) for n in range(vocab_size)), "words")
     model = jaxlm.LanguageModel(jaxlm.ModelConfig(vocab_size), vocabulary.log_unigram, rngs=nnx.Rngs(0))
-    runs.write(directory, model, vocabulary)
+    run_directory.write(directory, model, vocabulary)
 
 
 def measured(*arguments: str) -> tuple[float, float]:
@@ -81,7 +81,7 @@ def main(vocab_size: int = 200_000, formats: tuple[str, ...] = FORMATS) -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         measured(__file__, "run", f"{directory}/run", str(vocab_size))  # a process, so that this one stays small
-        seconds, imports = measured("-c", "import convert.export, tensorflow")
+        seconds, imports = measured("-c", "import convert.files.export, tensorflow")
         rows = [["imports only", f"{seconds:.1f}", f"{imports / 1e6:,.0f}", ""]]
         size, copying, before = 0, 0.0, None
         for label, out, seconds, peak in conversions(directory, formats):

@@ -41,7 +41,7 @@ def torch_trainer(start: jaxlm.LanguageModel, adaptive: bool) -> Trainer:
     import torch
     from peers import torch_lstm, torch_sampled_loss
 
-    from jaxlm.batches import evaluation_batches
+    from jaxlm.data.batches import evaluation_batches
     from jaxlm.matmul import fast_dtype
 
     torch.manual_seed(0)
@@ -146,7 +146,7 @@ def keras_trainer(config: jaxlm.ModelConfig) -> Trainer:
     import keras
 
     import convert
-    from convert.keras_builder import build
+    from convert.keras_models.builder import build
 
     model = build(config)
     model.compile(keras.optimizers.Adam(), keras.losses.SparseCategoricalCrossentropy())
@@ -174,9 +174,9 @@ def run(method: Method, data: str, minutes: float, sizes: list[int], eval_tokens
     """Trains with one method, and returns how many words it read and the exact validation perplexity."""
     from flax import nnx
 
-    from jaxlm.batches import train_batch
-    from jaxlm.run import read_metrics
-    from jaxlm.schedule import learning_rate_schedule
+    from jaxlm.data.batches import train_batch
+    from jaxlm.runs.directory import read_metrics
+    from jaxlm.runs.schedule import learning_rate_schedule
 
     corpus = jaxlm.load_corpus(data)
     config = jaxlm.ModelConfig(len(corpus.vocabulary), *sizes)

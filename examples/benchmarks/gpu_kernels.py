@@ -22,9 +22,9 @@ from flax import nnx
 from measure import machine, print_table
 
 import jaxlm
-from jaxlm.batches import Batch
-from jaxlm.blocks import BatchBlocks
-from jaxlm.step import step_in_block
+from jaxlm.data.batch_blocks import BatchBlocks
+from jaxlm.data.batches import Batch
+from jaxlm.training.step import step_in_block
 
 Run = Callable[[jaxlm.TrainState], tuple[jaxlm.TrainState, jax.Array]]  # to the state and the loss after some steps
 Times = dict[str, list[tuple[float, float]]]  # ms a step, of which the host works, by where the batches are

@@ -21,8 +21,8 @@ from flax import nnx
 from measure import machine, print_table
 
 import jaxlm
-from jaxlm.checkpoint import Checkpoints
-from jaxlm.run import load_config, read_metrics
+from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.directory import load_config, read_metrics
 
 FLAGS = (
     "--embedding-size 8 --hidden-size 16 --dropout 0.1 --num-sampled 20 --batch-size 4 --sequence-length 5"

@@ -14,8 +14,8 @@ import tyro
 from measure import machine, print_table
 
 import jaxlm
-from jaxlm.corpus import Corpus
-from jaxlm.run import read_metrics
+from jaxlm.data.corpus import Corpus
+from jaxlm.runs.directory import read_metrics
 
 
 def train(

@@ -235,7 +235,7 @@ def torch_sparse(problem: Problem) -> Step:
 
 
 def torch_lstm(layer):
-    """Returns PyTorch's LSTM with the parameters of a `jaxlm.lstm.LSTM`."""
+    """Returns PyTorch's LSTM with the parameters of a `jaxlm.model.lstm.LSTM`."""
     import torch
 
     kernel, recurrent_kernel, bias = (

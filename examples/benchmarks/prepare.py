@@ -18,9 +18,9 @@ import tyro
 from measure import interleaved, machine, milliseconds, print_table
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from jaxlm.corpus import prepare
-from jaxlm.text import PATTERNS, PieceEncoder, read_chunks
-from jaxlm.vocabulary import UNK
+from jaxlm.data.corpus import prepare
+from jaxlm.data.tokenization import PATTERNS, PieceEncoder, read_chunks
+from jaxlm.data.vocabulary import UNK
 
 COMMANDS = ("read", "tokenize", "prepare")
 

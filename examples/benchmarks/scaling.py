@@ -95,10 +95,10 @@ def compiled_step(problem: Problem):  # noqa: ANN201
     from jax.sharding import NamedSharding
 
     import jaxlm
-    from jaxlm.batches import Batch
-    from jaxlm.mesh import stream_spec
-    from jaxlm.step import jit_train_step
-    from jaxlm.train_state import state_specs
+    from jaxlm.data.batches import Batch
+    from jaxlm.parallel.mesh import stream_spec
+    from jaxlm.training.state import state_specs
+    from jaxlm.training.step import jit_train_step
 
     mesh = jaxlm.make_mesh(problem.data, problem.vocab)
     length = 20 if problem.projection_size else 35

@@ -19,12 +19,12 @@ from flax import nnx
 from measure import interleaved, machine, matmul_speed, milliseconds, print_table
 
 import jaxlm
-from jaxlm.batches import Batch
 from jaxlm.candidate_sampling.samplers import log_uniform_candidate_sampler
-from jaxlm.losses import gather_rows, sampled_softmax_loss_of_rows
-from jaxlm.lstm import lstm
+from jaxlm.data.batches import Batch
+from jaxlm.losses.sampled import gather_rows, sampled_softmax_loss_of_rows
+from jaxlm.model.lstm import lstm
 from jaxlm.row_updates import RowGradient, sum_duplicates, update_rows
-from jaxlm.train_state import optimizer
+from jaxlm.training.state import optimizer
 
 
 def parts(

@@ -18,7 +18,7 @@ from flax import nnx
 from measure import interleaved, machine, matmul_speed, milliseconds, print_table
 
 import jaxlm
-from jaxlm.step import jit_train_step
+from jaxlm.training.step import jit_train_step
 
 
 def make_state(vocab_size: int, optimizer: str, batch_size: int) -> jaxlm.TrainState:

@@ -12,7 +12,7 @@ from jaxlm.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from jaxlm.vocabulary import Vocabulary
+    from jaxlm.data.vocabulary import Vocabulary
 
 
 def generate(
@@ -43,9 +43,9 @@ def generate(
     import jax
     import jax.numpy as jnp
 
-    from jaxlm.generation import draw_words
-    from jaxlm.mesh import open_mesh
-    from jaxlm.run import load_model
+    from jaxlm.inference.generation import draw_words
+    from jaxlm.parallel.mesh import open_mesh
+    from jaxlm.runs.directory import load_model
 
     if num_samples < 1:
         raise InputError(f"Invalid `num_samples`: expected at least 1. Received: {num_samples}.")
@@ -116,9 +116,9 @@ def next_words(
       prompt: Beginning of a line.
       k: Number of words.
     """
-    from jaxlm.mesh import open_mesh
-    from jaxlm.neighbors import next_words as most_likely
-    from jaxlm.run import load_model
+    from jaxlm.inference.neighbors import next_words as most_likely
+    from jaxlm.parallel.mesh import open_mesh
+    from jaxlm.runs.directory import load_model
 
     model, vocabulary, _ = load_model(run, mesh=open_mesh())
     _, start = _encode_prompt(vocabulary, prompt)
@@ -139,9 +139,9 @@ def neighbors(
       words: Words of the vocabulary.
       k: Number of neighbors.
     """
-    from jaxlm.mesh import open_mesh
-    from jaxlm.neighbors import TABLES, nearest_words
-    from jaxlm.run import load_model
+    from jaxlm.inference.neighbors import TABLES, nearest_words
+    from jaxlm.parallel.mesh import open_mesh
+    from jaxlm.runs.directory import load_model
 
     model, vocabulary, _ = load_model(run, mesh=open_mesh())
     if not words:

@@ -11,7 +11,7 @@ import tyro
 from jaxlm.cli.arguments import Run, TextOrInput
 
 if TYPE_CHECKING:
-    from jaxlm.scoring import LineScore
+    from jaxlm.inference.scoring import LineScore
 
 Row = dict[str, int | float | str]
 
@@ -38,9 +38,9 @@ def score(
         100,000 unseen words, give -11.5, minus the logarithm of their number.
       ignore_unk: Unknown words do not count. They remain in the context.
     """
-    from jaxlm.lines import read_lines
-    from jaxlm.run import load_model
-    from jaxlm.scoring import score as score_lines
+    from jaxlm.data.text_files import read_lines
+    from jaxlm.inference.scoring import score as score_lines
+    from jaxlm.runs.directory import load_model
 
     model, vocabulary, _ = load_model(run)
     lines = score_lines(
@@ -115,9 +115,9 @@ def rescore(
         feature and the total for Moses.
       unk_log_prob: Added to the log-probability of <unk> for each unknown word, in nats.
     """
-    from jaxlm import nbest as forms
-    from jaxlm.lines import read_lines
-    from jaxlm.run import load_model
+    from jaxlm.data.text_files import read_lines
+    from jaxlm.inference import nbest as forms
+    from jaxlm.runs.directory import load_model
 
     model, vocabulary, _ = load_model(run)
     total: dict[str, float] | None = None

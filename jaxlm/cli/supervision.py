@@ -43,7 +43,7 @@ def run_supervised(run: Callable[[], int]) -> None:
     try:
         code = run()
     except Exception as error:
-        from jaxlm.processes import is_peer_death
+        from jaxlm.parallel.processes import is_peer_death
 
         if is_peer_death(error):
             print(f"JAX: {reason(error)}", file=sys.stderr)

@@ -27,8 +27,8 @@ from jaxlm.errors import InputError
 if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does not
     from jax.sharding import Mesh
 
-    from jaxlm.corpus import Corpus
-    from jaxlm.evaluation import Evaluation
+    from jaxlm.data.corpus import Corpus
+    from jaxlm.inference.perplexity import Evaluation
 
 ZIPF_LIMIT = 0.3  # nats; English and German novels have 0.12, documentation 0.18, equal counts 0.9 and more
 
@@ -64,8 +64,8 @@ def prepare(
         text by default.
       vocabulary: vocabulary.json of an existing model. Replaces --vocab-size and --tokenization.
     """
-    from jaxlm import corpus as corpora
-    from jaxlm.vocabulary import UNK, Vocabulary, zipf_divergence
+    from jaxlm.data import corpus as corpora
+    from jaxlm.data.vocabulary import UNK, Vocabulary, zipf_divergence
 
     if not train:
         raise InputError("No training text: expected jaxlm prepare TEXT [TEXT ...] --out DIRECTORY.")
@@ -114,8 +114,8 @@ def train(
     """
     keep_freed_memory()
     mesh = _join(processes, devices, out)
-    from jaxlm.corpus import load_corpus
-    from jaxlm.training_loop import train as train_model
+    from jaxlm.data.corpus import load_corpus
+    from jaxlm.runs.loop import train as train_model
 
     corpus = load_corpus(data)
     shape = _model_config(model, out, len(corpus.vocabulary))
@@ -126,18 +126,18 @@ def train(
 def _join(processes: ProcessConfig, devices: MeshConfig, run: Path) -> "Mesh | None":
     """Joins the other processes, if there are any, and returns the mesh, by default the run's; None for one device."""
     if processes.distributed:
-        from jaxlm.processes import initialize
+        from jaxlm.parallel.processes import initialize
 
         initialize(processes)
-    from jaxlm.mesh import open_mesh
-    from jaxlm.run_start import mesh_of_run
+    from jaxlm.parallel.mesh import open_mesh
+    from jaxlm.runs.start import mesh_of_run
 
     return open_mesh(mesh_of_run(run) if devices == MeshConfig() else devices)
 
 
 def _model_config(options: ModelOptions, out: Path, vocab_size: int) -> ModelConfig:
     """Returns what the options say, or if none is given, the config of an existing run: options cannot say it all."""
-    from jaxlm.run import CONFIG_FILE, load_config
+    from jaxlm.runs.directory import CONFIG_FILE, load_config
 
     if options == ModelOptions() and (out / CONFIG_FILE).exists():
         return load_config(out).model
@@ -167,9 +167,9 @@ def resume(
     """
     keep_freed_memory()
     mesh = _join(processes, devices, run)
-    from jaxlm.corpus import load_corpus
-    from jaxlm.run import load_config
-    from jaxlm.training_loop import resume as resume_training
+    from jaxlm.data.corpus import load_corpus
+    from jaxlm.runs.directory import load_config
+    from jaxlm.runs.loop import resume as resume_training
 
     evaluation = resume_training(
         run, steps=steps, epochs=epochs, minutes=minutes, learning_rate=learning_rate, mesh=mesh
@@ -193,10 +193,10 @@ def evaluate(
       batch_size: Streams of text read side by side, each from the zero state: more streams read faster, and their
         perplexity is a little higher, since the first words of each have no context.
     """
-    from jaxlm.corpus import load_corpus
-    from jaxlm.evaluation import evaluate as evaluate_model
-    from jaxlm.mesh import open_mesh
-    from jaxlm.run import load_model
+    from jaxlm.data.corpus import load_corpus
+    from jaxlm.inference.perplexity import evaluate as evaluate_model
+    from jaxlm.parallel.mesh import open_mesh
+    from jaxlm.runs.directory import load_model
 
     model, vocabulary, config = load_model(run, mesh=open_mesh())
     if data is None and not config.data:
@@ -226,7 +226,7 @@ def report(
       max_tokens: Words of the validation text whose surprisal is computed.
       seed: Random seed of the samples.
     """
-    from jaxlm.report import write_report
+    from jaxlm.reports.report import write_report
 
     print(f"report: {write_report(runs, out, max_tokens=max_tokens, seed=seed)}")
 
@@ -237,7 +237,7 @@ def doctor(path: OptionalPositional = None, /) -> int:
     Args:
       path: Run directory, or directory made by `jaxlm prepare`.
     """
-    from jaxlm.doctor import examine
+    from jaxlm.runs.doctor import examine
 
     findings = list(examine(path))
     width = max(len(finding.subject) for finding in findings)
@@ -252,9 +252,9 @@ def _print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None", 
 
     if jax.process_index():
         return
-    from jaxlm.mesh import on_host
-    from jaxlm.plot import plot_metrics
-    from jaxlm.report import write_report
+    from jaxlm.parallel.mesh import on_host
+    from jaxlm.reports.curve import plot_metrics
+    from jaxlm.reports.report import write_report
 
     print(f"curve: {plot_metrics(run, corpus)}")
     # a model that needs a mesh is read by the processor
@@ -265,8 +265,8 @@ def _print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None", 
 
 
 def _print_evaluation(split: str, evaluation: "Evaluation", corpus: "Corpus", how: str = "") -> None:
-    from jaxlm.corpus import unigram_loss
-    from jaxlm.evaluation import DIVERGED
+    from jaxlm.data.corpus import unigram_loss
+    from jaxlm.inference.perplexity import DIVERGED
 
     unigram = unigram_loss(getattr(corpus, split), corpus.counts)
     if evaluation.loss > unigram + DIVERGED:

@@ -15,16 +15,16 @@ from helpers import quick_if
 
 import convert
 import jaxlm
-from convert import runs
-from convert.comparison import compare
-from convert.export import export
-from convert.import_keras import import_run
-from convert.keras_json import without_functions
-from convert.keras_live import as_array, chain, weight_variables, zero_states
-from convert.predictor import language_model_predictor
-from convert.source import read_source
-from convert.weights import language_model_weights, model_from_weights, to_keras_weights
-from jaxlm.batches import Batch
+from convert.checks.comparison import compare
+from convert.checks.predictor import language_model_predictor
+from convert.files import run_directory
+from convert.files.export import export
+from convert.files.importing import import_run
+from convert.files.source_file import read_source
+from convert.keras_models.json_config import without_functions
+from convert.keras_models.live_layers import as_array, chain, weight_variables, zero_states
+from convert.weights.table import language_model_weights, model_from_weights, to_keras_weights
+from jaxlm.data.batches import Batch
 from jaxlm.errors import InputError
 
 V = 23
@@ -259,7 +259,7 @@ def test_a_run_gives_back_the_model_that_it_came_from(name, form, tmp_path):
     model.save(tmp_path / form)
     words.write_text("\n".join(f"w{i}\t{i}" for i in range(V - 2)) + "\n<unk>\t9\n<eos>\t5\n")
     list(import_run(tmp_path / form, tmp_path / "run", words, "<unk>", "<eos>", "words"))
-    run = runs.load(tmp_path / "run")
+    run = run_directory.load(tmp_path / "run")
     assert_equal_function(run.model, model, name)
     run = run._replace(model=trained(run.model))
     exported = tmp_path / f"exported{form}"

@@ -5,8 +5,8 @@ import json
 import pytest
 from convert_helpers import run_convert, run_python, skip_without
 
-from convert import comparison
-from convert.export import export
+from convert.checks import comparison
+from convert.files.export import export
 
 OTHERS = ("a.h5", "a.weights.h5", "saved", "a.tflite", "a.onnx")
 

@@ -1,0 +1,4 @@
+"""Checks of a conversion: predictions of both models, compared within measured bounds.
+
+Imports: the root of `convert`.
+"""

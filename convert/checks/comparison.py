@@ -1,0 +1,197 @@
+"""The check that every conversion ends with: two models' log-probabilities and states on the same ids."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from convert.checks.predictor import Predictions, Predictor
+from jaxlm.errors import InputError
+
+LOWEST = -69.0  # log(1e-30); below it a float32 softmax has lost its digits
+# allowed differences of log-probabilities and states, by the type of the weights; probabilities themselves
+# would show nothing, since they are about 1e-5 at a large vocabulary
+TOLERANCES = {"float32": 1e-4, "float16": 0.03, "bfloat16": 0.25, "int8": 0.3}
+BATCH_SIZE, SEQUENCE_LENGTH, SEED = 2, 9, 0  # of the random ids
+WINDOW = 35  # words of a text read from each zero state, if the models take any number
+
+Shape = tuple[int | None, int | None]  # batch and length, None for any
+
+
+class Difference(NamedTuple):
+    """How far two models are apart in one quantity."""
+
+    quantity: str
+    absolute: float  # largest absolute difference
+    relative: float  # largest relative difference
+    num_values: int  # compared
+    allowed: float  # absolute difference
+
+
+class Comparison(NamedTuple):
+    """How far two models are apart."""
+
+    names: tuple[str, str]
+    differences: tuple[Difference, ...]  # empty if the vocabularies have different sizes
+
+    @property
+    def within_tolerance(self) -> bool:
+        """Whether every difference is as small as it must be. NaN never is."""
+        return bool(self.differences) and all(row.absolute <= row.allowed for row in self.differences)
+
+    @property
+    def max_difference(self) -> float:
+        """The largest absolute difference of log-probabilities."""
+        return self.differences[0].absolute if self.differences else float("inf")
+
+    def __str__(self) -> str:
+        if not self.differences:
+            return f"{self.names[0]} and {self.names[1]} differ in the size of the vocabulary"
+        lines = [f"{'':20} {'absolute':>10} {'relative':>10} {'allowed':>8} {'numbers':>10}"]
+        for quantity, absolute, relative, num_values, allowed in self.differences:
+            lines.append(f"{quantity:20} {absolute:10.2e} {relative:10.2e} {allowed:8.0e} {num_values:10,}")
+        return "\n".join(lines)
+
+
+def compare(
+    first: Predictor,
+    second: Predictor,
+    *,
+    batch_size: int | None = None,
+    sequence_length: int | None = None,
+    seed: int = SEED,
+) -> Comparison:
+    """Compares log-probabilities and states on random ids, drawn uniformly from the vocabulary.
+
+    Args:
+      first: a model.
+      second: another model.
+      batch_size: sequences of random ids; by default as many as a model demands, or 2.
+      sequence_length: length of each; by default what a model demands, or 9.
+      seed: random seed for the ids.
+
+    Returns:
+      The `Comparison` of log-probabilities, and of the states that both models show.
+    """
+    names = (first.name, second.name)
+    if first.vocab_size != second.vocab_size:
+        return Comparison(names, ())
+    batch, length = _shape(first.shape, second.shape)
+    first_id = max(first.first_id, second.first_id)
+    ids = _random_ids(first.vocab_size, first_id, batch_size or batch, sequence_length or length, seed)
+    ours, theirs = _predict_both(first, second, ids)
+    allowed = _tolerance(first, second)
+    rows = [_difference("log-probabilities", ours.log_probabilities, theirs.log_probabilities, allowed)]
+    for key in ours.states:
+        if key in theirs.states:
+            rows.append(_difference(key, ours.states[key], theirs.states[key], allowed))
+    return Comparison(names, tuple(rows))
+
+
+def check(first: Predictor, second: Predictor) -> Comparison:
+    """Compares two models on random ids.
+
+    Raises:
+      InputError: they differ; the message shows the table.
+    """
+    comparison = compare(first, second)
+    if not comparison.within_tolerance:
+        raise InputError(f"The converted model differs from its source, so it is not written: {comparison}")
+    return comparison
+
+
+def precomputed(predictor: Predictor) -> Predictor:
+    """Computes now what `compare` asks for by default, so that the model need not stay in memory.
+
+    The other side's `first_id` must not be larger than this one's, and its `shape` must not be narrower.
+    """
+    ids = _random_ids(predictor.vocab_size, predictor.first_id, *_shape(predictor.shape, (None, None)), SEED)
+    known = {ids.tobytes(): predictor.predict(ids)}
+    return predictor._replace(predict=lambda ids: known[ids.tobytes()])
+
+
+def _shape(
+    first: Shape, second: Shape, batch_size: int = BATCH_SIZE, sequence_length: int = SEQUENCE_LENGTH
+) -> tuple[int, int]:
+    """Returns the batch and the length at which two models are compared: their own, if they have one."""
+    names, defaults = ("batch_size", "sequence_length"), (batch_size, sequence_length)
+    shape = []
+    for name, default, ours, theirs in zip(names, defaults, first, second, strict=True):
+        if ours and theirs and ours != theirs:
+            raise InputError(f"The models accept different shapes: {name} {ours} and {theirs}.")
+        shape.append(ours or theirs or default)
+    return shape[0], shape[1]
+
+
+def _random_ids(vocab_size: int, first_id: int, batch_size: int, sequence_length: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(first_id, vocab_size, (batch_size, sequence_length), np.int32)
+
+
+def text_losses(first: Predictor, second: Predictor, tokens: np.ndarray, max_tokens: int = 0) -> tuple[np.ndarray, int]:
+    """Computes two models' losses on a text, read in windows that each start at the zero state.
+
+    Args:
+      first: a model.
+      second: another model.
+      tokens: `[N]` ids.
+      max_tokens: maximum number of words, from the beginning; 0 for all.
+
+    Returns:
+      The losses in nats per word, `[2]` float64, and the number of words.
+
+    Raises:
+      InputError: the models accept different shapes, or the text is shorter than the length that one accepts.
+    """
+    words = min(max_tokens or tokens.size, tokens.size - 1)
+    sums, count = np.zeros(2), 0
+    batch_size, length = _shape(first.shape, second.shape, 1, WINDOW)
+    if first.shape[1] or second.shape[1]:  # a model of a fixed length cannot read the rest
+        words -= words % length
+        if not words:
+            raise InputError(
+                f"The text is too short: expected at least {length + 1} words, since a model reads {length}."
+            )
+    for start in range(0, words, length):
+        window = tokens[start : min(start + length, words) + 1]
+        ids, labels = np.repeat(window[None, :-1], batch_size, axis=0), window[1:]
+        labels = labels[-1:] if first.last_only or second.last_only else labels
+        for side, predictions in enumerate(_predict_both(first, second, ids)):
+            sums[side] -= predictions.log_probabilities[0, np.arange(len(labels)), labels].sum(dtype=np.float64)
+        count += len(labels)
+    return sums / count, count
+
+
+def compare_perplexities(
+    first: Predictor, second: Predictor, tokens: np.ndarray, max_tokens: int = 0
+) -> tuple[Difference, str]:
+    """Compares two models' perplexities on a text; see `text_losses`.
+
+    Returns:
+      The `Difference` of the losses, whose relative difference is that of the perplexities, and a line for people.
+    """
+    (ours, theirs), count = text_losses(first, second, tokens, max_tokens)
+    relative = abs(float(np.expm1(theirs - ours)))
+    row = Difference("loss of the text", abs(float(ours - theirs)), relative, count, _tolerance(first, second))
+    line = f"perplexity of {count:,} words: {first.name} {np.exp(ours):.4f}, {second.name} {np.exp(theirs):.4f}"
+    return row, line
+
+
+def _tolerance(first: Predictor, second: Predictor) -> float:
+    return max(TOLERANCES[first.dtype], TOLERANCES[second.dtype])
+
+
+def _predict_both(first: Predictor, second: Predictor, ids: np.ndarray) -> tuple[Predictions, Predictions]:
+    """Returns both models' predictions; only those of the last position if one of them has no others."""
+    ours, theirs = first.predict(ids), second.predict(ids)
+    if first.last_only or second.last_only:
+        ours = ours._replace(log_probabilities=ours.log_probabilities[:, -1:])
+        theirs = theirs._replace(log_probabilities=theirs.log_probabilities[:, -1:])
+    return ours, theirs
+
+
+def _difference(quantity: str, ours: np.ndarray, theirs: np.ndarray, allowed: float) -> Difference:
+    if ours.shape != theirs.shape:
+        return Difference(f"{quantity} (shape)", float("inf"), float("inf"), 0, allowed)
+    ours, theirs = np.maximum(np.asarray(ours, np.float32), LOWEST), np.maximum(np.asarray(theirs, np.float32), LOWEST)
+    absolute = np.abs(ours - theirs)
+    relative = absolute / np.maximum(np.maximum(np.abs(ours), np.abs(theirs)), 1e-6)
+    return Difference(quantity, float(absolute.max()), float(relative.max()), absolute.size, allowed)

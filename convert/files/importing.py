@@ -1,0 +1,130 @@
+"""Imports a Keras model's file as a run directory, and reads texts for comparisons."""
+
+import dataclasses
+import shlex
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from convert.checks.comparison import check
+from convert.checks.predictor import language_model_predictor
+from convert.files import run_directory
+from convert.files.registry import format_of
+from convert.files.source_file import Source, not_kept, read_source
+from convert.keras_models.reader import OWN_READING, read_optimizer
+from convert.keras_models.words import read_vocabulary, remarks
+from convert.weights.id_order import KerasIds
+from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.data.corpus import VOCABULARY_FILE
+from jaxlm.data.tokenization import Tokenization, read_chunks
+from jaxlm.data.vocabulary import Vocabulary
+from jaxlm.errors import InputError
+from jaxlm.runs.directory import CONFIG_FILE
+
+
+def import_run(
+    model: Path,
+    run: Path,
+    vocabulary_file: Path,
+    unk: str | None = None,
+    eos: str | None = None,
+    tokenization: Tokenization | Literal["keras_tokenizer"] | None = None,
+    keep_optimizer: bool = False,
+) -> Iterator[str]:
+    """Makes a run from a Keras model's file, and checks that both predict the same; yields lines for people.
+
+    Args:
+      model: `.keras`, `.h5`, `.weights.h5` or a SavedModel directory.
+      run: directory to make.
+      vocabulary_file: as `keras_vocabulary.read_vocabulary` reads it.
+      unk: the word in it that stands for unknown words, if the file does not say.
+      eos: the word in it that stands for the end of a line, likewise.
+      tokenization: how text is cut, likewise.
+      keep_optimizer: whether to continue with the optimizer state in a `.keras` file.
+
+    Raises:
+      InputError: a file is damaged or unsafe, jaxlm cannot represent the model, or they do not fit each other.
+    """
+    run_directory.check_new(run)
+    read_words = partial(read_vocabulary, vocabulary_file, unk=unk, eos=eos, tokenization=tokenization)
+    read_words()  # raises what is wrong with it, before a large model is read
+    if keep_optimizer and format_of(model) != "keras":
+        raise InputError(f"`keep_optimizer` needs a .keras file; others have no optimizer state. Received: {model}.")
+    source = read_source(model)
+    language_model, config = source.model, source.model.config
+    vocabulary, keras_ids = read_words(vocab_size=config.vocab_size)
+    yield str(check(language_model_predictor(language_model), source.predictor))
+    yield from _remarks(source, keep_optimizer)
+    optimizer = read_optimizer(model, config) if keep_optimizer else None
+    run_directory.write(run, language_model, vocabulary, keras_ids, optimizer, source.description)
+    if optimizer:
+        yield f"{optimizer.name} continues after {optimizer.steps:,} steps: --learning-rate {optimizer.learning_rate:g}"
+    if keras_ids is not None:
+        yield "the ids were not sorted by frequency: sorted in the run; to-keras restores the original ids"
+    yield from remarks(vocabulary)
+    options = _options(config, ModelConfig(config.vocab_size))
+    if config.lstms or config.dense or config.dropout_rates or not config.softmax_bias:
+        options = []  # options cannot say it; without any, `jaxlm train` takes the model of the run
+    if optimizer:
+        trained = TrainConfig(optimizer=optimizer.name, clip_norm=optimizer.clip_norm)
+        options += [*_options(trained, TrainConfig()), "--learning-rate", f"{optimizer.learning_rate:g}"]
+    yield f"continue with: jaxlm prepare TEXT --vocabulary {shlex.quote(str(run / VOCABULARY_FILE))} --out DATA"
+    yield f"               jaxlm train DATA --out {shlex.join([str(run), *options])}"
+
+
+def _remarks(source: Source, keep_optimizer: bool) -> Iterator[str]:
+    if OWN_READING in source.predictor.name:
+        yield f"compared {OWN_READING}: it shows that the weights were read, not that Keras computes the same"
+    if source.predictor.first_id:
+        yield "compared without id 0: if Keras masks it, it is an ordinary word in jaxlm"
+    if source.assumed:
+        yield f"assumed: {'; '.join(source.assumed)}"
+    if source.ignored:
+        kept = ", but kept in what to-keras writes" if source.description else ""
+        yield f"trained without{kept}: {'; '.join(source.ignored)}"
+    missing = not_kept(source.compiled, keep_optimizer=keep_optimizer)
+    if source.description is None:
+        missing += source.ignored
+    if missing:
+        yield f"not kept: {'; '.join(missing)}"
+
+
+def _options(config: ModelConfig | TrainConfig, default: ModelConfig | TrainConfig) -> list[str]:
+    """Returns the options of `jaxlm train` that make `config` of `default`."""
+    options = []
+    for name, value in dataclasses.asdict(config).items():
+        if value == getattr(default, name):
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            options.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            options += [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return options
+
+
+def encode_text(text: Path, vocabulary_file: Path | None, *models: Path) -> np.ndarray:
+    """Returns the ids of a text, `[N]` int32, as the compared models expect them.
+
+    Args:
+      text: plain, .gz or .xz.
+      vocabulary_file: None takes that of the run among the models.
+      models: those compared.
+
+    Raises:
+      InputError: no vocabulary is given and none of the models is a run, or a file cannot be used.
+    """
+    if vocabulary_file is None:
+        found = [path for path in models if (path / CONFIG_FILE).exists()]
+        if not found:
+            raise InputError("Neither model is a run: give the vocabulary of the text with `vocabulary`.")
+        vocabulary_file = found[0] / VOCABULARY_FILE
+    vocabulary = Vocabulary.load(vocabulary_file)
+    tokens = np.concatenate([vocabulary.encode(chunk) for chunk in read_chunks([text])])
+    if tokens.size < 2:
+        raise InputError(f"{text} has fewer than 2 words.")
+    keras_ids = KerasIds.load(vocabulary_file.parent, len(vocabulary))
+    return tokens if keras_ids is None else keras_ids.tokens_for_keras(tokens)

@@ -1,0 +1,110 @@
+"""The table of formats: which module writes and reads each, and which options it has."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from convert.checks.predictor import Predictions, Predictor, language_model_predictor
+from convert.errors import library_errors
+from convert.files import run_directory
+from convert.keras_models.reader import check_file
+from convert.options import FormatName
+from jaxlm.errors import InputError
+
+
+class Format(NamedTuple):
+    """A format. Its modules are imported on first use, since TensorFlow and ONNX are slow to import."""
+
+    writer: str  # module of convert with `write(run, target, options)`
+    reader: str  # module of convert with `load_predictor(path)`
+    options: frozenset[str] = frozenset()  # supported fields of `ExportOptions`, besides `dtype`
+    dtypes: tuple[str, ...] = ("float32",)
+    keeps_optimizer: bool = False
+    requires: tuple[str, ...] = ()  # optional packages
+
+    @property
+    def write_module(self) -> ModuleType:
+        """The module that writes it."""
+        return importlib.import_module(f"convert.{self.writer}")
+
+    @property
+    def read_module(self) -> ModuleType:
+        """The module that reads it."""
+        return importlib.import_module(f"convert.{self.reader}")
+
+
+FORMATS: dict[FormatName, Format] = {
+    "keras": Format(
+        "keras_models.writer",
+        "keras_models.reader",
+        frozenset({"logits", "last_only", "single_step"}),
+        ("float32", "float16", "bfloat16"),
+        keeps_optimizer=True,
+    ),
+    "h5": Format("keras_models.writer", "keras_models.reader", frozenset({"logits", "last_only"})),
+    "weights.h5": Format("keras_models.writer", "keras_models.reader"),
+    "savedmodel": Format("formats.saved_model", "formats.saved_model", frozenset({"logits"})),
+    "tflite": Format("formats.tflite", "formats.tflite", frozenset({"logits"}), ("float32", "int8")),
+    "onnx": Format("formats.onnx_model", "formats.onnx_model", frozenset({"logits"}), requires=("onnx", "onnxruntime")),
+}
+ENDINGS: tuple[FormatName, ...] = ("weights.h5", "keras", "h5", "tflite", "onnx")  # a SavedModel has none
+
+
+def format_of(path: Path, format: FormatName | None = None, *, is_output: bool = False) -> FormatName:
+    """Returns the name of a path's format: `format`, or what its ending says.
+
+    Args:
+      path: of a model.
+      format: name of the format, if the ending does not say.
+      is_output: whether the model is to be written there, to say so in the error.
+
+    Raises:
+      InputError: the ending says nothing, or a package is missing.
+    """
+    name = format or next((name for name in ENDINGS if path.name.endswith(f".{name}")), None)
+    name = "h5" if name is None and path.suffix == ".hdf5" else name
+    if name is None and (path.suffix == "" or (path / "saved_model.pb").exists()):
+        name = "savedmodel"
+    if name is None or name not in FORMATS:
+        if is_output:
+            raise InputError(
+                f"{path}: expected an output that ends in .keras, .h5, .weights.h5, .tflite or .onnx, or has no ending"
+                f" (a SavedModel directory); or give `format`, one of {tuple(FORMATS)}."
+            )
+        raise InputError(
+            f"{path} is not a model that can be read: expected a run, a file that ends in .keras, .h5, .weights.h5,"
+            " .tflite or .onnx, or a SavedModel directory."
+        )
+    if not all(map(importlib.util.find_spec, FORMATS[name].requires)):
+        raise InputError(f"{name} needs {' and '.join(FORMATS[name].requires)}: pip install 'jaxlm[{name}]'.")
+    return name
+
+
+def load_predictor(path: Path, format: FormatName | None = None) -> Predictor:
+    """Reads a model of any format for comparison.
+
+    Args:
+      path: a run directory, or a file or directory that `export` writes.
+      format: name of the format, if the ending does not say.
+
+    Raises:
+      InputError: the path does not exist, or is damaged, unsafe or of another kind.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist.")
+    if path.is_dir() and not (path / "saved_model.pb").exists() and format is None and not path.suffix:
+        return language_model_predictor(run_directory.load(path).model, path.name)
+    name = format_of(path, format)
+    if name != "savedmodel":
+        check_file(path)
+    with library_errors(path, "loaded"):
+        predictor = FORMATS[name].read_module.load_predictor(path)
+
+    def predict(ids: np.ndarray) -> Predictions:
+        with library_errors(path, "loaded"):  # a damaged model may load, and fail only when it runs
+            return predictor.predict(ids)
+
+    return predictor._replace(predict=predict)

@@ -1,0 +1,98 @@
+"""A Keras model's file, read to become a run: the model, Keras' predictions, and what is said about both."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from convert.checks.comparison import precomputed
+from convert.checks.predictor import Predictor
+from convert.files.registry import format_of, load_predictor
+from convert.keras_models.reader import KerasFile, open_file
+from convert.weights.optimizer_state import unusual_settings
+from convert.weights.table import model_from_keras_arrays
+from jaxlm.config import ModelConfig
+from jaxlm.errors import InputError
+from jaxlm.model.language_model import LanguageModel
+
+KEPT = ("learning_rate", "global_clipnorm")  # by `keep_optimizer`
+
+
+class Source(NamedTuple):
+    """A file that was read."""
+
+    model: LanguageModel
+    predictor: Predictor
+    description: dict[str, Any] | None  # JSON of the model, for Keras 3 to rebuild it; None if it cannot
+    assumed: tuple[str, ...]  # what the file does not say
+    ignored: tuple[str, ...]  # settings that jaxlm trains without
+    compiled: dict[str, Any]  # how the model was compiled, JSON
+
+
+def read_source(path: Path) -> Source:
+    """Reads a model twice: as a `LanguageModel`, and as Keras runs it.
+
+    Raises:
+      InputError: the file is damaged or unsafe, or jaxlm cannot represent the model.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist; expected a Keras model to read.")
+    name = format_of(path)
+    if name == "savedmodel":
+        from convert.formats import saved_model
+
+        model, assumed, ignored = saved_model.read_model(path)
+        return Source(model, load_predictor(path), None, assumed, ignored, {})
+    if name not in ("keras", "h5", "weights.h5"):
+        raise InputError(f"{path} cannot be imported: expected .keras, .h5, .weights.h5 or a SavedModel directory.")
+    predictor = precomputed(load_predictor(path))  # so that only one model is in memory at a time
+    with open_file(path) as file:
+        model = model_from_keras_arrays(file.arrays(), file.config)
+        ignored = file.structure.ignored if file.structure else ()
+        description = file.description if file.structure and file.version[:1] == (3,) else None
+        return Source(model, predictor, description, tuple(_assumed(file)), ignored, file.compiled)
+
+
+def _assumed(file: KerasFile) -> Iterator[str]:
+    if file.structure is not None:
+        yield from file.structure.assumed
+        return
+    yield weights_alone(file.config)
+    if () < file.version < (2, 3):
+        yield "recurrent_activation sigmoid, although Keras before 2.3 used hard_sigmoid unless told otherwise"
+
+
+def weights_alone(config: ModelConfig) -> str:
+    """Says what is assumed about a model of which there are only weights."""
+    activations = "".join(f", Dense({layer.size}) {layer.activation}" for layer in config.dense_layers)
+    return f"weights alone say nothing about activations: LSTM tanh and sigmoid{activations}, the last Dense softmax"
+
+
+def not_kept(compiled: Mapping[str, Any], *, keep_optimizer: bool) -> list[str]:
+    """Returns what of a model's compilation the run does not keep: optimizer, losses and metrics."""
+    found = []
+    optimizer = compiled.get("optimizer")
+    if isinstance(optimizer, dict):
+        settings = optimizer.get("config")
+        settings = settings if isinstance(settings, dict) else {}
+        words = [
+            f"{name}={value}"
+            for name, value in unusual_settings(settings)
+            if not (keep_optimizer and name in KEPT and isinstance(value, float))
+        ]
+        name = str(optimizer.get("class_name"))
+        if not keep_optimizer:
+            found.append(f"optimizer {name}({', '.join(words)})")
+        elif words:
+            found.append(f"of {name}: {', '.join(words)}")
+    elif optimizer:
+        found.append(f"optimizer {optimizer}")
+    for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):
+        if compiled.get(name):
+            found.append(f"{name} {_short(compiled[name])}")
+    return found
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value.get("config") if value.get("class_name") == "function" else value.get("class_name", "?")
+    return ", ".join(map(_short, value)) if isinstance(value, list) else str(value)[:60]

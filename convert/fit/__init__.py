@@ -1,0 +1,4 @@
+"""`fit_keras`: sampled training of a live Keras model, in place of `model.fit`.
+
+Imports: the root, `weights`, `checks` and `keras_models`.
+"""

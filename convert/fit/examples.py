@@ -1,0 +1,251 @@
+"""Examples as `model.fit` takes them, and the batches that training and evaluation read from them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.data.batches import Batch
+from jaxlm.errors import InputError, require
+from jaxlm.token_ids import check_ids
+
+LENGTH_STEP = 16  # lengths are rounded up to a multiple if they vary, since each one compiles the step again
+
+Seed = Sequence[int] | None  # to shuffle with; None keeps the order
+
+
+class Examples(NamedTuple):
+    """Examples, in batches."""
+
+    batches: Callable[[Seed], Iterator[tuple[np.ndarray, ...]]]  # x, y and maybe weights
+    name: str  # of the arguments they came from, for errors
+
+
+class Labels(NamedTuple):
+    """What an example means for a model."""
+
+    vocab_size: int
+    last_only: bool  # one label for a sequence
+    mask_zero: bool
+    ignore_class: int | None = None
+    reduction: str | None = "auto"  # in Keras' words
+
+
+class Shape(NamedTuple):
+    """What one pass over examples shows."""
+
+    counts: np.ndarray  # [V] int64, how often each id is a label
+    num_batches: int
+    batch_size: int  # the largest
+    sequence_length: int  # the largest, rounded up if lengths vary
+    is_regular: bool  # whether all batches have the same shape
+    is_masked: bool  # whether there is padding in them
+    ids: np.ndarray  # [N] int32, all that are read, one sequence after the other; empty unless asked for
+
+
+def open_examples(x: Any, y: Any, weights: Any, batch_size: int, name: str = "x") -> Examples:
+    """Opens arrays, a `tf.data.Dataset` or a `keras.utils.PyDataset`.
+
+    Args:
+      x: `[N, T]` ids, or a dataset of batches of ids, labels and maybe weights.
+      y: `[N, T]` or `[N]` labels; None for a dataset.
+      weights: `[N, T]` or `[N]`, or None.
+      batch_size: of arrays.
+      name: of the argument.
+
+    Raises:
+      InputError: it is something else, or the arrays do not fit each other.
+    """
+    kinds = {kind.__name__ for kind in type(x).__mro__}
+    if not kinds & {"PyDataset", "Sequence", "DatasetV2"}:
+        return _open_arrays(x, y, weights, batch_size, name)
+    require(y is None and weights is None, "y", f"nothing beside a dataset, which has it in `{name}`", type(y).__name__)
+    if "DatasetV2" in kinds:
+        require(int(x.cardinality()) != -1, name, "a dataset that ends, without repeat()", "an infinite one")
+
+        def batches(seed: Seed) -> Iterator[tuple[np.ndarray, ...]]:
+            return (_tuple(batch, name) for batch in x.as_numpy_iterator())
+    else:
+        length = getattr(x, "num_batches", None) or len(x)
+        require(length is not None, name, "a dataset that ends", "an infinite one")
+
+        def batches(seed: Seed) -> Iterator[tuple[np.ndarray, ...]]:
+            for i in range(length) if seed is None else np.random.default_rng(seed).permutation(length):
+                yield _tuple(x[int(i)], name)
+            x.on_epoch_end()
+
+    return Examples(batches, name)
+
+
+def _tuple(batch: Any, name: str) -> tuple[np.ndarray, ...]:
+    fits = isinstance(batch, tuple | list) and len(batch) in (2, 3)
+    require(fits, name, "batches of (x, y) or (x, y, sample_weight)", type(batch).__name__)
+    return tuple(map(np.asarray, batch))
+
+
+def _open_arrays(x: Any, y: Any, weights: Any, batch_size: int, name: str) -> Examples:
+    require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+    arrays = [_array(x, name), _array(y, "y")] + ([] if weights is None else [_array(weights, "sample_weight")])
+    sizes = [len(array) for array in arrays]
+    require(min(sizes) == max(sizes) > 0, name, "arrays with the same number of examples, at least one", sizes)
+
+    def batches(seed: Seed) -> Iterator[tuple[np.ndarray, ...]]:
+        order = None if seed is None else np.random.default_rng(seed).permutation(sizes[0])
+        for start in range(0, sizes[0], batch_size):
+            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+            yield tuple(array[rows] for array in arrays)
+
+    return Examples(batches, name)
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    expected = "an array, a tf.data.Dataset or a keras.utils.PyDataset" if name == "x" else "an array"
+    require(not callable(getattr(value, "__next__", None)), name, expected, type(value).__name__)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"Invalid `{name}`: expected {expected}, not ragged. Received: {error}") from error
+    require(array.ndim >= 1 and array.dtype.kind in "biuf", name, expected, type(value).__name__)
+    return array
+
+
+def survey(examples: Examples, labels: Labels, keep_ids: bool = False) -> Shape:
+    """Reads all examples once: checks them and counts their labels.
+
+    Args:
+      examples: to read.
+      labels: what they mean.
+      keep_ids: whether to return the ids.
+
+    Raises:
+      InputError: an id or a shape does not fit the model, or there are no examples.
+    """
+    counts, shapes, ids, is_masked = np.zeros(labels.vocab_size, np.int64), [], [], False
+    for batch in examples.batches(None):
+        x, y, _, valid = read(batch, labels, examples.name)
+        np.add.at(counts, y[valid], 1)
+        shapes.append(x.shape)
+        is_masked |= labels.mask_zero and not np.all(x)
+        if keep_ids:
+            ids.append(x[x != 0] if labels.mask_zero else x.ravel())
+    require(bool(shapes), examples.name, "at least one example", "none")
+    sizes, lengths = zip(*shapes, strict=True)
+    length = max(lengths)
+    length = length if length == min(lengths) else -(-length // LENGTH_STEP) * LENGTH_STEP
+    all_ids = np.concatenate(ids) if ids else np.zeros(0, np.int32)
+    return Shape(counts, len(sizes), max(sizes), length, len(set(shapes)) == 1, is_masked, all_ids)
+
+
+def read(
+    batch: tuple[np.ndarray, ...], labels: Labels, name: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Reads a batch of examples.
+
+    Returns:
+      ids `[B, T]` int32; labels `[B, P]` int32, with P = 1 or T; weights `[B, P]` float32; and which labels count,
+      `[B, P]` bool.
+
+    Raises:
+      InputError: a shape or an id does not fit the model.
+    """
+    x = _ids(batch[0], name, labels.vocab_size)
+    require(x.ndim == 2 and x.size > 0, name, "ids of shape [N, T]", x.shape)
+    shape = (len(x), 1 if labels.last_only else x.shape[1])
+    y = _class_ids(np.asarray(batch[1]), shape, labels)
+    valid = np.ones(shape, bool) if labels.ignore_class is None else y != labels.ignore_class
+    if labels.mask_zero and not labels.last_only:
+        valid &= x != 0
+    _ids(y[valid], "y", labels.vocab_size)
+    weights = np.ones(shape, np.float32)
+    if len(batch) == 3:
+        given = np.asarray(batch[2], np.float32)
+        given = given[:, None] if given.ndim == 1 else given
+        require(given.shape in (shape, (len(x), 1)), "sample_weight", f"shape {shape} or [N]", given.shape)
+        weights = weights * given
+    return x, y, weights * valid, valid
+
+
+def _class_ids(y: np.ndarray, shape: tuple[int, int], labels: Labels) -> np.ndarray:
+    """Returns integer labels `[B, P]`, also of one-hot ones."""
+    if y.shape == (*shape, labels.vocab_size) or (labels.last_only and y.shape == (shape[0], labels.vocab_size)):
+        one_hot = y.reshape(*shape, labels.vocab_size)
+        found = one_hot.argmax(axis=-1)
+        hot = np.take_along_axis(one_hot, found[..., None], axis=-1)[..., 0]
+        right = bool(np.all(hot == 1) and np.all(np.count_nonzero(one_hot, axis=-1) == 1))
+        require(right, "y", "integer labels, or one-hot ones", "rows that are not one-hot")
+        return found.astype(np.int32)
+    expected = f"labels of shape [N{'' if labels.last_only else ', T'}], integer or one-hot, for ids of shape [N, T]"
+    require(y.size == shape[0] * shape[1] and y.shape[0] == shape[0], "y", expected, y.shape)
+    return _integers(y.reshape(shape), "y")
+
+
+def _integers(values: np.ndarray, name: str) -> np.ndarray:
+    if values.dtype.kind == "f":
+        require(bool(np.all(values == np.rint(values))), name, "integer ids", f"{values.dtype} with fractions")
+    return values.astype(np.int32)
+
+
+def _ids(values: np.ndarray, name: str, vocab_size: int) -> np.ndarray:
+    values = _integers(np.asarray(values), name)
+    check_ids(name, values.ravel(), vocab_size)
+    return values
+
+
+def to_batch(
+    batch: tuple[np.ndarray, ...], labels: Labels, shape: Shape, rank: np.ndarray | None, name: str, *, mean: bool
+) -> tuple[Batch, float]:
+    """Makes a batch for jaxlm from one of examples.
+
+    Masked ids are moved to the end of their sequence, where no state that counts has read them: a Keras LSTM passes
+    over them, so both give the same. What fills the batch up repeats ids and labels that are in it, with weight 0,
+    so that no other row of a table is touched.
+
+    Args:
+      batch: ids, labels and maybe weights.
+      labels: what they mean.
+      shape: the sizes to fill up to.
+      rank: `[V]` the id in jaxlm of each id; None if they are the same.
+      name: of the argument, for errors.
+      mean: whether to weight as Keras' loss does, with the compiled reduction.
+
+    Returns:
+      The batch, and the sum of the weights before the division that `mean` makes.
+    """
+    x, y, weights, valid = read(batch, labels, name)
+    positions = np.full((len(x), 1), x.shape[1] - 1, np.int32) if labels.last_only else None
+    if labels.mask_zero and not np.all(x != 0):
+        order = np.argsort(x == 0, axis=1, kind="stable")
+        x = np.take_along_axis(x, order, axis=1)
+        if positions is not None:
+            positions = np.maximum((x != 0).sum(axis=1, keepdims=True, dtype=np.int32) - 1, 0)
+        else:
+            y, weights, valid = (np.take_along_axis(array, order, axis=1) for array in (y, weights, valid))
+        x = np.where(x == 0, x[:, :1], x)
+    total = float(weights.sum())
+    if mean:
+        weights = weights / (_divisor(labels.reduction, total, int(valid.sum())) or 1.0)
+    if np.any(weights):
+        y = np.where(weights != 0, y, y[weights != 0][0])
+    x, y, weights, positions = _fill(x, y, weights.astype(np.float32), positions, shape)
+    if rank is not None:
+        x, y = rank[x], rank[y]
+    return Batch(x, y, True, positions, weights), total
+
+
+def _divisor(reduction: str | None, total: float, count: int) -> float:
+    if reduction == "sum":
+        return 1.0
+    return total if reduction == "mean_with_sample_weight" else float(count)
+
+
+def _fill(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray, positions: np.ndarray | None, shape: Shape
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Fills a batch up to full size by repeating its ids, with weights of 0."""
+    rows = (0, shape.batch_size - len(x))
+    columns = (0, shape.sequence_length - x.shape[1])
+    label_columns = columns if positions is None else (0, 0)
+    x = np.pad(x, (rows, columns), mode="wrap")
+    y = np.pad(y, (rows, label_columns), mode="wrap")
+    weights = np.pad(weights, (rows, label_columns))
+    return x, y, weights, None if positions is None else np.pad(positions, (rows, (0, 0)), mode="wrap")

@@ -1,0 +1,255 @@
+"""TensorFlow SavedModel directories. They take ids or plain strings, and need only TensorFlow."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from convert.checks.comparison import compare, precomputed
+from convert.checks.predictor import (
+    Predictions,
+    Predictor,
+    language_model_predictor,
+    log_probabilities,
+    result_and_states,
+    step_predictor,
+)
+from convert.errors import library_errors
+from convert.formats.tf_network import Network
+from convert.formats.tf_tokenizer import TfTokenizer
+from convert.keras_models.json_config import layers_of_json
+from convert.keras_models.supported_layers import Structure, read_structure
+from convert.options import DEFAULT_OPTIONS, ExportOptions
+from convert.weights.cudnn import equal_arrays
+from convert.weights.run_model import RunModel
+from convert.weights.table import chain_config, language_model_weights, model_from_keras_arrays, to_keras_weights
+from jaxlm.config import Activation, ModelConfig
+from jaxlm.errors import InputError
+from jaxlm.model.language_model import LanguageModel
+
+LEAVES = ("embeddings", "kernel", "bias")  # weights of the layers that Keras 2 stores by their own names
+
+
+class SavedModel(tf.Module):
+    """What is saved: the signatures `serve`, `step`, `next_words` and `score`."""
+
+    def __init__(self, run: RunModel, logits: bool = False):
+        super().__init__(name="jaxlm")
+        self.network, self.tokenizer = Network(run.model, logits), TfTokenizer(run.words, run.tokenization)
+        self.step = self.network.step_function(None)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32, name="token_ids")])
+    def serve(self, token_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns the probabilities `[batch, time, vocab_size]` for ids `[batch, time]`."""
+        logits = self.network.logits(self.network.hidden(token_ids))
+        return {self.network.result: self.network.outputs(logits)}
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name="texts"), tf.TensorSpec([], tf.int32, name="k")]
+    )
+    def next_words(self, texts: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns the k most likely next words of strings `[batch]`, and their probabilities, both `[batch, k]`."""
+        ids = tf.concat([self._line_ends(texts), self.tokenizer.encode(texts)], axis=1)
+        tf.debugging.assert_positive(ids.row_lengths(), "a text has no word of the vocabulary")
+        hidden = self.network.hidden(ids.to_tensor())
+        last = tf.gather(hidden, tf.cast(ids.row_lengths(), tf.int32) - 1, batch_dims=1)
+        k = tf.minimum(k, len(self.tokenizer))
+        probabilities, best = tf.math.top_k(tf.nn.softmax(self.network.logits(last)), k)
+        return {"words": tf.gather(self.tokenizer.words, best), "probabilities": probabilities}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")])
+    def score(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns the log-probability of each string, with the end of its line, and its number of words, `[batch]`.
+
+        If the vocabulary has no `<eos>`, the first word of a string has nothing before it, and does not count.
+        """
+        ids = tf.concat([self._line_ends(texts), self.tokenizer.encode(texts), self._line_ends(texts)], axis=1)
+        hidden = self.network.hidden(ids.to_tensor()[:, :-1])
+        labels, mask = ids.to_tensor()[:, 1:], tf.sequence_mask(ids.row_lengths() - 1, dtype=tf.float32)
+        time = tf.shape(labels)[1]
+
+        def body(t: tf.Tensor, total: tf.Tensor) -> tuple:  # one position at a time, never [batch, time, vocab_size]
+            logits = self.network.logits(hidden[:, t])
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels[:, t], logits)
+            return t + 1, total - losses * mask[:, t]
+
+        start = (tf.constant(0), tf.zeros(tf.shape(texts)))
+        total = tf.while_loop(lambda t, _: t < time, body, start, maximum_iterations=time)[1]
+        return {"log_probabilities": total, "num_words": tf.maximum(tf.cast(ids.row_lengths(), tf.int32) - 1, 0)}
+
+    def _line_ends(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """Returns an `<eos>`, if there is one, for each text: its first word follows the end of a line."""
+        eos = self.tokenizer.eos
+        column = tf.fill([tf.shape(texts)[0], 0 if eos is None else 1], 0 if eos is None else eos)
+        return tf.RaggedTensor.from_tensor(column, row_splits_dtype=tf.int64)
+
+
+def write(run: RunModel, target: Path, options: ExportOptions = DEFAULT_OPTIONS) -> None:
+    """Writes a SavedModel directory with the signatures of `SavedModel`.
+
+    Args:
+      run: model, words and tokenization.
+      target: directory to make.
+      options: `logits` leaves out the softmax of `serve` and `step`.
+
+    Raises:
+      InputError: a weight is NaN or infinite.
+    """
+    module = SavedModel(run, options.logits)
+    names = ("serve", "step", "next_words", "score")
+    signatures = {name: getattr(module, name).get_concrete_function() for name in names}
+    tf.saved_model.save(module, str(target), signatures | {"serving_default": signatures["serve"]})
+
+
+def load_predictor(path: Path) -> Predictor:
+    """Returns the `Predictor` of a SavedModel from `write`, or from Keras' `export` or `save`. Executes its graph."""
+    loaded = tf.saved_model.load(str(path))
+    if "step" in loaded.signatures:
+        return _step_predictor(loaded, path.name)
+    name = "serve" if "serve" in loaded.signatures else "serving_default"
+    serve = loaded.signatures[name]
+    (argument,) = serve.structured_input_signature[1].values()
+    (output,) = serve.structured_outputs
+    shape = serve.structured_outputs[output].shape
+    last_only = shape.rank == 2
+    fixed = (argument.shape[0] or shape[0], argument.shape[1])
+    states = [variable for variable in serve.graph.variables if _is_state(variable, fixed[0])]
+
+    def predict(ids: np.ndarray) -> Predictions:
+        for state in states:
+            state.assign(tf.zeros_like(state))
+        serve = loaded.signatures[name]  # a signature alone does not keep its variables
+        outputs = serve(**{argument.name: tf.constant(ids, argument.dtype)})[output].numpy()
+        outputs = outputs[:, None] if last_only else outputs
+        logits = bool(outputs.min() < 0 or abs(outputs[0, 0].sum() - 1) > 1e-3)
+        return Predictions(log_probabilities(outputs, logits), {})
+
+    return Predictor(path.name, int(shape[-1]), predict, last_only, first_id=1, shape=fixed)  # id 0 may be masked
+
+
+def _is_state(variable: tf.Variable, batch_size: int | None) -> bool:
+    """Whether a variable is a state of a stateful LSTM, which takes only one batch size."""
+    shape = tuple(variable.shape)
+    return bool(batch_size) and not variable.trainable and variable.dtype.is_floating and shape[:1] == (batch_size,)
+
+
+def _step_predictor(loaded: Any, name: str) -> Predictor:
+    step = loaded.signatures["step"]
+    specs = {spec.name: spec for spec in step.structured_input_signature[1].values()}
+    result, states = result_and_states(name, specs, step.structured_outputs)
+    zeros = {key: np.zeros((1, specs[key].shape[1]), np.float32) for key in states}
+
+    def run(ids: np.ndarray, carry: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        arguments = {key: tf.constant(value) for key, value in ({"token_ids": ids} | carry).items()}
+        return {key: value.numpy() for key, value in loaded.signatures["step"](**arguments).items()}
+
+    vocab_size = int(step.structured_outputs[result].shape[-1])
+    return step_predictor(name, vocab_size, run, zeros, result)
+
+
+def read_model(path: Path) -> tuple[LanguageModel, tuple[str, ...], tuple[str, ...]]:
+    """Reads a SavedModel from Keras 2 or 3, or from `write`.
+
+    Keras 2 also saves the model's JSON. Where there is none, the activations of Dense layers before the last are
+    those with which the model agrees with the graph, which is executed for that.
+
+    Returns:
+      The model, what was assumed about it, and the settings that jaxlm trains without.
+
+    Raises:
+      InputError: it is damaged, jaxlm cannot represent it, or its variables are those of other layers.
+    """
+    structure = _read_structure(path)
+    if structure is not None:
+        return read_weights(path, structure.config), structure.assumed, structure.ignored
+    model = read_weights(path)
+    if model.config.dense_layers:
+        model = _with_activations(model, precomputed(load_predictor(path)))
+    words = [f"Dense({layer.size}) {layer.activation}" for layer in model.config.dense_layers]
+    return model, (f"activations: as they agree with the graph: {', '.join(words)}",) if words else (), ()
+
+
+def _with_activations(model: LanguageModel, truth: Predictor) -> LanguageModel:
+    """Returns the model with those activations of its Dense layers with which it agrees with another.
+
+    Raises:
+      InputError: there are none.
+    """
+    weights, layers = language_model_weights(model), model.config.dense_layers
+    choices: tuple[Activation, ...] = ("relu", "tanh", "linear")
+    for names in itertools.product(choices, repeat=len(layers)):
+        dense = [dataclasses.replace(layer, activation=name) for layer, name in zip(layers, names, strict=True)]
+        lstms, rates = model.config.lstm_layers, model.config.dropout_rates
+        sizes = (model.config.vocab_size, model.config.embedding_size)
+        config = chain_config(*sizes, lstms, dense, rates, softmax_bias=model.config.softmax_bias)
+        arrays = to_keras_weights(weights, model.config).values()
+        candidate = model_from_keras_arrays(list(arrays), config)
+        if compare(language_model_predictor(candidate), truth).within_tolerance:
+            return candidate
+    raise InputError(f"{truth.name}: its Dense layers agree with the graph with neither relu nor tanh nor linear.")
+
+
+def _read_structure(path: Path) -> Structure | None:
+    """Reads the JSON that Keras 2 saves beside the graph; None if there is none."""
+    metadata = path / "keras_metadata.pb"
+    if not metadata.is_file():
+        return None
+    from tensorflow.python.keras.protobuf import saved_metadata_pb2
+
+    with library_errors(path, "loaded"):
+        nodes = saved_metadata_pb2.SavedMetadata.FromString(metadata.read_bytes()).nodes
+        config = json.loads(next(node.metadata for node in nodes if node.node_path == "root"))
+        return read_structure(layers_of_json({key: _plain(config[key]) for key in ("class_name", "config")}))
+
+
+def _plain(value: Any) -> Any:
+    """Returns JSON in which what Keras marks as tuples are lists."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("class_name") == "__tuple__":
+        return _plain(value.get("items"))
+    return {key: _plain(entry) for key, entry in value.items()}
+
+
+def read_weights(path: Path, config: ModelConfig | None = None) -> LanguageModel:
+    """Reads the weights of a SavedModel from Keras 2 or 3, or from `write`. Does not execute its graph.
+
+    Args:
+      path: its directory.
+      config: of the model; None takes it from the shapes.
+
+    Raises:
+      InputError: it is damaged, or its variables are not those of Embedding -> LSTM stack -> Dense layers.
+    """
+    with library_errors(path, "loaded"):
+        reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))
+        types = reader.get_variable_to_dtype_map()
+        keys = _in_order([key for key, dtype in types.items() if dtype.is_floating])
+        if not keys:
+            raise InputError(f"{path} has no weights that Keras could have written.")
+        return model_from_keras_arrays(equal_arrays([reader.get_tensor(key) for key in keys]), config)
+
+
+def _in_order(keys: Sequence[str]) -> list[str]:
+    """Returns the keys of the weights in Keras' order: a number is a place in it, and the others fill the rest."""
+    numbered: dict[int, str] = {}
+    named: list[tuple[int, int, str]] = []
+    for key in keys:
+        parts = key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").split("/")
+        if "optimizer" in parts or not key.endswith("VARIABLE_VALUE"):
+            continue
+        if parts[-2:-1] in (["variables"], ["weights"]) and parts[-1].isdigit():
+            numbered[int(parts[-1])] = key
+        elif parts[0].startswith("layer_with_weights-") and len(parts) == 2 and parts[1] in LEAVES:
+            named.append((int(parts[0].split("-")[1]), LEAVES.index(parts[1]), key))
+    rest = iter([key for _, _, key in sorted(named)])
+    places = range(max(numbered, default=-1) + 1)
+    ordered = [numbered[place] if place in numbered else next(rest, "") for place in places]
+    return [key for key in [*ordered, *rest] if key]

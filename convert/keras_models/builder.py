@@ -1,0 +1,115 @@
+"""Builds the Keras model of a `ModelConfig`."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import keras
+import numpy as np
+
+from convert.options import DEFAULT_OPTIONS, ExportOptions
+from convert.weights.table import ALIGNMENT, aligned_copy
+from jaxlm.config import ModelConfig
+
+
+def build(config: ModelConfig, options: ExportOptions = DEFAULT_OPTIONS) -> keras.Model:
+    """Builds an ordinary functional Keras model.
+
+    Args:
+      config: shape of the model. Dropout is left out, since it does nothing in inference.
+      options: what the model computes.
+
+    Returns:
+      A model from ids `[batch, time]` int32 to probabilities `[batch, time, vocab_size]` float32, of any
+      batch size and length. With `single_step`, from `{"token_ids": [batch, 1], "h_1": [batch, hidden_size],
+      "c_1", ...}` to `{"probabilities": [batch, vocab_size], "h_1", "c_1", ...}`.
+    """
+    if options.single_step:
+        return _build_step(config, options)
+    inputs = keras.Input((None,), dtype="int32", name="token_ids")
+    outputs = _embedding(config, options)(inputs)
+    for n in range(1, len(config.lstm_layers) + 1):
+        return_sequences = n < len(config.lstm_layers) or not options.last_only
+        outputs = _lstm(config, options, n, return_sequences=return_sequences)(outputs)
+    return keras.Model(inputs, _softmax(config, options, outputs), name="language_model")
+
+
+def _build_step(config: ModelConfig, options: ExportOptions) -> keras.Model:
+    token_ids = keras.Input((1,), dtype="int32", name="token_ids")
+    states_in: dict[str, Any] = {}
+    states_out: dict[str, Any] = {}
+    outputs = _embedding(config, options)(token_ids)
+    for n, layer in enumerate(config.lstm_layers, start=1):
+        lstm = _lstm(config, options, n, return_sequences=n < len(config.lstm_layers), return_state=True)
+        states = {f"{s}_{n}": keras.Input((layer.size,), dtype=options.dtype, name=f"{s}_{n}") for s in "hc"}
+        outputs, *new = lstm(outputs, initial_state=list(states.values()))
+        states_in |= states
+        states_out |= dict(zip(states, new, strict=True))
+    result = {"logits" if options.logits else "probabilities": _softmax(config, options, outputs)}
+    return keras.Model({"token_ids": token_ids} | states_in, result | states_out, name="language_model_step")
+
+
+def _embedding(config: ModelConfig, options: ExportOptions) -> keras.layers.Layer:
+    return keras.layers.Embedding(config.vocab_size, config.embedding_size, dtype=options.dtype, name="embedding")
+
+
+def _lstm(config: ModelConfig, options: ExportOptions, n: int, **settings: bool) -> keras.layers.Layer:
+    initializer = "orthogonal" if options.dtype == "float32" else "glorot_uniform"  # 16 bits have no QR decomposition
+    layer = config.lstm_layers[n - 1]
+    settings |= {"use_bias": layer.use_bias}
+    return keras.layers.LSTM(
+        layer.size, dtype=options.dtype, recurrent_initializer=initializer, name=f"lstm_{n}", **settings
+    )
+
+
+def _softmax(config: ModelConfig, options: ExportOptions, outputs: Any) -> Any:
+    """Applies the Dense layers, that of the words last, and the softmax, which is always in float32."""
+    for n, layer in enumerate(config.dense_layers, start=1):
+        name = "projection" if config.projection_size else f"dense_{n}"
+        dense = keras.layers.Dense(
+            layer.size, activation=layer.activation, use_bias=layer.use_bias, dtype=options.dtype, name=name
+        )
+        outputs = dense(outputs)
+    activation = "softmax" if options.dtype == "float32" and not options.logits else None
+    settings: dict[str, Any] = {"use_bias": config.softmax_bias, "dtype": options.dtype, "name": "softmax"}
+    outputs = keras.layers.Dense(config.vocab_size, activation=activation, **settings)(outputs)
+    if options.logits or activation:
+        return outputs
+    return keras.layers.Activation("softmax", dtype="float32", name="probabilities")(outputs)
+
+
+def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray]) -> None:
+    """Assigns weights by their Keras paths, each of which must exist."""
+    variables = {variable.path: variable for variable in model.weights}
+    for path, array in weights.items():
+        variables[path].assign(array)
+
+
+def abstract(make: Callable[[], keras.Model]) -> keras.Model:
+    """Makes a Keras model whose variables have shapes but no memory. It runs in a scope that holds their values.
+
+    This takes a thread of its own: Keras keeps a list, for each thread, of the variables that have no values
+    yet, and gives them values as soon as that thread makes another variable.
+    """
+
+    def in_scope() -> keras.Model:
+        with keras.StatelessScope(initialize_variables=False):
+            return make()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(in_scope).result()
+
+
+def tensor_of(array: np.ndarray) -> Any:
+    """Returns an array as a tensor of the Keras backend, copied at most once.
+
+    TensorFlow takes aligned memory as it is. Its own conversion makes two copies, and keeps both as long as
+    the tensor lives.
+    """
+    if keras.backend.backend() != "tensorflow" or array.dtype.kind != "f":
+        return keras.ops.convert_to_tensor(array)
+    import tensorflow as tf
+
+    if not array.flags.c_contiguous or not array.flags.writeable or array.ctypes.data % ALIGNMENT:
+        array = aligned_copy(array)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())

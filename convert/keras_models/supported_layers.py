@@ -1,0 +1,233 @@
+"""Which Keras models jaxlm can represent. Only the configs of the layers are read; nothing in them is executed."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from convert.keras_models.json_config import FUNCTIONS, Layer, refusal
+from convert.weights.table import chain_config
+from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig
+from jaxlm.errors import InputError
+
+SUPPORTED = (
+    "Embedding -> (Dropout) -> LSTM, one or more -> (Dense: linear, relu or tanh; Dropout) -> Dense (softmax or logits)"
+)
+LETTERS = {
+    "Embedding": "E",
+    "Dropout": "r",
+    "SpatialDropout1D": "r",
+    "GaussianNoise": "r",
+    "LSTM": "L",
+    "Dense": "D",
+    "Activation": "A",
+    "Softmax": "A",
+    "ReLU": "A",
+}
+INNER = {"Dense", "Dropout", "Activation", "Softmax", "ReLU"}  # what TimeDistributed leaves as it is
+REQUIRED = {  # what jaxlm's LSTM does; a setting unknown to a Keras version has its default
+    "activation": "tanh",
+    "recurrent_activation": "sigmoid",
+    "go_backwards": False,
+    "time_major": False,
+}
+PLAIN_RELU = {"max_value": None, "negative_slope": 0.0, "threshold": 0.0}
+DTYPES = {"float32": 0, "float64": 0, "float16": 1, "bfloat16": 2}  # from precise to coarse
+
+
+class Structure(NamedTuple):
+    """All that matters of a Keras model."""
+
+    layers: tuple[Layer, ...]  # those with weights: Embedding, LSTM, ..., Dense
+    config: ModelConfig
+    logits: bool  # no softmax at the end
+    last_only: bool  # the last LSTM returns only its last output
+    mask_zero: bool
+    dtype: str  # in which the model computes; the coarsest of its layers
+    shape: tuple[int | None, int | None]  # batch and length, if they are fixed
+    ignored: tuple[str, ...]  # settings that jaxlm trains without
+    assumed: tuple[str, ...]  # what the config does not say
+
+
+def read_structure(layers: Sequence[Layer]) -> Structure:
+    """Checks that jaxlm can represent layers that follow each other.
+
+    Raises:
+      InputError: it cannot; names the layer and the reason.
+    """
+    shape = _fixed_shape(layers)
+    original, layers = layers, [_unwrap(layer) for layer in layers if layer.kind != "InputLayer"]
+    for layer in layers:
+        _check_layer(layer)
+    layers = [layer for layer in layers if layer.kind != "Activation" or activation(layer) != "linear"]
+    order = "".join(LETTERS[layer.kind] for layer in layers)
+    if not re.fullmatch(r"Er*(Lr*)+(DA?r*)*DA?", order):
+        kinds = " -> ".join(layer.kind for layer in layers)
+        raise InputError(f"The model's layers are {kinds}; jaxlm can represent {SUPPORTED}.")
+    weighted = tuple(layer for layer in layers if LETTERS[layer.kind] in "ELD")
+    embedding, softmax = weighted[0].config, weighted[-1]
+    lstms = [layer for layer in weighted if layer.kind == "LSTM"]
+    for layer in lstms[:-1]:
+        if not layer.config.get("return_sequences"):
+            raise refusal(layer, "return_sequences must be True below another LSTM")
+    last = _last_activation(softmax, layers)
+    if softmax.config["units"] != embedding["input_dim"]:
+        units, words = softmax.config["units"], embedding["input_dim"]
+        raise refusal(softmax, f"it has {units} units, but the embedding has {words} words")
+    try:
+        config = chain_config(
+            embedding["input_dim"],
+            embedding["output_dim"],
+            [LSTMConfig(layer.config["units"], layer.config.get("use_bias", True)) for layer in lstms],
+            _dense_configs(layers),
+            _dropout_rates(layers),
+            softmax_bias=softmax.config.get("use_bias", True),
+        )
+    except (InputError, KeyError) as error:
+        raise InputError(f"The config of the Keras model is damaged: {error}") from error
+    return Structure(
+        weighted,
+        config,
+        last != "softmax",
+        not lstms[-1].config.get("return_sequences"),
+        bool(embedding.get("mask_zero")),
+        max((_compute_dtype(layer) for layer in weighted), key=lambda name: DTYPES[name]),
+        shape,
+        tuple(dict.fromkeys(text for layer in layers for text in _ignored(layer))),
+        tuple(dict.fromkeys(text for layer in original for text in _assumed(layer))),
+    )
+
+
+def _unwrap(layer: Layer) -> Layer:
+    """Treats a TimeDistributed Dense as a Dense, an RNN of an LSTMCell and a CuDNNLSTM as an LSTM."""
+    inner = layer.config.get("layer" if layer.kind == "TimeDistributed" else "cell")
+    if isinstance(inner, dict) and isinstance(inner.get("config"), dict):
+        if layer.kind == "TimeDistributed" and inner.get("class_name") in INNER:
+            return layer._replace(kind=inner["class_name"], config=inner["config"] | {"name": layer.config["name"]})
+        if layer.kind == "RNN" and inner.get("class_name") == "LSTMCell":
+            return layer._replace(kind="LSTM", config=inner["config"] | layer.config)
+    if layer.kind == "CuDNNLSTM":
+        return layer._replace(kind="LSTM")
+    return layer
+
+
+def _check_layer(layer: Layer) -> None:
+    if layer.kind not in LETTERS:
+        inner = layer.config.get("layer") or layer.config.get("cell")
+        of = f" of {_short(inner)}" if inner else ""
+        raise refusal(layer, f"jaxlm has no {layer.kind}{of}; it can represent {SUPPORTED}")
+    if layer.kind == "LSTM":
+        for name, expected in REQUIRED.items():
+            value = layer.config.get(name, expected)
+            value = activation(layer, name) if name.endswith("activation") and name in layer.config else value
+            if value != expected:
+                raise refusal(layer, f"jaxlm's LSTM needs {name}={expected!r}; found {_short(value)}")
+    if layer.kind == "Softmax" and layer.config.get("axis", -1) not in (-1, [-1]):
+        raise refusal(layer, "its softmax must be over the last axis")
+    if layer.kind == "ReLU" and any((layer.config.get(name) or 0) != 0 for name in PLAIN_RELU):
+        raise refusal(layer, "jaxlm has only the plain relu")
+    if _compute_dtype(layer) not in DTYPES:
+        raise refusal(layer, f"jaxlm has no {_compute_dtype(layer)}; expected one of {tuple(DTYPES)}, or mixed")
+
+
+def activation(layer: Layer, name: str = "activation") -> Any:
+    """Returns a layer's activation as Keras' name of it, if it has one."""
+    if layer.kind in ("Softmax", "ReLU"):
+        return layer.kind.lower()
+    value = layer.config.get(name)
+    if isinstance(value, dict) and value.get("class_name") == "function":
+        value = value.get("config")
+    return "linear" if value is None else FUNCTIONS.get(value, value) if isinstance(value, str) else value
+
+
+def _last_activation(softmax: Layer, layers: Sequence[Layer]) -> str:
+    """Returns that of the last Dense layer, or of the layer after it."""
+    found = [activation(layer) for layer in layers[layers.index(softmax) :]]
+    for layer, value in zip(layers[layers.index(softmax) :], found, strict=True):
+        if value not in ("softmax", "linear"):
+            raise refusal(layer, f"a jaxlm model ends in a softmax or in logits, not in {_short(value)}")
+    if found[:-1] == ["softmax"]:
+        raise refusal(layers[-1], "there is already a softmax before it")
+    return found[-1]
+
+
+def _dense_configs(layers: Sequence[Layer]) -> list[DenseConfig]:
+    """Returns the Dense layers before the last, each with the activation that may follow it."""
+    last = max(i for i, layer in enumerate(layers) if layer.kind == "Dense")
+    found = []
+    for layer, following in zip(layers[:last], layers[1:], strict=False):
+        if layer.kind != "Dense":
+            continue
+        name, source = activation(layer), layer
+        if LETTERS[following.kind] == "A":
+            if name != "linear":
+                raise refusal(following, f"there is already an activation before it, {_short(name)}")
+            name, source = activation(following), following
+        if name not in ("linear", "relu", "tanh"):
+            raise refusal(source, f"jaxlm has linear, relu and tanh between LSTM and softmax, not {_short(name)}")
+        found.append(DenseConfig(layer.config["units"], name, layer.config.get("use_bias", True)))
+    return found
+
+
+def _dropout_rates(layers: Sequence[Layer]) -> list[float]:
+    """Returns the rate after the embedding, after each LSTM and after each Dense layer but the last.
+
+    Two dropouts in the same place keep the product of what each keeps.
+    """
+    kept: list[float] = []
+    for layer in layers:
+        if layer.kind == "LSTM":
+            kept[-1] *= 1.0 - float(layer.config.get("dropout") or 0.0)
+        if LETTERS[layer.kind] in "ELD":
+            kept.append(1.0)
+        elif layer.kind in ("Dropout", "SpatialDropout1D"):
+            kept[-1] *= 1.0 - float(layer.config.get("rate") or 0.0)
+    return [round(1.0 - share, 12) for share in kept[:-1]]
+
+
+def _compute_dtype(layer: Layer) -> str:
+    """Returns the type in which a layer computes."""
+    policy = layer.config.get("dtype") or "float32"
+    if isinstance(policy, dict):
+        settings = policy.get("config")
+        policy = settings.get("name", "?") if isinstance(settings, dict) else settings
+    return str(policy).removeprefix("mixed_")
+
+
+def _fixed_shape(layers: Sequence[Layer]) -> tuple[int | None, int | None]:
+    """Returns the batch and the length that the input layers and the embedding demand."""
+    shape: list[int | None] = [None, None]
+    for layer in layers[: 1 + next((i for i, layer in enumerate(layers) if layer.kind != "InputLayer"), 0)]:
+        found = layer.config.get("batch_shape") or layer.config.get("batch_input_shape") or (None, None)
+        found = (*found, None)[:2] if isinstance(found, list | tuple) else (None, None)
+        found = (found[0], found[1] or layer.config.get("input_length"))
+        for i, size in enumerate(found):
+            shape[i] = size if isinstance(size, int) and size > 0 and not isinstance(size, bool) else shape[i]
+    return shape[0], shape[1]
+
+
+def _ignored(layer: Layer) -> Iterator[str]:
+    """Yields the settings of a layer that jaxlm trains without."""
+    name = layer.config.get("name", "?")
+    if layer.config.get("trainable", True) is False:
+        yield f"{name}: trainable=False"
+    for key, value in layer.config.items():
+        if value and (key.endswith(("_regularizer", "_constraint")) or key == "recurrent_dropout"):
+            yield f"{name}: {key}={_short(value)}"
+    if layer.kind == "GaussianNoise":
+        yield f"{name}: GaussianNoise({_short(layer.config.get('stddev'))})"
+    if layer.kind == "SpatialDropout1D" or layer.kind == "LSTM" and layer.config.get("dropout"):
+        yield f"{name}: one dropout mask for all time steps (jaxlm draws one for each)"
+
+
+def _assumed(layer: Layer) -> Iterator[str]:
+    inner = layer.config.get("layer") if layer.kind == "TimeDistributed" else None
+    settings = inner.get("config", {}) if isinstance(inner, dict) else layer.config
+    value = settings.get("activation") if isinstance(settings, dict) else None
+    if isinstance(value, dict) and value.get("class_name") == "function":
+        yield f"the function {value.get('config')!r} of {layer.config.get('name', '?')} is Keras' own of that name"
+    if layer.kind == "CuDNNLSTM":
+        yield f"{layer.config.get('name', '?')} (CuDNNLSTM) is read as the equal LSTM, and given back as that"
+
+
+def _short(value: Any) -> str:
+    return repr(value.get("class_name", "?") if isinstance(value, dict) else value)[:60]

@@ -1,0 +1,163 @@
+"""The optimizer state, jaxlm <-> Keras. Moments have the layout of the weights, so the weight table serves them too."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+
+from convert.weights.table import from_keras_weights, to_keras_weights, weight_table
+from jaxlm.config import ModelConfig, Optimizer, TrainConfig
+from jaxlm.errors import InputError
+from jaxlm.parallel.mesh import leaf_name
+
+SLOTS: dict[Optimizer, tuple[str, ...]] = {  # Optax's names, in Keras' order
+    "adam": ("mu", "nu"),
+    "adagrad": ("sum_of_squares",),
+    "sgd": (),
+}
+KERAS_OPTIMIZERS: dict[str, Optimizer] = {"Adam": "adam", "Adagrad": "adagrad", "SGD": "sgd"}
+FIXED = {  # in jaxlm; Keras' defaults
+    "beta_1": 0.9,
+    "beta_2": 0.999,
+    "amsgrad": False,
+    "momentum": 0.0,
+    "nesterov": False,
+    "weight_decay": None,
+}
+
+USUAL = {  # Keras' defaults, of which there is nothing to say
+    "beta_1": 0.9,
+    "beta_2": 0.999,
+    "epsilon": 1e-7,
+    "ema_momentum": 0.99,
+    "initial_accumulator_value": 0.1,
+    "loss_scale_factor": None,
+    "gradient_accumulation_steps": None,
+}
+
+
+class OptimizerState(NamedTuple):
+    """Everything an optimizer remembers between steps."""
+
+    name: Optimizer
+    steps: int  # done so far
+    learning_rate: float
+    clip_norm: float  # of all gradients together; 0 for no clipping
+    slots: dict[str, dict[str, np.ndarray]]  # by Optax's names: an array for each weight, by its jaxlm name
+
+
+def unusual_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the settings of a Keras optimizer, from its config, that are not Keras' defaults."""
+    for name, value in settings.items():
+        value = value.get("class_name", "?") if isinstance(value, dict) else value
+        if name not in ("name", "jit_compile") and value not in (None, False) and value != USUAL.get(name):
+            yield name, value
+
+
+def from_train_state(
+    opt_state: Mapping[str, Any], config: TrainConfig, learning_rate: float, steps: int
+) -> OptimizerState:
+    """Reads `jaxlm.TrainState.opt_state`, after `steps` steps."""
+    slots = {}
+    for slot in SLOTS[config.optimizer]:
+        names, leaves, _ = _slot(opt_state, slot)
+        slots[slot] = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
+    return OptimizerState(config.optimizer, steps, learning_rate, config.clip_norm, slots)
+
+
+def to_train_state(state: OptimizerState, opt_state: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `from_train_state`: an `opt_state` of the same optimizer, with the arrays of `state`."""
+    filled = dict(opt_state)
+    for slot, arrays in state.slots.items():
+        names, _, structure = _slot(opt_state, slot)
+        trees = jax.tree.unflatten(structure, [jnp.array(arrays[name]) for name in names])
+        filled = {table: _replace(filled[table], slot, tree) for table, tree in trees.items()}
+    if state.name == "adam":
+        filled = {table: _replace(filled[table], "count", jnp.int32(state.steps)) for table in filled}
+    return filled
+
+
+def _replace(state: tuple, field: str, value: Any) -> tuple:
+    """Replaces a field of the first state in an Optax chain."""
+    return (state[0]._replace(**{field: value}), *state[1:])
+
+
+def _slot(opt_state: Mapping[str, Any], slot: str) -> tuple[list[str], list[jax.Array], Any]:
+    """Returns the jaxlm names and the leaves of a slot, and the structure of its tree."""
+    trees = {table: getattr(state[0], slot) for table, state in opt_state.items()}
+    leaves, structure = jax.tree_util.tree_flatten_with_path(trees)
+    names = [leaf_name(path).removeprefix("dense/") for path, _ in leaves]
+    return names, [leaf for _, leaf in leaves], structure
+
+
+def states_equal(first: OptimizerState, second: OptimizerState) -> bool:
+    """Whether two states are equal, bit for bit."""
+    arrays = [jax.tree.leaves(state.slots) for state in (first, second)]
+    return first[:-1] == second[:-1] and all(map(np.array_equal, *arrays))
+
+
+def compile_model(model: keras.Model, state: OptimizerState, config: ModelConfig) -> None:
+    """Compiles a Keras model with an optimizer in a given state, and sparse categorical cross-entropy.
+
+    Args:
+      model: as from `keras_builder.build`.
+      state: of jaxlm's optimizer.
+      config: of the model; not tied, since Keras keeps two tables, each with a state of its own.
+
+    Raises:
+      InputError: a moment is not finite.
+    """
+    clip = state.clip_norm or None
+    if state.name == "adam":
+        optimizer = keras.optimizers.Adam(state.learning_rate, epsilon=1e-8, global_clipnorm=clip)
+    elif state.name == "sgd":
+        optimizer = keras.optimizers.SGD(state.learning_rate, global_clipnorm=clip)
+    else:
+        optimizer = keras.optimizers.Adagrad(state.learning_rate, epsilon=1e-7, global_clipnorm=clip)
+    from_logits = model.layers[-1].get_config().get("activation") == "linear"
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits))
+    optimizer.build(model.trainable_variables)
+    optimizer.iterations.assign(state.steps)
+    arrays = [list(to_keras_weights(state.slots[slot], config).values()) for slot in SLOTS[state.name]]
+    interleaved = [array for arrays_of_weight in zip(*arrays, strict=True) for array in arrays_of_weight]
+    for variable, array in zip(optimizer.variables[2:], interleaved, strict=True):  # after iterations, learning_rate
+        variable.assign(array)
+
+
+def state_from_keras_arrays(
+    optimizer: Mapping[str, Any], arrays: Sequence[np.ndarray], config: ModelConfig
+) -> OptimizerState:
+    """Makes a state from the contents of a Keras file.
+
+    Args:
+      optimizer: its config, {"class_name": ..., "config": ...}.
+      arrays: its variables in Keras' order: iterations, learning rate, and the slots of each weight.
+      config: of the model.
+
+    Raises:
+      InputError: jaxlm has no such optimizer, or the arrays do not fit the model.
+    """
+    kind, settings = str(optimizer.get("class_name")), dict(optimizer.get("config") or {})
+    unsupported = [f"{key}={settings[key]}" for key, value in FIXED.items() if (settings.get(key) or value) != value]
+    unsupported += ["tied rows"] if config.tied else []
+    if kind not in KERAS_OPTIMIZERS or unsupported:
+        description = f"{kind} with {', '.join(unsupported)}" if unsupported else kind
+        raise InputError(
+            "Invalid `keep_optimizer`: expected Adam, Adagrad or SGD with jaxlm's settings, and rows that are not tied."
+            f" Received: {description}. Leave `keep_optimizer` out to start with a fresh optimizer."
+        )
+    name = KERAS_OPTIMIZERS[kind]
+    names, slots = [weight.keras for weight in weight_table(config)], SLOTS[name]
+    expected = 2 + len(slots) * len(names)
+    if len(arrays) != expected:
+        raise InputError(f"The optimizer must have {expected} variables for this model. Received: {len(arrays)}.")
+    by_slot = {
+        slot: from_keras_weights(dict(zip(names, arrays[2 + i :: len(slots)], strict=True)), config)
+        for i, slot in enumerate(slots)
+    }
+    clip_norm = float(settings.get("global_clipnorm") or 0.0)
+    learning_rate = float(str(np.float32(arrays[1])))  # 0.03, where float() gives 0.029999999329447746
+    return OptimizerState(name, int(arrays[0]), learning_rate, clip_norm, by_slot)

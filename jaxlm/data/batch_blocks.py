@@ -1,0 +1,69 @@
+"""The words and learning rates of several steps, put onto the devices together.
+
+To hand over the arrays of a step one by one takes the host longer than the step takes a GPU.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jaxlm.config import TrainConfig
+from jaxlm.data.batches import Batch, own_streams, train_batch, weighted
+from jaxlm.parallel.mesh import Mesh, pad, padded_streams, place, stream_spec
+
+BLOCK_STEPS = 20  # steps whose words are put onto the devices together
+
+
+class BatchBlock(NamedTuple):
+    """What the steps n to n + BLOCK_STEPS - 1 read, where n is a multiple of BLOCK_STEPS."""
+
+    batches: Batch  # as from `place_batches`
+    learning_rates: jax.Array  # [BLOCK_STEPS] float32
+
+    def of_step(self, step: jax.Array) -> tuple[Batch, jax.Array]:
+        """Returns the batch and the learning rate of a step; inside of `jax.jit`."""
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, step % BLOCK_STEPS, keepdims=False), self)
+
+
+class BatchBlocks:
+    """The blocks of a training text. It holds one of them, and makes another when a step lies outside of it.
+
+    Args:
+      tokens: `[N]` valid ids.
+      config: its `batch_size` and `sequence_length` are used.
+      mesh: where the blocks lie; of several processes, each reads its own streams.
+    """
+
+    def __init__(self, tokens: np.ndarray, config: TrainConfig, mesh: Mesh | None):
+        self.tokens, self.mesh, self.sizes = tokens, mesh, (config.batch_size, config.sequence_length)
+        self.streams = own_streams(config.batch_size, mesh)
+        self.first = -1
+        self.schedule: Callable[[np.ndarray], jax.Array] | None = None
+        self.block: BatchBlock
+
+    def with_step(self, step: int, schedule: Callable[[np.ndarray], jax.Array]) -> BatchBlock:
+        """Returns the block with a step. `schedule` gives the learning rates of steps; a new one counts at once."""
+        first = step - step % BLOCK_STEPS
+        if (self.first, self.schedule) != (first, schedule):
+            steps = np.arange(first, first + BLOCK_STEPS, dtype=np.int32)
+            batches = [train_batch(self.tokens, int(each), *self.sizes, self.streams) for each in steps]
+            self.block = BatchBlock(place_batches(batches, self.mesh), schedule(steps))
+            self.first, self.schedule = first, schedule
+        return self.block
+
+
+def place_batches(batches: Sequence[Batch], mesh: Mesh | None) -> Batch:
+    """Puts batches of the host onto the devices, each array of all of them at once: `[steps, batch_size, ...]`."""
+    size = padded_streams(len(batches[0].inputs), mesh)
+
+    def stack(*leaves: np.ndarray | bool) -> np.ndarray:
+        return np.stack([pad(leaf, size) if np.ndim(leaf) else leaf for leaf in leaves])
+
+    stacked = jax.tree.map(stack, *(weighted(batch, mesh) for batch in batches))
+    if mesh is None:
+        return jax.device_put(stacked)
+    of_streams = PartitionSpec(None, *stream_spec(mesh))
+    return jax.tree.map(lambda leaf: place(leaf, mesh, of_streams if leaf.ndim > 1 else PartitionSpec()), stacked)

@@ -1,0 +1,153 @@
+"""Batches of training and evaluation text. A training batch is a pure function of the step."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxlm.config import TrainConfig
+from jaxlm.errors import InputError
+from jaxlm.parallel.collectives import all_gather, all_gather_invariant, psum
+from jaxlm.parallel.mesh import Mesh, data_axes, mesh_shape, pad, padded_streams, place, stream_spec, vocab_axes
+from jaxlm.token_ids import Ids
+
+
+class Batch(NamedTuple):
+    """Words and the words that follow them."""
+
+    inputs: Ids  # [batch_size, sequence_length]
+    labels: Ids  # [batch_size, sequence_length]
+    starts_epoch: bool | np.ndarray | jax.Array = False  # whether the LSTM starts from the zero state
+    positions: Ids | None = None  # [batch_size, P] time steps that the labels [batch_size, P] belong to; None for all
+    weights: np.ndarray | jax.Array | None = None  # of the labels; the loss is the weighted sum, None for the mean
+
+
+def outputs_with_labels(batch: Batch, outputs: jax.Array, mesh: Mesh | None = None) -> jax.Array:
+    """Returns the outputs `[N, D]` that have labels, of all `[batch_size, sequence_length, D]`.
+
+    On a mesh, `batch` and `outputs` are the part of a device, and the result is that of all devices along `vocab`.
+    """
+    if batch.positions is not None:
+        outputs = jnp.take_along_axis(outputs, jnp.asarray(batch.positions)[:, :, None], axis=1)
+    return all_gather(outputs.reshape(-1, outputs.shape[-1]), vocab_axes(mesh))
+
+
+def reduce_losses(batch: Batch, losses: jax.Array, mesh: Mesh | None = None) -> jax.Array:
+    """Returns the loss of a batch: the mean, or the weighted sum, of the losses of its labels, in any shape.
+
+    On a mesh, `batch` is the part of a device, and `losses` those of all devices along `vocab`.
+    """
+    if batch.weights is None:
+        return psum(losses.mean(), data_axes(mesh)) / mesh_shape(mesh)[0]
+    weights = all_gather_invariant(jnp.ravel(batch.weights), vocab_axes(mesh))
+    return psum((weights * losses.ravel()).sum(), data_axes(mesh))
+
+
+def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Puts a batch onto a mesh, with streams that do not count where their number does not divide."""
+    if mesh is None and isinstance(batch.starts_epoch, jax.Array):
+        return batch  # to read it would wait for the device
+    batch = batch._replace(starts_epoch=np.asarray(batch.starts_epoch, bool))
+    if mesh is None:
+        return batch
+    return jax.tree.map(lambda leaf: place_streams(leaf, mesh) if leaf.ndim else leaf, weighted(batch, mesh))
+
+
+def weighted(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Adds the weights of a mean if a mesh adds streams, which count for nothing."""
+    if batch.weights is not None or padded_streams(len(batch.inputs), mesh) == len(batch.inputs):
+        return batch
+    return batch._replace(weights=np.full(batch.labels.shape, 1.0 / batch.labels.size, np.float32))
+
+
+def place_streams(array: Any, mesh: Mesh | None) -> Any:
+    """Puts an array of a row for each stream onto a mesh, with rows of zeros where their number does not divide."""
+    if mesh is None or (isinstance(array, jax.Array) and array.sharding == NamedSharding(mesh, stream_spec(mesh))):
+        return array
+    return place(pad(np.asarray(array), padded_streams(len(array), mesh)), mesh, stream_spec(mesh))
+
+
+def own_streams(batch_size: int, mesh: Mesh | None) -> np.ndarray:
+    """Returns the numbers of the streams that lie on this process' devices."""
+    numbers = np.arange(batch_size)
+    if mesh is None:
+        return numbers
+    sharding, shape = NamedSharding(mesh, stream_spec(mesh)), (padded_streams(batch_size, mesh),)
+    slices = sharding.addressable_devices_indices_map(shape).values()
+    return np.unique(np.concatenate([numbers[each] for each in slices]))
+
+
+def batch_specs(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Returns a batch with the `PartitionSpec` of each array instead of the array."""
+    return jax.tree.map(lambda leaf: stream_spec(mesh) if jnp.ndim(leaf) else PartitionSpec(), batch)
+
+
+def batches_per_epoch(num_tokens: int, batch_size: int, sequence_length: int) -> int:
+    """Returns the number of whole batches in one pass over the text.
+
+    Raises:
+      InputError: the text is too short for one batch.
+    """
+    batches = (num_tokens - 1) // batch_size // sequence_length
+    if not batches:
+        raise InputError(
+            f"{num_tokens} words are too few for a batch of {batch_size} streams of {sequence_length} words;"
+            " use a smaller `batch_size` or `sequence_length`."
+        )
+    return batches
+
+
+def train_batch(
+    tokens: np.ndarray, step: int, batch_size: int, sequence_length: int, streams: np.ndarray | None = None
+) -> Batch:
+    """Returns the batch of a step, from 0: the text is cut into contiguous streams, read side by side.
+
+    Row b of batch n + 1 continues row b of batch n. Each epoch starts over. Only the rows `streams` are read, as from
+    `own_streams`; the others are zeros.
+    """
+    index = step % batches_per_epoch(tokens.size, batch_size, sequence_length)
+    streams = np.arange(batch_size) if streams is None else streams
+    starts = streams * ((tokens.size - 1) // batch_size) + index * sequence_length
+    words = np.zeros((batch_size, sequence_length + 1), tokens.dtype)
+    words[streams] = tokens[starts[:, None] + np.arange(sequence_length + 1)]
+    return Batch(words[:, :-1], words[:, 1:], index == 0)
+
+
+def train_batches(tokens: np.ndarray, config: TrainConfig, num_steps: int, first_step: int = 0) -> Iterator[Batch]:
+    """Yields the batches of steps `first_step` to `num_steps` - 1, over as many epochs as that takes.
+
+    Args:
+      tokens: `[N]` integer ids, such as `Corpus.train`.
+      config: its `batch_size` and `sequence_length` are used.
+      num_steps: number of steps of the whole training.
+      first_step: steps already done.
+
+    Raises:
+      InputError: the text is too short for one batch.
+    """
+    for step in range(first_step, num_steps):
+        yield train_batch(tokens, step, config.batch_size, config.sequence_length)
+
+
+def evaluation_batches(tokens: Ids, batch_size: int, sequence_length: int, max_tokens: int = 0) -> Iterator[Batch]:
+    """Yields batches in which each word but the first is a label of weight 1 exactly once; all others have weight 0.
+
+    Args:
+      tokens: `[N]` ids.
+      batch_size: number of contiguous streams.
+      sequence_length: time steps of a batch.
+      max_tokens: maximum number of labels, rounded up to whole rows; 0 for all. They are the beginnings of the
+        streams, which lie evenly over the text.
+    """
+    labels = tokens.size - 1
+    stream = -(-labels // batch_size)
+    length = min(stream, -(-max_tokens // batch_size)) if max_tokens else stream
+    for start in range(0, length, sequence_length):
+        position = start + np.arange(sequence_length)
+        index = np.arange(batch_size)[:, None] * stream + position
+        mask = (position < length)[None, :] & (index < labels)
+        index = np.minimum(index, labels - 1)
+        yield Batch(tokens[index], tokens[index + 1], weights=mask.astype(np.float32))

@@ -1,0 +1,245 @@
+"""Texts to a prepared corpus: a vocabulary, and the ids of the training, validation and test text."""
+
+import logging
+import os
+import zlib
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxlm.data.text_warnings import remarks
+from jaxlm.data.tokenization import PieceEncoder, Tokenization, auto_ids, read_chunks, tokenization_of
+from jaxlm.data.vocabulary import Vocabulary, log_unigram, select_words
+from jaxlm.errors import InputError, require
+from jaxlm.files import read_array, staged, verify_checksums, write_checksums
+from jaxlm.token_ids import blocks, id_range
+
+VOCABULARY_FILE = "vocabulary.json"
+HELD_OUT_FRACTION = 0.05
+HELD_OUT_MAX = 200_000
+
+PathLike = str | os.PathLike[str]
+
+logger = logging.getLogger(__name__)
+
+
+class Corpus(NamedTuple):
+    """A prepared corpus. The ids are memory-mapped."""
+
+    vocabulary: Vocabulary
+    train: np.ndarray  # [N] int32
+    valid: np.ndarray  # [N] int32
+    test: np.ndarray  # [N] int32
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Counts `[V]` int64 of the words: the vocabulary's, or where they are unknown, the training text's."""
+        if self.vocabulary.counts is not None:
+            return np.array(self.vocabulary.counts, np.int64)
+        return _count(self.train, len(self.vocabulary))
+
+    @property
+    def log_unigram(self) -> np.ndarray:
+        """Log-probabilities of the words by their counts, `[V]` float32. A count of 0 is taken as 1."""
+        return log_unigram(self.counts)
+
+
+def prepare(
+    train: PathLike | Sequence[PathLike],
+    out: PathLike,
+    *,
+    valid: PathLike | None = None,
+    test: PathLike | None = None,
+    vocab_size: int = 200_000,
+    tokenization: Tokenization | Literal["keras_tokenizer"] = "words",
+    vocabulary: Vocabulary | None = None,
+    progress: bool = True,
+) -> Corpus:
+    """Turns texts into a vocabulary and token files, a directory that `load_corpus` reads.
+
+    The vocabulary comes from the training text alone. Without `valid` or `test`, the end of the training text
+    is held out for it.
+
+    Args:
+      train: text files, plain, .gz or .xz, in UTF-8.
+      out: directory to make; must not exist.
+      valid: validation text.
+      test: test text.
+      vocab_size: maximum number of words.
+      tokenization: "words", "whitespace" for a corpus that is already tokenized (PTB, WikiText), or as Keras cuts
+        text, "text_vectorization" or "keras_tokenizer".
+      vocabulary: of an existing model; replaces `vocab_size` and `tokenization`. Words and line ends that it has no
+        id for are left out.
+      progress: whether to show progress bars.
+
+    Returns:
+      The corpus.
+
+    Raises:
+      InputError: a file cannot be used, `out` exists, or the text is too short to hold out a tail.
+    """
+    require(vocab_size >= 3, "vocab_size", "at least 3", vocab_size)
+    out = Path(out)
+    if out.exists():
+        raise InputError(f"{out} already exists; remove it, or choose another `out`.")
+    texts = {"train": [train] if isinstance(train, str | os.PathLike) else list(train)}
+    texts |= {name: [path] for name, path in (("valid", valid), ("test", test)) if path}
+    ids = auto_ids()  # of every token, in the order of first occurrence
+    tokenization = vocabulary.tokenization if vocabulary else tokenization_of(tokenization)
+    encoder = PieceEncoder(tokenization, ids.__getitem__)
+    with staged(out) as partial:
+        partial.mkdir(parents=True)
+        raw = {}
+        for name, paths in texts.items():
+            with closing(_read([Path(path) for path in paths], f"reading {name}", progress)) as chunks:
+                raw[name] = _write_raw(map(encoder.encode, chunks), partial / f"{name}.raw")
+        for name in ("test", "valid"):
+            if name not in raw:
+                raw["train"], raw[name] = _hold_out(raw["train"], ids.get("\n"))
+        counts = _count(raw["train"], len(ids))
+        if vocabulary is None:
+            vocabulary = select_words(ids, counts, vocab_size, tokenization)
+        _write_tokens(partial, raw, vocabulary.ids_of(ids))
+        vocabulary.save(partial / VOCABULARY_FILE)
+        for path in partial.glob("*.raw"):
+            path.unlink()
+        write_checksums(partial)
+    for line in remarks(ids, counts, vocabulary):
+        logger.info("training text: %s", line)
+    return load_corpus(out)
+
+
+def _read(paths: Sequence[Path], description: str, progress: bool) -> Generator[str]:
+    """Reads texts under a progress bar."""
+    with tqdm(desc=description, unit=" characters", unit_scale=True, disable=None if progress else True) as bar:
+        for chunk in read_chunks(paths):
+            yield chunk
+            bar.update(len(chunk))
+
+
+def _write_raw(chunks: Iterable[np.ndarray], path: Path) -> np.ndarray:
+    """Writes ids as they come, and maps the file."""
+    with path.open("wb") as file:
+        for chunk in chunks:
+            file.write(chunk.tobytes())
+    if path.stat().st_size < 3 * 4:
+        raise InputError(f"The {path.stem} text has fewer than 3 words; expected text to learn from.")
+    return np.memmap(path, np.int32, "r")
+
+
+def _count(ids: np.ndarray, num_ids: int) -> np.ndarray:
+    """Returns the occurrences `[num_ids]` of each id."""
+    counts = np.zeros(num_ids, np.int64)
+    for block in blocks(ids):
+        counts += np.bincount(block, minlength=num_ids)
+    return counts
+
+
+def _write_tokens(directory: Path, raw: dict[str, np.ndarray], new_ids: np.ndarray) -> None:
+    """Writes the token files, each raw id replaced by its new one, or left out if that is negative."""
+    kept = new_ids >= 0
+    for name, ids in raw.items():
+        size = sum(int(kept[block].sum()) for block in blocks(ids))
+        if size < 3:
+            raise InputError(
+                f"The {name} text has fewer than 3 words of the `vocabulary`; expected text to learn from."
+            )
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (size,)}
+        with (directory / f"{name}.npy").open("wb") as file:  # not mapped: a full disk would kill the process
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in blocks(ids):
+                file.write(new_ids[block[kept[block]]].tobytes())
+
+
+def _hold_out(tokens: np.ndarray, line_end: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts off the tail, after a line end if there is one in the first half of it."""
+    size = min(int(tokens.size * HELD_OUT_FRACTION), HELD_OUT_MAX)
+    if size < 2:
+        raise InputError(f"{tokens.size} words are too few to hold out a tail; give `valid` and `test` texts.")
+    cut = tokens.size - size
+    ends = np.flatnonzero(tokens[cut : cut + size // 2] == line_end)
+    cut += int(ends[0]) + 1 if ends.size else 0
+    return tokens[:cut], tokens[cut:]
+
+
+def load_corpus(directory: PathLike) -> Corpus:
+    """Opens what `prepare` wrote.
+
+    Raises:
+      InputError: a file is missing, damaged or of another format, or ids do not fit the vocabulary.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory; expected one made by `jaxlm prepare`.")
+    verify_checksums(directory)
+    vocabulary = Vocabulary.load(directory / VOCABULARY_FILE)
+    return Corpus(vocabulary, *(load_tokens(directory / f"{name}.npy", vocabulary) for name in Corpus._fields[1:]))
+
+
+def load_tokens(path: Path, vocabulary: Vocabulary) -> np.ndarray:
+    """Maps a token file, `[N]` int32, and checks that its ids fit the vocabulary.
+
+    Raises:
+      InputError: the file is missing or damaged, or holds anything else.
+    """
+    try:
+        tokens = read_array(path, "r")
+    except InputError as error:
+        raise InputError(f"{error} Make it with `jaxlm prepare`.") from error
+    if tokens.ndim != 1 or tokens.dtype != np.int32 or tokens.size < 2:
+        raise InputError(f"{path}: expected int32 ids [N]. Received: {tokens.dtype} {tokens.shape}.")
+    low, high = id_range(tokens)
+    if low < 0 or high >= len(vocabulary):
+        raise InputError(f"{path}: expected ids in [0, {len(vocabulary)}), the vocabulary. Received: {low} to {high}.")
+    return tokens
+
+
+def fingerprint(tokens: np.ndarray, samples: int = 64, length: int = 4096) -> str:
+    """Returns the size of a text, and a checksum of samples spread over it, to tell whether it was changed."""
+    starts = np.linspace(0, max(0, tokens.size - length), samples).astype(int)
+    checksum = 0
+    for start in np.unique(starts):
+        checksum = zlib.crc32(tokens[start : start + length].astype(np.int32).tobytes(), checksum)
+    return f"{tokens.size:,} words, {checksum:08x}"
+
+
+def fingerprints(corpus: Corpus) -> dict[str, str]:
+    """Returns what tells whether the vocabulary or a text of a run was changed, by name."""
+    texts = {name: fingerprint(getattr(corpus, name)) for name in ("train", "valid")}
+    return texts | {VOCABULARY_FILE: corpus.vocabulary.checksum}
+
+
+def oov_rate(tokens: np.ndarray, vocabulary: Vocabulary) -> float:
+    """Returns the fraction of words that are `<unk>`."""
+    if vocabulary.unk is None:
+        return 0.0
+    return sum(int((block == vocabulary.unk).sum()) for block in blocks(tokens)) / tokens.size
+
+
+def unigram_loss(tokens: np.ndarray, counts: np.ndarray) -> float:
+    """Returns the loss in nats per word of the unigram model, which knows only the word frequencies.
+
+    Args:
+      tokens: `[N]` ids.
+      counts: `[V]` of the words, such as `Corpus.counts`.
+    """
+    log_probabilities = log_unigram(counts).astype(np.float64)
+    return -sum(float(log_probabilities[block].sum()) for block in blocks(tokens[1:])) / (tokens.size - 1)
+
+
+def describe(corpus: Corpus) -> str:
+    """Returns a few lines about a corpus for people: sizes, and rates of unknown words."""
+    vocabulary = corpus.vocabulary
+    lines = [f"vocabulary: {len(vocabulary):,} words (<eos> has {_id(vocabulary.eos)}, <unk> {_id(vocabulary.unk)})"]
+    for name, tokens in zip(Corpus._fields[1:], corpus[1:], strict=True):
+        unknown = "" if vocabulary.unk is None else f", {oov_rate(tokens, vocabulary):.2%} unknown"
+        lines.append(f"{name}: {tokens.size:,} words{unknown}")
+    return "\n".join(lines)
+
+
+def _id(word: int | None) -> str:
+    return "no id" if word is None else f"id {word}"

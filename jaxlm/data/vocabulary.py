@@ -1,0 +1,210 @@
+"""`Vocabulary`: words sorted by decreasing frequency, counted in the training text only."""
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxlm.data.tokenization import KerasTokenizer, Tokenization, tokenization_of, tokenizer
+from jaxlm.errors import InputError, require
+from jaxlm.files import read_json, write_json
+
+UNK = "<unk>"  # any word that is not in the vocabulary
+EOS = "<eos>"  # the end of a line
+PAD = ""  # padding, as Keras' TextVectorization names it; no text has it
+UNUSED = "<unused {}>"  # an id without a word in a Keras model; no text has it, since no word has a space
+FORMAT = 1  # of vocabulary.json
+MAX_COUNT = 2**62  # so that sums fit into 64 bits
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words and their counts in the training text. The id of a word is its index.
+
+    A vocabulary of `jaxlm.prepare` has `<unk>` and `<eos>`, at the rank their counts earn. One of a Keras model may
+    lack them: unknown words, or line ends, are then left out of a text, as Keras leaves them out.
+
+    Args:
+      words: distinct, by decreasing count.
+      counts: occurrences of each word in the training text; None if they are not known.
+      tokenization: how text is cut: "words" (words and punctuation marks), "whitespace", or as Keras does,
+        "text_vectorization" or a `KerasTokenizer`.
+
+    Raises:
+      InputError: there are no words, words repeat or are no text, or counts do not decrease.
+    """
+
+    words: tuple[str, ...]
+    counts: tuple[int, ...] | None
+    tokenization: Tokenization
+
+    def __post_init__(self) -> None:
+        tokenizer(self.tokenization)  # raises what is wrong with it
+        require(bool(self.words), "words", "at least one word", self.words)
+        try:
+            "".join(self.words).encode()
+        except UnicodeEncodeError as error:  # JSON can hold it
+            raise InputError("Invalid `words`: expected Unicode text. Received: half of a surrogate pair.") from error
+        require(len(self.ids) == len(self.words), "words", "distinct words", f"{len(self.words)} words with repeats")
+        if self.counts is None:
+            return
+        require(len(self.counts) == len(self.words), "counts", f"{len(self.words)}, one a word", len(self.counts))
+        decreasing = all(first >= second for first, second in zip(self.counts, self.counts[1:], strict=False))
+        fits = decreasing and 0 <= self.counts[-1] and self.counts[0] < MAX_COUNT
+        require(fits, "counts", "decreasing counts of at least 0", self.counts[:8])
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each word."""
+        return {word: i for i, word in enumerate(self.words)}
+
+    @property
+    def unk(self) -> int | None:
+        """The id of `<unk>`, if the vocabulary has it."""
+        return self.ids.get(UNK)
+
+    @property
+    def eos(self) -> int | None:
+        """The id of `<eos>`, if the vocabulary has it."""
+        return self.ids.get(EOS)
+
+    @property
+    def placeholders(self) -> list[int]:
+        """The ids that stand for no word that could be written: `<unk>`, padding and unused ids."""
+        prefix = UNUSED.partition("{")[0]
+        return [i for i, word in enumerate(self.words) if word in (UNK, PAD) or word.startswith(prefix)]
+
+    @cached_property
+    def tokenize(self) -> Callable[[str], list[str]]:
+        """The function that cuts text into words and line ends."""
+        return tokenizer(self.tokenization)
+
+    @cached_property
+    def _token_ids(self) -> dict[str, int]:
+        return self.ids if self.eos is None else self.ids | {"\n": self.eos}
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the ids of a text, `[N]` int32. Line ends become `<eos>`, unknown words `<unk>`.
+
+        Those that the vocabulary has no id for are left out.
+
+        >>> Vocabulary(("the", "<eos>", "sea", "<unk>"), (9, 4, 4, 0), "words").encode("the sea!\\n")
+        array([0, 2, 3, 1], dtype=int32)
+        >>> Vocabulary(("", "the", "sea"), None, "text_vectorization").encode("The open sea!\\n")
+        array([1, 2], dtype=int32)
+        """
+        ids = self.ids_of(self.tokenize(text))
+        return ids[ids >= 0]
+
+    def ids_of(self, tokens: Iterable[str]) -> np.ndarray:
+        """Returns the ids of tokens, `[N]` int32, as `encode` does; -1 for those that it leaves out."""
+        ids, unk = self._token_ids, -1 if self.unk is None else self.unk
+        return np.array([ids.get(token, -1 if token == "\n" else unk) for token in tokens], np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Joins words with spaces, except around punctuation marks. `<eos>` becomes a line end."""
+        text = " ".join("\n" if self.words[i] == EOS else self.words[i] for i in ids).replace(" \n ", "\n")
+        if self.tokenization == "words":
+            for mark in ",.;:!?)]}’”":
+                text = text.replace(" " + mark, mark)
+            for mark in "([{“‘'-—_":
+                text = text.replace(mark + " ", mark)
+            for mark in "’'-—_":
+                text = text.replace(" " + mark, mark)
+        return text
+
+    @cached_property
+    def checksum(self) -> str:
+        """CRC-32 of the words and their counts; unknown counts are taken as 0."""
+        counts = (0,) * len(self) if self.counts is None else self.counts
+        return f"{zlib.crc32(repr((self.words, counts)).encode()):08x}"
+
+    @property
+    def log_unigram(self) -> np.ndarray:
+        """Log-probabilities of the words by their counts, `[V]` float32. A count of 0 is taken as 1.
+
+        Raises:
+          InputError: the counts are not known.
+        """
+        if self.counts is None:
+            raise InputError("The counts of this vocabulary are not known; count a text: `jaxlm.prepare` does.")
+        return log_unigram(self.counts)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the vocabulary as JSON."""
+        cutting = self.tokenization
+        tokenization = cutting._asdict() if isinstance(cutting, KerasTokenizer) else cutting
+        value = {"tokenization": tokenization, "words": self.words, "counts": self.counts}
+        write_json(Path(path), value, FORMAT)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
+        """Reads what `save` wrote.
+
+        Raises:
+          InputError: the file is missing, of another format, or does not hold a vocabulary.
+        """
+        value = read_json(Path(path), FORMAT)
+        try:
+            words, counts, tokenization = value["words"], value["counts"], tokenization_of(value["tokenization"])
+            if not all(isinstance(word, str) for word in words):
+                raise TypeError("words must be strings")
+            if counts is not None and not all(isinstance(n, int) for n in counts):
+                raise TypeError("counts must be integers, or null if they are not known")
+            known = counts is not None and any(counts)  # older files say 0 where counts are not known
+            return cls(tuple(words), tuple(counts) if known else None, tokenization)
+        except (KeyError, TypeError, InputError) as error:
+            raise InputError(f"{path} does not hold a vocabulary: {error}") from error
+
+
+def log_unigram(counts: ArrayLike) -> np.ndarray:
+    """Returns log-probabilities, `[V]` float32, by counts `[V]`. A count of 0 is taken as 1."""
+    positive = np.maximum(np.asarray(counts, np.float64), 1.0)
+    return np.log(positive / positive.sum()).astype(np.float32)
+
+
+def zipf_divergence(counts: ArrayLike) -> float:
+    """Divergence of word frequencies from the log-uniform distribution: sum of p log(p / P(id)), in nats.
+
+    About 0.1 for ordinary text, 0.9 for 1,000 equally frequent words.
+
+    Args:
+      counts: `[V]`, by id.
+    """
+    log_frequencies = log_unigram(counts).astype(np.float64)
+    n = np.arange(1, log_frequencies.size + 1)
+    log_uniform = np.log(np.log1p(1.0 / n) / np.log(log_frequencies.size + 1.0))
+    return float(np.exp(log_frequencies) @ (log_frequencies - log_uniform))
+
+
+def select_words(tokens: Iterable[str], counts: np.ndarray, vocab_size: int, tokenization: Tokenization) -> Vocabulary:
+    """Keeps the most frequent words. The others count as `<unk>`, except words that never occur.
+
+    Args:
+      tokens: the distinct tokens of a text, "\\n" for a line end.
+      counts: `[types]` occurrences of each.
+      vocab_size: maximum number of words, including `<unk>` and `<eos>`.
+      tokenization: how the text was cut.
+    """
+    words = [EOS if token == "\n" else token for token in tokens]
+    total = Counter({UNK: 0, EOS: 0})
+    for word, count in zip(words, counts.tolist(), strict=True):
+        total[word] += count
+
+    def rank(word: str) -> tuple[int, str]:
+        return -total[word], word
+
+    by_count = sorted((word for word, count in total.items() if count and word not in (UNK, EOS)), key=rank)
+    kept, dropped = by_count[: vocab_size - 2], by_count[vocab_size - 2 :]
+    total[UNK] += sum(total[word] for word in dropped)
+    order = sorted([UNK, EOS, *kept], key=rank)
+    return Vocabulary(tuple(order), tuple(total[word] for word in order), tokenization)

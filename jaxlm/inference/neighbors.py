@@ -1,0 +1,117 @@
+"""What a model has learned of words: the nearest ones, and those that come next."""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from numpy.typing import ArrayLike
+
+from jaxlm.errors import require
+from jaxlm.inference.generation import next_logits, read_word
+from jaxlm.matmul import in_float32
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.token_ids import check_ids
+
+Table = Literal["embedding", "softmax"]
+TABLES: tuple[Table, ...] = ("embedding", "softmax")
+
+
+class NearestWords(NamedTuple):
+    """The words with the most similar rows, the most similar first."""
+
+    ids: np.ndarray  # [N, k] int32
+    cosines: np.ndarray  # [N, k] float32
+
+
+class NextWords(NamedTuple):
+    """The most likely next words, the most likely first."""
+
+    ids: np.ndarray  # [k] int32
+    probabilities: np.ndarray  # [k] float32
+
+
+def nearest_words(
+    model: LanguageModel, words: ArrayLike, k: int = 10, *, table: Table = "embedding", avoid: ArrayLike = ()
+) -> NearestWords:
+    """Finds the words whose rows point in the directions nearest to those of some words.
+
+    cosine = row @ other / (norm(row) * norm(other))
+
+    Args:
+      model: the language model.
+      words: `[N]` integer ids.
+      k: number of neighbors, fewer than the vocabulary has words besides this one and `avoid`.
+      table: "embedding" rows, what a word means to the LSTM, or "softmax" rows, where it may stand. If the model
+        is tied, they are the same.
+      avoid: ids to leave out, such as that of `<unk>`.
+
+    Returns:
+      `NearestWords`, without the words themselves.
+
+    Raises:
+      InputError: an id is out of range, or an argument is.
+
+    >>> from jaxlm.config import ModelConfig
+    >>> model = LanguageModel(ModelConfig(vocab_size=50, hidden_size=16), rngs=nnx.Rngs(0))
+    >>> nearest_words(model, [3, 1], k=5).ids.shape
+    (2, 5)
+    """
+    vocab_size = model.config.vocab_size
+    ids = np.asarray(check_ids("words", words, vocab_size))
+    avoided = np.asarray(check_ids("avoid", np.asarray(avoid, np.int32), vocab_size))
+    others = vocab_size - 1 - np.unique(avoided).size
+    require(1 <= k <= others, "k", f"1 to {others}, the number of other words", k)
+    require(table in TABLES, "table", "'embedding' or 'softmax'", table)
+    rows = model.weights if table == "softmax" or model.embedding is None else model.embedding
+    banned = jnp.zeros(rows.shape[0], bool).at[avoided].set(True).at[vocab_size:].set(True)  # what is padding, too
+    found = [_nearest(rows[...], jnp.int32(word), banned, k) for word in ids]
+    return NearestWords(*(np.stack([np.asarray(part) for part in parts]) for parts in zip(*found, strict=True)))
+
+
+@partial(jax.jit, static_argnums=3)
+@in_float32
+def _nearest(rows: jax.Array, word: jax.Array, banned: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    lengths = jnp.sqrt(jnp.sum(rows * rows, axis=1))
+    cosines = rows @ rows[word] / jnp.maximum(lengths * lengths[word], 1e-30)
+    cosines, ids = jax.lax.top_k(jnp.where(banned, -jnp.inf, cosines).at[word].set(-jnp.inf), k)
+    return ids, cosines
+
+
+def next_words(model: LanguageModel, prompt: ArrayLike, k: int = 10) -> NextWords:
+    """Finds the most likely words after a prompt, with their exact probabilities.
+
+    Args:
+      model: the language model.
+      prompt: `[N]` integer ids, at least one.
+      k: number of words.
+
+    Returns:
+      `NextWords`.
+
+    Raises:
+      InputError: an id is out of range, or an argument is.
+
+    >>> from jaxlm.config import ModelConfig
+    >>> model = LanguageModel(ModelConfig(vocab_size=50, hidden_size=16), rngs=nnx.Rngs(0))
+    >>> next_words(model, [3, 1, 4], k=5).probabilities.shape
+    (5,)
+    """
+    ids = np.asarray(check_ids("prompt", prompt, model.config.vocab_size))
+    require(ids.size >= 1, "prompt", "at least one word", ids.size)
+    require(1 <= k <= model.config.vocab_size, "k", f"1 to {model.config.vocab_size}, the vocabulary", k)
+    graphdef, params = nnx.split(model)
+    carry = model.initial_carry(1)
+    for word in ids:
+        hidden, carry = read_word(graphdef, params, jnp.int32(word), carry)
+    return NextWords(*map(np.asarray, _most_likely(graphdef, params, hidden, k)))
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+@in_float32
+def _most_likely(graphdef: nnx.GraphDef, params: Any, hidden: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    (logits,) = next_logits(nnx.merge(graphdef, params), hidden)
+    probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), k)
+    return ids, probabilities

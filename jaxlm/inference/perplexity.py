@@ -1,0 +1,125 @@
+"""Exact evaluation: full softmax over all classes, LSTM state carried, no `[N, V]` logits anywhere."""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+from numpy.typing import ArrayLike
+from tqdm import tqdm
+
+from jaxlm.data.batches import (
+    Batch,
+    batch_specs,
+    evaluation_batches,
+    outputs_with_labels,
+    place_batch,
+    place_streams,
+    reduce_losses,
+)
+from jaxlm.errors import require
+from jaxlm.losses.exact import exact_losses
+from jaxlm.matmul import in_float32
+from jaxlm.model.language_model import LanguageModel, split_params
+from jaxlm.model.lstm import Carry
+from jaxlm.parallel.collectives import all_gather_invariant, lookup, nan_unless_valid, on_mesh
+from jaxlm.parallel.mesh import row_spec, stream_spec, vocab_axes
+from jaxlm.token_ids import check_ids
+
+DIVERGED = 2.0  # nats above the unigram model
+
+
+class Evaluation(NamedTuple):
+    """The exact mean loss on a text."""
+
+    loss: float  # nats per word
+    num_tokens: int  # words it is the mean of
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+def evaluate(
+    model: LanguageModel,
+    tokens: jax.Array | ArrayLike,
+    *,
+    batch_size: int = 32,
+    sequence_length: int = 35,
+    max_tokens: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Computes the exact loss of a model on a text: full softmax in float32, summed in double.
+
+    Args:
+      model: the language model.
+      tokens: `[N]` integer ids, at least two. Each but the first is predicted once.
+      batch_size: contiguous streams read side by side, each from the zero state.
+      sequence_length: time steps of a batch. The state carries over, so this does not affect the result.
+      max_tokens: maximum number of words, spread evenly over the text; 0 for all.
+      progress: whether to show a progress bar.
+
+    Returns:
+      An `Evaluation`.
+
+    Raises:
+      InputError: `tokens` are not a text, an id on the host is out of range, or an argument is out of range.
+
+    >>> from jaxlm.config import ModelConfig
+    >>> model = LanguageModel(ModelConfig(vocab_size=50, hidden_size=16), rngs=nnx.Rngs(0))
+    >>> evaluate(model, [3, 1, 4, 1, 5]).num_tokens
+    4
+    """
+    ids = check_ids("tokens", tokens, model.config.vocab_size)
+    require(ids.size >= 2, "tokens", "at least two ids", ids.size)
+    for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
+        require(value >= 1, name, "at least 1", value)
+    require(max_tokens >= 0, "max_tokens", "at least 0", max_tokens)
+    graphdef, *params = split_params(model)
+    batch_size = min(batch_size, ids.size - 1)
+    carry = jax.tree.map(partial(place_streams, mesh=model.mesh), model.initial_carry(batch_size))
+    total, count = 0.0, 0
+    expected = min(max_tokens or ids.size, ids.size - 1)
+    with tqdm(total=expected, desc="evaluating", unit=" words", disable=None if progress else True, leave=False) as bar:
+        for batch in evaluation_batches(ids, batch_size, sequence_length, max_tokens):
+            loss, carry = exact_loss(graphdef, params, place_batch(batch, model.mesh), carry)
+            total += float(loss)
+            words = int(np.asarray(batch.weights).sum())
+            count += words
+            bar.update(words)
+    return Evaluation(total / count, count)
+
+
+@partial(jax.jit, static_argnums=0)
+@in_float32
+def exact_loss(
+    graphdef: nnx.GraphDef, params: Any, batch: Batch, carry: tuple[Carry, ...]
+) -> tuple[jax.Array, tuple[Carry, ...]]:
+    """Returns the exact loss of a batch, as its weights say, and the carry after it.
+
+    Args:
+      graphdef, params: of `split_params`.
+      batch: as from `place_batch`.
+      carry: of its streams.
+    """
+    mesh = nnx.merge(graphdef, *params).mesh
+    streams, everywhere = stream_spec(mesh), PartitionSpec()
+    specs = [row_spec(mesh), everywhere], batch_specs(batch, mesh), streams
+    return on_mesh(partial(_exact_loss, graphdef), mesh, specs, (everywhere, streams))(params, batch, carry)
+
+
+def _exact_loss(
+    graphdef: nnx.GraphDef, params: Any, batch: Batch, carry: tuple[Carry, ...]
+) -> tuple[jax.Array, tuple[Carry, ...]]:
+    model = nnx.merge(graphdef, *params)
+    mesh, axes, vocab_size = model.mesh, vocab_axes(model.mesh), model.config.vocab_size
+    inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
+    hidden, carry = model.hidden(lookup(model.input_rows, inputs, axes), carry)
+    hidden, classes = outputs_with_labels(batch, hidden, mesh), all_gather_invariant(labels.reshape(-1), axes)
+    losses = exact_losses(hidden, model.weights[...], classes, model.biases[...], vocab_size, axes)
+    return nan_unless_valid(reduce_losses(batch, losses, mesh), (inputs, labels), vocab_size, mesh), carry

@@ -1,0 +1,174 @@
+"""The exact softmax cross-entropy over all classes, block by block."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxlm.parallel.collectives import local_ids, own_rows, pmax, psum, take_own_rows
+from jaxlm.parallel.mesh import Axes
+
+FLOAT_MIN = np.finfo(np.float32).min
+
+
+def linear_cross_entropy(
+    inputs: ArrayLike,
+    weights: ArrayLike,
+    labels: ArrayLike,
+    *,
+    biases: ArrayLike | None = None,
+    block_size: int = 2048,
+) -> jax.Array:
+    """Computes the exact softmax cross-entropy of a linear layer, without ever holding all logits.
+
+    loss = logsumexp(inputs @ weights.T + biases) - logit of the label, over blocks of classes with a
+    running log-sum-exp. The backward pass computes each block's logits again.
+
+    Args:
+      inputs: `[..., D]` float32.
+      weights: `[V, D]` float32, one row per class.
+      labels: `[...]` integer, the true classes; a label that is not in [0, V) gives NaN.
+      biases: `[V]` float32; None for no biases.
+      block_size: number of classes in a block; memory is `[block_size, N]`.
+
+    Returns:
+      `[...]` float32, the loss of each example in nats.
+
+    Raises:
+      ValueError: the shapes do not fit each other.
+
+    References:
+      `optax.softmax_cross_entropy_with_integer_labels` of the full logits; Wijmans et al. 2024, Cut Your
+      Losses, https://arxiv.org/abs/2411.09009, section 4.
+
+    >>> losses = linear_cross_entropy(jnp.ones((2, 5, 3)), jnp.zeros((7, 3)), jnp.zeros((2, 5), int))
+    >>> losses.shape, round(float(losses[0, 0]), 4)  # log(7)
+    ((2, 5), 1.9459)
+    """
+    inputs, weights, labels = jnp.asarray(inputs), jnp.asarray(weights), jnp.asarray(labels)
+    biases = jnp.zeros(weights.shape[0], weights.dtype) if biases is None else jnp.asarray(biases)
+    if weights.ndim != 2 or inputs.shape != (*labels.shape, weights.shape[1]) or biases.shape != weights.shape[:1]:
+        raise ValueError(
+            "Invalid `inputs`, `weights`, `labels`, `biases`: expected shapes [..., D], [V, D], [...] and [V]."
+            f" Received: {inputs.shape}, {weights.shape}, {labels.shape}, {biases.shape}."
+        )
+    flat = (inputs.reshape(-1, inputs.shape[-1]), weights, labels.reshape(-1), biases)
+    return exact_losses(*flat, weights.shape[0], block_size=block_size).reshape(labels.shape)
+
+
+def exact_losses(
+    inputs: jax.Array,
+    weights: jax.Array,
+    labels: jax.Array,
+    biases: jax.Array,
+    num_classes: int,
+    axes: Axes = (),
+    block_size: int = 2048,
+) -> jax.Array:
+    """Computes `linear_cross_entropy` of classes whose rows are cut along axes of a mesh, each device having a shard.
+
+    Args:
+      inputs: `[N, D]` float32, the same along the axes.
+      weights, biases: the shard of a device, `[R, D]` and `[R]` float32.
+      labels: `[N]` integer, the true classes; a label that no device has gives the logit 0.
+      num_classes: number of classes V; rows from there on are padding.
+      axes: along which the rows are cut.
+      block_size: as there.
+
+    Returns:
+      `[N]` float32.
+
+    References:
+      Shoeybi et al. 2019, Megatron-LM, https://arxiv.org/abs/1909.08053, section 3.
+    """
+    num_rows = weights.shape[0]
+    if axes and num_rows * jax.lax.axis_size(axes) > num_classes:
+        is_class = own_rows(jnp.arange(num_rows * jax.lax.axis_size(axes)) < num_classes, axes)
+        biases = jnp.where(is_class, biases, FLOAT_MIN)
+    normalizer, label_logits = _normalizer_and_label_logits(
+        inputs, weights, labels, biases, min(block_size, num_rows), axes
+    )
+    if axes:
+        highest = pmax(normalizer, axes)
+        normalizer = highest + jnp.log(psum(jnp.exp(normalizer - highest), axes))
+        label_logits = psum(label_logits, axes)
+    return normalizer - label_logits
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _normalizer_and_label_logits(
+    inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, block_size: int, axes: Axes
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the log-sum-exp of the logits of a shard, and the logits of labels in it, both `[N]`."""
+    return _forward(inputs, weights, labels, biases, block_size, axes)[0]
+
+
+def block_logits(
+    block: jax.Array, weights: jax.Array, biases: jax.Array, inputs_t: jax.Array, block_size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the start of a block, its rows `[block_size, D]` and its logits `[block_size, N]`.
+
+    The last block is shifted to end at V, because a ragged one would copy the table. Classes that it shares
+    with the block before are masked.
+    """
+    first = block * block_size
+    start = jnp.minimum(first, weights.shape[0] - block_size)
+    rows = jax.lax.dynamic_slice_in_dim(weights, start, block_size)
+    logits = rows @ inputs_t + jax.lax.dynamic_slice_in_dim(biases, start, block_size)[:, None]
+    repeated = start + jnp.arange(block_size) < first
+    return start, rows, jnp.where(repeated[:, None], FLOAT_MIN, logits)
+
+
+def _forward(
+    inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, block_size: int, axes: Axes
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    num_classes = weights.shape[0]
+    inputs_t = inputs.T  # [D, N]: rows @ inputs_t is the fast orientation of the product
+
+    def add_block(block: jax.Array, running: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        highest, total = running
+        logits = block_logits(block, weights, biases, inputs_t, block_size)[2]
+        new_highest = jnp.maximum(highest, logits.max(axis=0))
+        total = total * jnp.exp(highest - new_highest) + jnp.exp(logits - new_highest[None, :]).sum(axis=0)
+        return new_highest, total
+
+    start = (jnp.full_like(inputs[:, 0], FLOAT_MIN), jnp.zeros_like(inputs[:, 0]))
+    highest, total = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, start)
+    normalizer = highest + jnp.log(total)
+    label_rows, label_biases = take_own_rows(weights, labels, axes), take_own_rows(biases, labels, axes)
+    label_logits = jnp.sum(inputs * label_rows, axis=-1) + label_biases
+    return (normalizer, label_logits), (inputs, weights, labels, biases, normalizer)
+
+
+def _backward(
+    block_size: int, axes: Axes, residuals: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, None, jax.Array]:
+    inputs, weights, labels, biases, normalizer = residuals
+    d_normalizer, d_label_logits = cotangents
+    num_classes = weights.shape[0]
+    inputs_t = inputs.T
+
+    def add_block(block: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        d_weights, d_biases, d_inputs_t = gradients
+        start, rows, logits = block_logits(block, weights, biases, inputs_t, block_size)
+        d_logits = jnp.exp(logits - normalizer[None, :]) * d_normalizer[None, :]  # [block_size, N]
+
+        def add(total: jax.Array, value: jax.Array) -> jax.Array:
+            value += jax.lax.dynamic_slice_in_dim(total, start, block_size)
+            return jax.lax.dynamic_update_slice_in_dim(total, value, start, axis=0)
+
+        d_inputs_t += rows.T @ d_logits
+        return add(d_weights, d_logits @ inputs), add(d_biases, d_logits.sum(axis=1)), d_inputs_t
+
+    zeros = (jnp.zeros_like(weights), jnp.zeros_like(biases), jnp.zeros_like(inputs_t))
+    gradients = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, zeros)
+    d_weights, d_biases, d_inputs_t = gradients
+    indices = local_ids(labels, num_classes, axes)
+    d_weights = d_weights.at[indices].add(d_label_logits[:, None] * inputs, mode="drop")
+    d_biases = d_biases.at[indices].add(d_label_logits, mode="drop")
+    return d_inputs_t.T + d_label_logits[:, None] * take_own_rows(weights, labels, axes), d_weights, None, d_biases
+
+
+_normalizer_and_label_logits.defvjp(_forward, _backward)

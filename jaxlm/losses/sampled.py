@@ -1,0 +1,290 @@
+"""TensorFlow's sampled losses: sampled softmax and noise-contrastive estimation."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxlm.candidate_sampling.accidental_hits import last_occurrences
+from jaxlm.candidate_sampling.samplers import (
+    SampledValues,
+    check_classes,
+    log_uniform_candidate_sampler,
+)
+from jaxlm.config import ComputeDtype
+from jaxlm.losses.exact import FLOAT_MIN
+from jaxlm.matmul import matmul, transposed
+from jaxlm.parallel.collectives import pmax, psum
+from jaxlm.parallel.mesh import Axes
+from jaxlm.row_updates import take_rows
+
+Table = jax.Array | Sequence[jax.Array]  # [V, ...], or contiguous shards of its rows
+
+
+class ClassRows(NamedTuple):
+    """The softmax rows that a sampled loss reads: those of the labels and those of the candidates."""
+
+    true_weights: jax.Array  # [N, num_true, D]
+    true_biases: jax.Array  # [N, num_true]
+    sampled_weights: jax.Array  # [S, D]
+    sampled_biases: jax.Array  # [S]
+
+
+def gather_rows(weights: Table, biases: Table, labels: jax.Array, candidates: jax.Array) -> ClassRows:
+    """Gathers rows of `weights` `[V, D]` and `biases` `[V]` for labels `[N, num_true]` and candidates `[S]`."""
+    return ClassRows(
+        _lookup(weights, labels), _lookup(biases, labels), _lookup(weights, candidates), _lookup(biases, candidates)
+    )
+
+
+def _lookup(table: Table, ids: jax.Array) -> jax.Array:
+    """Gathers rows of a table, or of shards that hold its rows one after the other."""
+    if not isinstance(table, Sequence):
+        return take_rows(jnp.asarray(table), ids)
+    rows, start = jnp.full((*ids.shape, *table[0].shape[1:]), jnp.nan, table[0].dtype), 0
+    for shard in table:
+        inside = (ids >= start) & (ids < start + shard.shape[0])
+        found = take_rows(shard, jnp.where(inside, ids - start, 0))
+        rows = jnp.where(jnp.expand_dims(inside, range(ids.ndim, rows.ndim)), found, rows)
+        start += shard.shape[0]
+    return rows
+
+
+def sampled_softmax_loss(
+    weights: Table,
+    biases: Table,
+    labels: ArrayLike,
+    inputs: ArrayLike,
+    num_sampled: int,
+    num_classes: int,
+    num_true: int = 1,
+    sampled_values: SampledValues | None = None,
+    remove_accidental_hits: bool = True,
+    seed: None = None,
+    name: str = "sampled_softmax_loss",
+    *,
+    partition_strategy: str = "div",
+    subtract_log_q: bool = True,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Computes the sampled softmax loss: softmax cross-entropy over true and sampled classes.
+
+    logit = inputs @ weights.T + biases - log(expected count). For training only: it is not comparable with
+    the exact loss.
+
+    Args:
+      weights: `[V, D]` float32 or bfloat16, one row per class; or a tuple of contiguous shards of rows.
+      biases: `[V]` float32 or bfloat16; or a tuple of shards.
+      labels: `[N, num_true]` integer, the true classes.
+      inputs: `[N, D]` float32 or bfloat16, the outputs of the last layer.
+      num_sampled: number of classes S to sample for the batch.
+      num_classes: number of classes V.
+      num_true: number of true classes per example.
+      sampled_values: result of a candidate sampler; None draws unique log-uniform candidates.
+      remove_accidental_hits: whether to mask a candidate that is a label of the example. If it was drawn more
+        than once, only its last occurrence is masked, as in TensorFlow.
+      seed: must be None; use `key` instead.
+      name: name of the operations in a profile.
+      partition_strategy: "div", as in TensorFlow 2; "mod" shards are not supported.
+      subtract_log_q: whether to correct the logits by the expected counts.
+      key: a `jax.random.key`, needed if `sampled_values` is None.
+
+    Returns:
+      `[N]` float32, the loss of each example in nats. Logits are accumulated in float32. A traced label that is
+      not in [0, V) gives NaN.
+
+    Raises:
+      ValueError: a shape does not fit, a concrete id is out of range, `sampled_values` and `key` are both
+        missing, or an argument is not supported.
+
+    References:
+      `tf.nn.sampled_softmax_loss`; Jean et al. 2014, https://arxiv.org/abs/1412.2007, section 3.
+
+    >>> weights, biases = jnp.zeros((50, 8)), jnp.zeros(50)
+    >>> labels, hidden = jnp.array([[3], [14]]), jnp.ones((2, 8))
+    >>> sampled_softmax_loss(weights, biases, labels, hidden, 10, 50, key=jax.random.key(0)).shape
+    (2,)
+    """
+    if seed is not None:
+        raise ValueError(f"Invalid `seed`: expected None; pass a jax.random.key as `key`. Received: {seed!r}.")
+    labels, inputs = jnp.asarray(labels), jnp.asarray(inputs)
+    _check_shapes(weights, biases, labels, inputs, num_classes, num_true, partition_strategy)
+    values = _sampled_values(sampled_values, key, labels, num_sampled, num_classes)
+    with jax.named_scope(name):
+        rows = gather_rows(weights, biases, labels, values.sampled_candidates)
+        return sampled_softmax_loss_of_rows(
+            rows, labels, inputs, values, remove_accidental_hits, subtract_log_q=subtract_log_q
+        )
+
+
+def nce_loss(
+    weights: Table,
+    biases: Table,
+    labels: ArrayLike,
+    inputs: ArrayLike,
+    num_sampled: int,
+    num_classes: int,
+    num_true: int = 1,
+    sampled_values: SampledValues | None = None,
+    remove_accidental_hits: bool = False,
+    name: str = "nce_loss",
+    *,
+    partition_strategy: str = "div",
+    subtract_log_q: bool = True,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Computes the noise-contrastive loss: logistic regression of true classes against sampled ones.
+
+    The sum of softplus(logit) - logit / num_true over the true classes and of softplus(logit) over the
+    candidates, with the logits of `sampled_softmax_loss`.
+
+    Args:
+      weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values: as in
+        `sampled_softmax_loss`.
+      remove_accidental_hits: as there, but off by default, as in TensorFlow.
+      name, partition_strategy, subtract_log_q, key: as there.
+
+    Returns:
+      `[N]` float32, the loss of each example in nats.
+
+    Raises:
+      ValueError: as `sampled_softmax_loss`.
+
+    References:
+      `tf.nn.nce_loss`; Gutmann and Hyvarinen 2010, https://proceedings.mlr.press/v9/gutmann10a.html.
+    """
+    labels, inputs = jnp.asarray(labels), jnp.asarray(inputs)
+    _check_shapes(weights, biases, labels, inputs, num_classes, num_true, partition_strategy)
+    values = _sampled_values(sampled_values, key, labels, num_sampled, num_classes)
+    with jax.named_scope(name):
+        rows = gather_rows(weights, biases, labels, values.sampled_candidates)
+        return nce_loss_of_rows(rows, labels, inputs, values, remove_accidental_hits, subtract_log_q)
+
+
+def _check_shapes(
+    weights: Table,
+    biases: Table,
+    labels: jax.Array,
+    inputs: jax.Array,
+    num_classes: int,
+    num_true: int,
+    partition_strategy: str,
+) -> None:
+    if partition_strategy != "div":
+        raise ValueError(
+            "Invalid `partition_strategy`: expected 'div', contiguous shards of rows; reorder 'mod' shards first."
+            f" Received: {partition_strategy!r}."
+        )
+    if labels.ndim != 2 or labels.shape[1] != num_true or inputs.ndim != 2 or labels.shape[0] != inputs.shape[0]:
+        raise ValueError(
+            f"Invalid `labels`, `inputs`: expected shapes [N, {num_true}] ([N, num_true]) and [N, D]."
+            f" Received: {labels.shape}, {inputs.shape}."
+        )
+    for name, table, row in (("weights", weights, inputs.shape[1:]), ("biases", biases, ())):
+        shapes = [shard.shape for shard in (table if isinstance(table, Sequence) else (table,))]
+        if sum(shape[0] for shape in shapes if shape) != num_classes or any(shape[1:] != row for shape in shapes):
+            raise ValueError(f"Invalid `{name}`: expected shape {(num_classes, *row)}. Received: {shapes}.")
+    check_classes("labels", labels, num_classes)
+
+
+def _sampled_values(
+    values: SampledValues | None, key: jax.Array | None, labels: jax.Array, num_sampled: int, num_classes: int
+) -> SampledValues:
+    """Draws candidates if none are given, or checks the given ones."""
+    if values is None:
+        if key is None:
+            raise ValueError(
+                "Invalid `key`: expected a jax.random.key, since `sampled_values` is None. Received: None."
+            )
+        return log_uniform_candidate_sampler(key, labels, num_sampled, True, num_classes)
+    values = SampledValues(*map(jnp.asarray, values))
+    shapes, expected = [value.shape for value in values], [(num_sampled,), labels.shape, (num_sampled,)]
+    if shapes != expected:
+        raise ValueError(f"Invalid `sampled_values`: expected shapes {expected}. Received: {shapes}.")
+    check_classes("sampled_values", values.sampled_candidates, num_classes)
+    return values
+
+
+def _logits(
+    rows: ClassRows,
+    labels: jax.Array,
+    inputs: jax.Array,
+    values: SampledValues,
+    remove_accidental_hits: bool,
+    subtract_log_q: bool,
+    dtype: ComputeDtype,
+    axes: Axes,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns float32 logits of the true classes `[N, num_true]` and of the candidates `[N, S]`."""
+    true_products = inputs[:, None, :].astype(jnp.float32) * rows.true_weights.astype(jnp.float32)
+    true_logits = true_products.sum(axis=-1)
+    if dtype == "bfloat16":
+        sampled_logits = matmul(inputs, transposed(rows.sampled_weights), dtype)
+    else:
+        sampled_logits = jnp.matmul(inputs, rows.sampled_weights.T, preferred_element_type=jnp.float32)
+    true_logits = psum(true_logits + rows.true_biases.astype(jnp.float32), axes)
+    sampled_biases = rows.sampled_biases.astype(jnp.float32)
+    if subtract_log_q:
+        true_logits -= jnp.log(values.true_expected_count)
+        sampled_biases -= jnp.log(values.sampled_expected_count)
+    sampled_logits += sampled_biases[None, :]
+    if remove_accidental_hits:
+        candidates = jnp.where(last_occurrences(values.sampled_candidates), values.sampled_candidates, -1)
+        hits = jnp.any(labels[:, :, None] == candidates[None, None, :], axis=1)
+        sampled_logits = jnp.where(hits, FLOAT_MIN, sampled_logits)
+    if axes:
+        sampled_logits = jnp.where(values.sampled_candidates[None, :] < 0, FLOAT_MIN, sampled_logits)
+    return true_logits, sampled_logits
+
+
+def sampled_softmax_loss_of_rows(
+    rows: ClassRows,
+    labels: jax.Array,
+    inputs: jax.Array,
+    sampled_values: SampledValues,
+    remove_accidental_hits: bool = True,
+    subtract_log_q: bool = True,
+    dtype: ComputeDtype = "float32",
+    axes: Axes = (),
+) -> jax.Array:
+    """Computes `sampled_softmax_loss` on gathered rows, to differentiate with respect to them alone.
+
+    Args:
+      rows: `ClassRows` of the labels and candidates.
+      labels: `[N, num_true]` integer.
+      inputs: `[N, D]` float.
+      sampled_values: result of a candidate sampler.
+      remove_accidental_hits, subtract_log_q: as in `sampled_softmax_loss`.
+      dtype: of the factors of the product with the candidates.
+      axes: of a mesh, along which each device has its own share of the distinct candidates, -1 for none, and zeros
+        for the rows of labels that it does not have.
+
+    Returns:
+      `[N]` float32, the loss of each example in nats.
+    """
+    options = remove_accidental_hits, subtract_log_q, dtype, axes
+    true_logits, sampled_logits = _logits(rows, labels, inputs, sampled_values, *options)
+    # subtract the highest logit first, as TensorFlow does: the difference of two large numbers has few digits
+    highest = pmax(jnp.maximum(true_logits.max(axis=1), sampled_logits.max(axis=1)), axes)
+    true_logits, sampled_logits = true_logits - highest[:, None], sampled_logits - highest[:, None]
+    total = jnp.exp(true_logits).sum(axis=1) + psum(jnp.exp(sampled_logits).sum(axis=1), axes)
+    return jnp.log(total) - jnp.mean(true_logits, axis=1)
+
+
+def nce_loss_of_rows(
+    rows: ClassRows,
+    labels: jax.Array,
+    inputs: jax.Array,
+    sampled_values: SampledValues,
+    remove_accidental_hits: bool = False,
+    subtract_log_q: bool = True,
+    dtype: ComputeDtype = "float32",
+    axes: Axes = (),
+) -> jax.Array:
+    """`nce_loss` on gathered rows, with the arguments and the result of `sampled_softmax_loss_of_rows`."""
+    options = remove_accidental_hits, subtract_log_q, dtype, axes
+    true_logits, sampled_logits = _logits(rows, labels, inputs, sampled_values, *options)
+    true_losses = jax.nn.softplus(true_logits) - true_logits / labels.shape[1]
+    return true_losses.sum(axis=1) + psum(jax.nn.softplus(sampled_logits).sum(axis=1), axes)

@@ -1,0 +1,78 @@
+"""What a softmax says of one class: log-probability, rank, and the entropy of the distribution, block by block."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxlm.losses.exact import FLOAT_MIN, block_logits
+from jaxlm.row_updates import take_rows
+
+
+class WordStatistics(NamedTuple):
+    """What a softmax says of one class for each of N inputs."""
+
+    log_probabilities: jax.Array  # [N] float32, of the labels, in nats
+    ranks: jax.Array  # [N] int32, 1 for the most likely class
+    entropies: jax.Array  # [N] float32, of the distribution, in nats
+
+
+def word_statistics(
+    inputs: jax.Array,
+    weights: jax.Array,
+    labels: ArrayLike,
+    *,
+    biases: jax.Array | None = None,
+    block_size: int = 1024,
+) -> WordStatistics:
+    """Computes the log-probabilities and ranks of labels and the entropies of a softmax, without holding all logits.
+
+    rank = 1 + number of classes with a logit above the label's;
+    entropy = logsumexp - sum of p * logit, with running sums beside the running log-sum-exp.
+
+    Args:
+      inputs: `[N, D]` float32.
+      weights: `[V, D]` float32, one row per class.
+      labels: `[N]` integer, the true classes; a label that is not in [0, V) gives a log-probability of NaN.
+      biases: `[V]` float32; None for no biases.
+      block_size: number of classes in a block; memory is `[block_size, N]`.
+
+    Returns:
+      `WordStatistics`.
+
+    References:
+      `linear_cross_entropy`, whose pass over the classes this is.
+
+    >>> statistics = word_statistics(jnp.ones((1, 1)), jnp.log(jnp.array([[1.0], [4.0], [3.0]])), jnp.array([2]))
+    >>> float(jnp.exp(statistics.log_probabilities[0])), int(statistics.ranks[0])
+    (0.375, 2)
+    """
+    num_classes = weights.shape[0]
+    block_size = min(block_size, num_classes)
+    labels = jnp.asarray(labels)
+    biases = jnp.zeros(num_classes, weights.dtype) if biases is None else biases
+    inputs_t = inputs.T  # [D, N]
+    label_logits = jnp.sum(inputs * take_rows(weights, labels), axis=-1) + take_rows(biases, labels)
+
+    def add_block(block: jax.Array, running: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        highest, total, weighted, above = running
+        start, _, logits = block_logits(block, weights, biases, inputs_t, block_size)  # [block_size, N]
+        new_highest = jnp.maximum(highest, logits.max(axis=0))
+        shifted = logits - new_highest[None, :]
+        exponentials = jnp.exp(shifted)
+        scale = jnp.exp(highest - new_highest)
+        # sum of exp(logit - highest) * (logit - highest): smaller numbers than those of p * logit
+        weighted = scale * (weighted + total * (highest - new_highest)) + (exponentials * shifted).sum(axis=0)
+        count = (logits > label_logits[None, :]).astype(jnp.float32).sum(axis=0).astype(jnp.int32)
+        # the label is not above itself, though the product may round its logit another way
+        own = jnp.take_along_axis(logits, (labels - start).clip(0, block_size - 1)[None, :], axis=0)[0]
+        is_here = (labels >= block * block_size) & (labels < start + block_size)
+        above += count - (is_here & (own > label_logits))
+        return new_highest, scale * total + exponentials.sum(axis=0), weighted, above
+
+    zeros = jnp.zeros(inputs.shape[0], inputs.dtype)
+    start = (jnp.full_like(zeros, FLOAT_MIN), zeros, zeros, jnp.zeros(inputs.shape[0], jnp.int32))
+    highest, total, weighted, above = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, start)
+    log_total = jnp.log(total)
+    return WordStatistics(label_logits - highest - log_total, 1 + above, log_total - weighted / total)

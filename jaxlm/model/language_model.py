@@ -1,0 +1,249 @@
+"""`LanguageModel`: embedding -> LSTM stack -> softmax rows, as a Flax NNX module."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike
+
+from jaxlm.config import ComputeDtype, DenseConfig, ModelConfig
+from jaxlm.errors import require
+from jaxlm.matmul import matmul
+from jaxlm.model.initializers import glorot_uniform, initial_embedding, initial_weights
+from jaxlm.model.lstm import LSTM, Carry
+from jaxlm.parallel.mesh import Mesh, pad, padded_rows, shard
+from jaxlm.row_updates import take_rows
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "linear": lambda outputs: outputs,
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+}
+
+
+class RowParam(nnx.Param):
+    """A table of which each step touches only a few rows. `split_params` separates it from dense parameters."""
+
+
+class Dense(nnx.Module):
+    """One Dense layer: activation(x @ kernel + bias).
+
+    Args:
+      input_size: width of the inputs.
+      config: its width, activation and whether it has a bias.
+      rngs: with a `params` stream.
+
+    Attributes:
+      kernel: `[input_size, size]` float32, Glorot uniform.
+      bias: `[size]` float32, zeros; None without one.
+
+    References:
+      `keras.layers.Dense`.
+    """
+
+    def __init__(self, input_size: int, config: DenseConfig, *, rngs: nnx.Rngs):
+        self.activation = config.activation
+        self.kernel = nnx.Param(glorot_uniform(rngs, (input_size, config.size)))
+        self.bias = nnx.Param(jnp.zeros(config.size, jnp.float32)) if config.use_bias else None
+
+    def __call__(self, inputs: jax.Array, dtype: ComputeDtype = "float32") -> jax.Array:
+        """Returns outputs `[batch, time, size]` of inputs `[batch, time, input_size]`."""
+        outputs = _linear(inputs, self.kernel[...], dtype)
+        if self.bias is not None:
+            outputs += self.bias[...].reshape((1,) * (outputs.ndim - 1) + (-1,))
+        return ACTIVATIONS[self.activation](outputs)
+
+
+class LanguageModel(nnx.Module):
+    """A word-level language model. Initial values are those of Keras unless stated otherwise.
+
+    Args:
+      config: shape of the model.
+      log_unigram: `[vocab_size]` float32, initial softmax biases: the log-probabilities of the words
+        (`jaxlm.Vocabulary.log_unigram`), by far the largest single gain with a large vocabulary. None starts
+        the biases at 0, as Keras does.
+      word_vectors: `[vocab_size, embedding_size]` float32 with a mean square of 1, from which embedding and
+        softmax rows start (`jaxlm.word_vectors`), the next largest gain. None starts them at random.
+      rngs: with a `params` stream.
+      mesh: that the tables are made for (`jaxlm.make_mesh`): rows of zeros make its shards equal, and random numbers
+        are others than without one. `TrainState.from_corpus` puts them there.
+
+    Attributes:
+      embedding: `[vocab_size, embedding_size]` float32, the word vectors or uniform in [-1, 1]. Both are wider
+        than in Keras, so that words differ from the first step on. None if `config.tied`.
+      lstms: the layers of `LSTM`.
+      projection: `[hidden_size, projection_size]` float32, Glorot uniform; None without a bottleneck.
+      dense: the layers of `Dense`.
+      weights: `[vocab_size, softmax_size]` float32 softmax rows: the word vectors, rotated into this width, or
+        Glorot uniform; if tied, uniform in [-0.1, 0.1] as in Merity et al. 2018,
+        https://arxiv.org/abs/1708.02182.
+      biases: `[vocab_size]` float32; zeros without `config.softmax_bias`.
+
+    Raises:
+      InputError: `log_unigram` or `word_vectors` has the wrong shape.
+
+    References:
+      `keras.layers.Embedding`, `keras.layers.LSTM`, `keras.layers.Dense`.
+
+    >>> model = LanguageModel(ModelConfig(vocab_size=50, embedding_size=8, hidden_size=16), rngs=nnx.Rngs(0))
+    >>> logits, carry = model(jnp.array([[3, 1, 4]]))
+    >>> logits.shape
+    (1, 3, 50)
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        log_unigram: ArrayLike | None = None,
+        word_vectors: ArrayLike | None = None,
+        *,
+        rngs: nnx.Rngs,
+        mesh: Mesh | None = None,
+    ):
+        self.config, self.mesh = config, mesh
+        vectors = _checked(word_vectors, (config.vocab_size, config.embedding_size), "word_vectors", mesh)
+        self.embedding = None if config.tied else RowParam(initial_embedding(config, vectors, rngs, mesh))
+        widths = [layer.size for layer in config.lstm_layers] + [layer.size for layer in config.dense]
+        sizes = iter([config.embedding_size, *widths])  # of each layer's inputs
+        self.lstms = nnx.List(
+            [LSTM(next(sizes), lstm.size, use_bias=lstm.use_bias, rngs=rngs) for lstm in config.lstm_layers]
+        )
+        shape = (config.hidden_size, config.projection_size)
+        self.projection = nnx.Param(glorot_uniform(rngs, shape)) if config.projection_size else None
+        self.dense = nnx.List([Dense(next(sizes), dense, rngs=rngs) for dense in config.dense])
+        self.weights = RowParam(initial_weights(config, vectors, rngs, mesh))
+        biases = _checked(log_unigram, (config.vocab_size,), "log_unigram", mesh)
+        zeros = biases is None or not config.softmax_bias
+        self.biases = RowParam(jnp.zeros(padded_rows(config.vocab_size, mesh), jnp.float32) if zeros else biases)
+
+    def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
+        """Returns the zero state: a (c, h) for each layer, each `[batch_size, hidden_size]` float32."""
+        shapes = [(batch_size, lstm.size) for lstm in self.config.lstm_layers]
+        return tuple((jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)) for shape in shapes)
+
+    @property
+    def input_rows(self) -> jax.Array:
+        """The embedding, which is the softmax rows if they are tied."""
+        return (self.weights if self.embedding is None else self.embedding)[...]
+
+    def embed(self, inputs: jax.Array) -> jax.Array:
+        """Returns the embedding rows `[..., embedding_size]` of ids `[...]`; NaN for ids out of range."""
+        if self.mesh is not None:  # rows from there on make shards equal, and are not words
+            inputs = jnp.where(inputs < self.config.vocab_size, inputs, -1)
+        return take_rows(self.input_rows, inputs)
+
+    def hidden(
+        self,
+        embedded: jax.Array,
+        carry: tuple[Carry, ...],
+        dropout_keys: jax.Array | None = None,
+        dtype: ComputeDtype = "float32",
+    ) -> tuple[jax.Array, tuple[Carry, ...]]:
+        """Runs the LSTM stack, and the Dense layers if there are any, on embedding rows.
+
+        Args:
+          embedded: `[batch, time, embedding_size]` float32, rows of `embedding`.
+          carry: a (c, h) for each layer.
+          dropout_keys: `[batch]` of `jax.random.key`; None for no dropout, as in evaluation.
+          dtype: of the factors of the products.
+
+        Returns:
+          outputs `[batch, time, softmax_size]` and the carry after the last time step.
+        """
+        rates = self.config.dropout_after
+        outputs = _dropout(embedded, rates[0], dropout_keys, 0)
+        new_carry = []
+        for layer, (lstm, layer_carry) in enumerate(zip(self.lstms, carry, strict=True), start=1):
+            outputs, layer_carry = lstm(outputs, layer_carry, dtype)
+            outputs = _dropout(outputs, rates[layer], dropout_keys, layer)
+            new_carry.append(layer_carry)
+        if self.projection is not None:
+            projected = _linear(outputs, self.projection[...], dtype)
+            outputs = _dropout(projected, rates[-1], dropout_keys, len(rates) - 1)
+        for layer, dense in enumerate(self.dense, start=1 + len(self.lstms)):
+            outputs = _dropout(dense(outputs, dtype), rates[layer], dropout_keys, layer)
+        return outputs, tuple(new_carry)
+
+    def __call__(
+        self, inputs: jax.Array, carry: tuple[Carry, ...] | None = None
+    ) -> tuple[jax.Array, tuple[Carry, ...]]:
+        """Computes the logits of the next word at every position.
+
+        Args:
+          inputs: `[batch, time]` integer ids.
+          carry: a (c, h) for each layer; None for the zero state.
+
+        Returns:
+          logits `[batch, time, vocab_size]` float32 and the carry after the last time step.
+        """
+        carry = self.initial_carry(inputs.shape[0]) if carry is None else carry
+        hidden, carry = self.hidden(self.embed(inputs), carry)
+        logits = hidden @ self.weights[...].T + self.biases[...][None, None, :]
+        return logits[..., : self.config.vocab_size], carry
+
+
+def split_params(model: LanguageModel) -> tuple[nnx.GraphDef, dict[str, jax.Array], dict[str, Any]]:
+    """Splits a model, or an abstract one, into its structure, its tables and its dense parameters.
+
+    The inverse is `nnx.merge(graphdef, tables, dense)`, or `merge_params` where the config is known.
+    """
+    graphdef, *params = nnx.split(model, RowParam, nnx.Param)
+    tables, dense = map(nnx.to_pure_dict, params)
+    return graphdef, tables, dense
+
+
+def merge_params(
+    config: ModelConfig, mesh: Mesh | None, tables: dict[str, jax.Array], dense: dict[str, Any]
+) -> LanguageModel:
+    """Makes the model on a mesh, or on one device, that has the given tables and dense parameters."""
+    return nnx.merge(_graphdef(config, mesh), tables, dense)
+
+
+@cache
+def _graphdef(config: ModelConfig, mesh: Mesh | None) -> nnx.GraphDef:
+    return nnx.graphdef(abstract_model(config, mesh))
+
+
+def shard_model(model: LanguageModel, mesh: Mesh) -> LanguageModel:
+    """Copies a model that lies on one device onto a mesh, without another copy of a table on any device."""
+    _, tables, dense = split_params(model)
+    sharded = shard({"tables": tables, "dense": dense}, mesh)
+    return merge_params(model.config, mesh, sharded["tables"], sharded["dense"])
+
+
+def require_one_device(model: LanguageModel) -> None:
+    """Raises `InputError` if a model lies on a mesh."""
+    shape = None if model.mesh is None else dict(model.mesh.shape)
+    require(shape is None, "model", "one on a single device, as `load_model` reads it without a mesh", shape)
+
+
+def abstract_model(config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
+    """Returns a model on a mesh, or on one device, that has the shapes of its arrays alone."""
+    return nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0), mesh=mesh))
+
+
+def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str, mesh: Mesh | None) -> jax.Array | None:
+    """Returns an array of a row for each word, after checking its shape, with the rows of zeros of a mesh."""
+    if rows is None:
+        return None
+    rows, padded = jnp.asarray(rows, jnp.float32), (padded_rows(shape[0], mesh), *shape[1:])
+    require(rows.shape in (shape, padded), name, f"shape {shape}, one row per word", rows.shape)
+    return pad(rows, padded[0])
+
+
+def _linear(inputs: jax.Array, kernel: jax.Array, dtype: ComputeDtype) -> jax.Array:
+    outputs = matmul(inputs.reshape(-1, inputs.shape[-1]), kernel, dtype)
+    return outputs.reshape(*inputs.shape[:-1], -1)
+
+
+def _dropout(inputs: jax.Array, rate: float, keys: jax.Array | None, layer: int) -> jax.Array:
+    if keys is None or rate == 0.0:
+        return inputs
+
+    def drop(stream: jax.Array, key: jax.Array) -> jax.Array:  # [time, width]
+        return nnx.Dropout(rate)(stream, deterministic=False, rngs=jax.random.fold_in(key, layer))
+
+    return jax.vmap(drop)(inputs, keys)

@@ -1,0 +1,98 @@
+"""What the devices of a mesh tell each other within a program that runs on all of them.
+
+The functions that take `axes` run inside of `jax.shard_map`, where arrays are the parts of a device. Without axes, as
+on a single device, they do nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxlm.parallel.mesh import Axes, stream_axes, vocab_axes
+from jaxlm.row_updates import RowGradient, take_rows
+
+
+def on_mesh(function: Callable, mesh: Mesh | None, in_specs: Any, out_specs: Any) -> Callable:
+    """Returns a function of arrays on a mesh that runs a given one on each device, on its part of them."""
+    if mesh is None:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+def psum(x: Any, axes: Axes) -> Any:
+    """Sums arrays along axes."""
+    return jax.lax.psum(x, axes) if axes else x
+
+
+def pmax(x: jax.Array, axes: Axes) -> jax.Array:
+    """Takes the highest along axes; not differentiated."""
+    x = jax.lax.stop_gradient(x)
+    return jax.lax.pmax(x, axes) if axes else x
+
+
+def all_gather(x: jax.Array, axes: Axes) -> jax.Array:
+    """Joins the rows of all devices along axes, to be used by each in its own way: the gradients are summed."""
+    return jax.lax.all_gather(x, axes, tiled=True) if axes else x
+
+
+def all_gather_invariant(x: jax.Array, axes: Axes) -> jax.Array:
+    """Joins the rows of all devices along axes, to be used by all in the same way; not differentiated."""
+    return jax.lax.all_gather(x, axes, tiled=True, to="invarying") if axes else x
+
+
+def reduce_scatter(x: jax.Array, axes: Axes) -> jax.Array:
+    """Sums arrays along axes; each device receives its share of the rows."""
+    return jax.lax.psum_scatter(x, axes, tiled=True) if axes else x
+
+
+def vary(tree: Any, axes: Axes) -> Any:
+    """Lets arrays that are the same along axes be used by each device in its own way: the gradients are summed."""
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), tree) if axes else tree
+
+
+def own_rows(x: jax.Array, axes: Axes) -> jax.Array:
+    """Returns the share of a device of rows that all have: the inverse of `all_gather`."""
+    if not axes:
+        return x
+    size = x.shape[0] // jax.lax.axis_size(axes)
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axes) * size, size)
+
+
+def local_ids(ids: jax.Array, num_rows: int, axes: Axes) -> jax.Array:
+    """Returns ids counted from the first row of a device's shard `[num_rows]`; `num_rows` for rows that others have."""
+    if not axes:
+        return ids
+    local = ids - jax.lax.axis_index(axes) * num_rows
+    return jnp.where((local >= 0) & (local < num_rows), local, num_rows)
+
+
+def take_own_rows(shard: jax.Array, ids: jax.Array, axes: Axes) -> jax.Array:
+    """Returns the rows of ids, zeros for rows that other devices have: the sum over all is `take_rows`."""
+    if not axes:
+        return take_rows(shard, ids)
+    return shard.at[local_ids(ids, shard.shape[0], axes)].get(mode="fill", fill_value=0)
+
+
+def lookup(shard: jax.Array, ids: jax.Array, axes: Axes) -> jax.Array:
+    """Returns the rows `[b, T, ...]` of a device's own ids `[b, T]`, from the devices that have them."""
+    return reduce_scatter(take_own_rows(shard, all_gather_invariant(ids, axes), axes), axes)
+
+
+def own_gradient(gradient: RowGradient, num_rows: int, axes: Axes) -> RowGradient:
+    """Returns the part of a gradient that is in a device's shard `[num_rows]`, with zeros for the rest."""
+    if not axes:
+        return gradient
+    indices = local_ids(gradient.indices, num_rows, axes)
+    is_own = (indices < num_rows).reshape(-1, *(1,) * (gradient.values.ndim - 1))
+    return RowGradient(indices, jnp.where(is_own, gradient.values, 0))
+
+
+def nan_unless_valid(loss: jax.Array, ids: Sequence[jax.Array], vocab_size: int, mesh: Mesh | None) -> jax.Array:
+    """Returns a loss, or NaN if an id is out of range: on one device, `take_rows` gave NaN for its row."""
+    if not vocab_axes(mesh):
+        return loss
+    invalid = sum(jnp.sum((each < 0) | (each >= vocab_size)) for each in ids)
+    return jnp.where(psum(invalid, stream_axes(mesh)) > 0, jnp.nan, loss)

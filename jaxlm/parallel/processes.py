@@ -1,0 +1,146 @@
+"""Several processes that train one model: they start together, process 0 decides for all, and none outlives another."""
+
+import logging
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlm.config import ProcessConfig
+from jaxlm.errors import InputError, reason
+from jaxlm.parallel.mesh import DATA, VOCAB
+
+HEARTBEAT_SECONDS = 10  # after which a process that does not answer is taken for dead
+SIGNS_OF_DEATH = ("Gloo", "NCCL", "UNAVAILABLE", "coordination service", "DEADLINE_EXCEEDED")
+START_SECONDS = 120  # within which all processes must have started
+
+
+def initialize(config: ProcessConfig) -> None:
+    """Joins the other processes. Call it before anything else of JAX. Messages of process 0 alone are shown.
+
+    Args:
+      config: where process 0 is, and which this is; what it leaves out JAX finds out under SLURM and Kubernetes.
+
+    Raises:
+      InputError: the others cannot be found or reached.
+
+    References:
+      `jax.distributed.initialize`.
+    """
+    jax.config.update("jax_enable_preemption_service", False)  # which would take SIGTERM, and do nothing
+    try:
+        jax.distributed.initialize(
+            config.coordinator_address or None,
+            config.num_processes or None,
+            config.process_id if config.process_id >= 0 else None,
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"The processes of this run cannot find each other: {reason(error)} Outside of SLURM and Kubernetes, give"
+            " each of them `coordinator_address`, `num_processes` and `process_id`."
+        ) from error
+    if not is_first():
+        logging.getLogger("jaxlm").setLevel(logging.ERROR)
+
+
+def is_peer_death(error: BaseException) -> bool:
+    """Returns whether an error of JAX says that another process is gone; XLA has no type of its own for it."""
+    return jax.process_count() > 1 and any(word in str(error) for word in SIGNS_OF_DEATH)
+
+
+def is_first() -> bool:
+    """Returns whether this is process 0, which decides and writes."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Waits until all processes have come to the same point."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def from_first(value: int) -> int:
+    """Returns the value that process 0 has."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def on_first(function: Callable[[], Any]) -> None:
+    """Runs a function in process 0 alone, while the others wait.
+
+    Raises:
+      InputError: process 0 failed; it says why.
+    """
+    error: Exception | None = None
+    if is_first():
+        try:
+            function()
+        except Exception as raised:  # of any kind: the others wait to hear of it
+            error = raised
+    if from_first(error is not None):
+        raise error or InputError("Process 0 could not begin; it says why.")
+
+
+def require_same(value: bytes, advice: str) -> None:
+    """Checks that all processes have the same.
+
+    Args:
+      value: to compare.
+      advice: what to do if this process differs from process 0.
+
+    Raises:
+      InputError: it differs.
+    """
+    if jax.process_count() == 1:
+        return
+    checksum = zlib.crc32(value) >> 1
+    if checksum != from_first(checksum):
+        raise InputError(f"Process {jax.process_index()} differs from process 0. {advice}")
+
+
+class Decision(NamedTuple):
+    """What all processes do after a step."""
+
+    stop: bool = False
+    save: bool = False
+    total_steps: int = 0  # 0 until it is known
+
+
+class Decisions:
+    """Lets process 0 decide, and any process ask to stop. Several processes learn it one step later, without waiting.
+
+    Args:
+      mesh: of the run; None for one device.
+    """
+
+    def __init__(self, mesh: Mesh | None):
+        self.mesh = mesh
+        self.pending: jax.Array | None = None
+        self.asked_to_save = False
+        if mesh is not None:
+            self.own_row = [device.process_index for device in mesh.devices.flat].index(jax.process_index())
+            self.by_device = NamedSharding(mesh, PartitionSpec((DATA, VOCAB)))
+            self.sum = jax.jit(lambda rows: rows.sum(axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def exchange(self, own: Decision) -> Decision:
+        """Returns the decision that holds now, given what this process would do."""
+        if self.mesh is None or jax.process_count() == 1:
+            return own
+        # a request stays true until it is met, and is made once
+        save, self.asked_to_save = own.save and not self.asked_to_save, own.save
+        mine = np.array(own._replace(save=save) if is_first() else Decision(stop=own.stop), np.int32)
+        rows = np.zeros((self.mesh.size, mine.size), np.int32)
+        rows[self.own_row] = mine
+        before = self.pending
+        self.pending = self.sum(jax.make_array_from_callback(rows.shape, self.by_device, lambda index: rows[index]))
+        if before is None:
+            return Decision()
+        stop, save, total_steps = np.asarray(before)
+        return Decision(bool(stop), bool(save), int(total_steps))

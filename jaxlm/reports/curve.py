@@ -1,0 +1,44 @@
+"""The curve of a run as a PNG: exact validation perplexity, and the sampled training loss beside it."""
+
+import math
+from pathlib import Path
+
+from jaxlm.data.corpus import Corpus, PathLike, unigram_loss
+from jaxlm.runs.directory import load_config, read_metrics
+
+CURVE_FILE = "curve.png"
+
+
+def plot_metrics(directory: PathLike, corpus: Corpus) -> Path:
+    """Draws curve.png into a run directory, from its metrics.jsonl, and returns the path."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    directory = Path(directory)
+    config = load_config(directory).train
+    assert config is not None  # the run has been trained
+    words = config.batch_size * config.sequence_length / 1e6
+    rows = read_metrics(directory)
+    valid = [(row["step"] * words, row["valid_perplexity"]) for row in rows if "valid_perplexity" in row]
+    train = [(row["step"] * words, row["train_loss"]) for row in rows if "train_loss" in row]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    unigram = math.exp(unigram_loss(corpus.valid, corpus.counts))
+    left.axhline(unigram, color="gray", linestyle="--", label=f"unigram model {unigram:,.0f}")
+    if valid:
+        left.plot(*zip(*valid, strict=True), marker="o", label=f"jaxlm {valid[-1][1]:,.1f}")
+    left.set(title="validation perplexity (exact)", xlabel="million words read", yscale="log")
+    left.yaxis.set_major_formatter("{x:,.0f}")
+    left.yaxis.set_minor_formatter("{x:,.0f}")
+    left.legend()
+    if train:
+        right.plot(*zip(*train, strict=True))
+    kind = "exact" if config.loss == "full" else f"{config.num_sampled} sampled classes"
+    right.set(title=f"training loss in nats ({kind})", xlabel="million words read")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    path = directory / CURVE_FILE
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path

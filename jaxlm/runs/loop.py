@@ -1,0 +1,250 @@
+"""The training loop: steps, evaluations, checkpoints, metrics, and resuming a run."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxlm.config import LENGTHS, ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.data.batch_blocks import BLOCK_STEPS, BatchBlock, BatchBlocks
+from jaxlm.data.batches import train_batch
+from jaxlm.data.corpus import Corpus, PathLike, fingerprints, load_corpus
+from jaxlm.errors import InputError, require
+from jaxlm.inference.perplexity import Evaluation
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.parallel.mesh import Mesh, mesh_shape
+from jaxlm.parallel.processes import Decision, Decisions, require_same
+from jaxlm.runs.checkpoint import Checkpoints, Progress
+from jaxlm.runs.directory import RunConfig, load_config
+from jaxlm.runs.memory import require_memory, return_freed_memory
+from jaxlm.runs.recorder import LOG_EVERY, RunLogger
+from jaxlm.runs.schedule import known_total_steps
+from jaxlm.runs.start import as_in_run, opened_run, starting_state
+from jaxlm.runs.stop_signals import StopSignals
+from jaxlm.token_ids import check_ids
+from jaxlm.training.state import TrainState, resolved
+from jaxlm.training.step import step_in_block
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    corpus: Corpus,
+    directory: PathLike,
+    model_config: ModelConfig,
+    train_config: TrainConfig = TrainConfig(),  # noqa: B008
+    schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+    *,
+    data: PathLike = "",
+    progress: bool = True,
+    mesh: Mesh | None = None,
+) -> Evaluation | None:
+    """Trains a model on a corpus, or resumes a run.
+
+    A run that was killed and resumed ends with the same bits as one that was not. SIGINT and SIGTERM finish the
+    step, write a checkpoint and return; a second one stops at once. Damaged checkpoints are passed over. Messages go
+    to the logger "jaxlm".
+
+    Args:
+      corpus: as from `load_corpus`.
+      directory: run directory, made if it does not exist.
+      model_config: its `vocab_size` is the size of the corpus' vocabulary.
+      train_config: what a step does.
+      schedule: learning rate, length and evaluations.
+      data: directory of the corpus, noted in config.json for `jaxlm evaluate` and `resume`; by default the one
+        that `load_corpus` opened.
+      progress: whether to show progress bars.
+      mesh: as from `jaxlm.make_mesh`, to train on several devices; a run may be resumed on another one. Each of
+        several processes calls this (after `jaxlm.parallel.processes.initialize`) with the same arguments.
+
+    Returns:
+      The exact evaluation at the end, on `eval_tokens` words; None if the run was stopped.
+
+    Raises:
+      InputError: the settings do not fit the run or the corpus, there is too little memory, or training diverges.
+    """
+    for name in ("train", "valid"):
+        check_ids(f"corpus.{name}", getattr(corpus, name), len(corpus.vocabulary))
+    directory = Path(directory)
+    train_config = resolved(as_in_run(directory, train_config), model_config.vocab_size)
+    total_steps = known_total_steps(schedule, train_config, corpus.train.size)
+    data = data or _directory_of(corpus)
+    config = RunConfig(model_config, train_config, schedule, str(data), total_steps, fingerprints(corpus))
+    alone = jax.process_count() == 1
+    require(mesh is not None or alone, "mesh", "one of the devices of all processes, as from make_mesh", mesh)
+    same = config._replace(data=""), mesh_shape(mesh)
+    require_same(repr(same).encode(), "Give all processes the same corpus, settings and shards.")
+
+    def create() -> TrainState:
+        model = LanguageModel(model_config, corpus.log_unigram, rngs=nnx.Rngs(train_config.seed), mesh=mesh)
+        return TrainState.create(model, train_config, corpus.counts)
+
+    abstract = jax.eval_shape(create)  # raises what creating it would, before anything is written
+    require_memory(model_config, train_config, mesh)
+    with opened_run(directory, config, corpus) as config:
+        checkpoints = Checkpoints(directory)
+        step, state, resumed = starting_state(checkpoints, abstract, corpus, model_config, mesh)
+        run = RunLogger(directory, config, checkpoints, corpus, step, resumed, progress, mesh)
+        return _run_steps(run, state, corpus, resumed)
+
+
+def resume(
+    directory: PathLike, *, progress: bool = True, mesh: Mesh | None = None, **changes: Any
+) -> Evaluation | None:
+    """Resumes a run without repeating its settings.
+
+    Args:
+      directory: of the run.
+      progress: whether to show progress bars.
+      mesh: as for `train`.
+      changes: fields of `ScheduleConfig` to change, such as `minutes` or `learning_rate`; None keeps a field.
+
+    Returns:
+      As `train`.
+
+    Raises:
+      InputError: as `train`, or the run has not been trained yet.
+    """
+    config = load_config(Path(directory))
+    if config.train is None or config.schedule is None or not config.data:
+        raise InputError(f"{directory} was not trained on a prepared corpus yet; begin with `jaxlm train`.")
+    known = {field.name for field in dataclasses.fields(ScheduleConfig)}
+    require(changes.keys() <= known, "changes", f"fields of ScheduleConfig, {sorted(known)}", sorted(changes))
+    changed = {name: value for name, value in changes.items() if value is not None}
+    if changed.keys() & set(LENGTHS):  # one length replaces another
+        changed = dict.fromkeys(LENGTHS, 0) | changed
+    schedule = dataclasses.replace(config.schedule, **changed)
+    corpus = load_corpus(config.data)
+    settings = config.model, config.train, schedule
+    return train(corpus, directory, *settings, data=config.data, progress=progress, mesh=mesh)
+
+
+def _directory_of(corpus: Corpus) -> PathLike:
+    """Returns where a corpus was opened; "" if it was made by hand."""
+    filename = getattr(corpus.train, "filename", None)
+    return Path(filename).parent if filename else ""
+
+
+def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progress) -> Evaluation | None:
+    """Runs the steps from the first one of this process to the last one of the run."""
+    step, schedule, sizes = run.first_step, run.schedule, (run.train.batch_size, run.train.sequence_length)
+    blocks, decisions, decision = BatchBlocks(corpus.train, run.train, run.mesh), Decisions(run.mesh), Decision()
+    if step >= run.config.total_steps > 0:
+        logger.info("the run already has its %d steps; give it a greater length to continue it", step)
+        return run.evaluate(state)
+    evaluation, watch, losses = None, Stopwatch(resumed.seconds), LateLosses(run, state, resumed.losses)
+    with StopSignals() as stop, run.progress_bar() as bar:
+        compile_step_in_block(state, blocks.with_step(step, run.learning_rates))
+        while not decision.stop and not (run.config.total_steps and step >= run.config.total_steps):
+            # one step; its loss is fetched while the next one runs
+            block = blocks.with_step(step, run.learning_rates)
+            state, loss = step_in_block(state, block)
+            step += 1
+            losses.add(loss, step)
+
+            # what comes next, in all processes
+            total_steps = run.estimate_length(step, watch.seconds())
+            decision = decisions.exchange(Decision(stop.requested, run.is_due(), total_steps))
+            run.fix_length(decision.total_steps)
+
+            # a line of metrics
+            if step % LOG_EVERY == 0 and losses.fetched:
+                learning_rate = float(np.asarray(block.learning_rates)[(step - 1) % BLOCK_STEPS])
+                run.log_training(step, losses.take(), learning_rate, watch.seconds(), bar)
+            bar.update()
+
+            # an exact evaluation, or just a checkpoint; neither counts as training time
+            evaluates = step % schedule.eval_every == 0 or step == run.config.total_steps
+            if evaluates or run.must_save(step, decision.save):
+                losses.fetch()
+                with watch.paused():
+                    so_far = Progress(watch.seconds(), losses=tuple(losses.fetched))
+                    if evaluates:
+                        evaluation = run.evaluate_and_save(step, state, so_far, train_batch(corpus.train, step, *sizes))
+                    else:
+                        run.save(step, state, so_far)
+        if step != run.config.total_steps and step != run.saved_step:
+            losses.fetch()
+            run.save(step, state, Progress(watch.seconds(), losses=tuple(losses.fetched)))
+        run.finish(step)
+    if step == run.config.total_steps:
+        return evaluation
+    how = f"jaxlm resume {run.directory}" if jax.process_count() == 1 else "the same command in all processes"
+    logger.info("stopped at step %d; resume with: %s", step, how)
+    return None
+
+
+class Stopwatch:
+    """Seconds of training, evaluations not counted."""
+
+    def __init__(self, seconds: float):
+        self.start = time.perf_counter() - seconds
+        self.stopped_at: float | None = None
+
+    def seconds(self) -> float:
+        """Returns the seconds so far."""
+        return (self.stopped_at or time.perf_counter()) - self.start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the watch for a while."""
+        self.stopped_at = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - self.stopped_at
+        self.stopped_at = None
+
+
+class LateLosses:
+    """Losses of steps. Each is fetched when the next one is added, so that no step waits for it.
+
+    Args:
+      run: reports skipped steps.
+      state: at the beginning.
+      fetched: losses from before this process that were not logged yet.
+    """
+
+    def __init__(self, run: RunLogger, state: TrainState, fetched: tuple[float, ...]):
+        self.run, self.skipped_in_a_row = run, int(state.skipped[1])
+        self.pending: tuple[jax.Array, int] | None = None
+        self.fetched = list(fetched)
+
+    def add(self, loss: jax.Array, step: int) -> None:
+        """Adds the loss of a step, and fetches the one before."""
+        self.fetch()
+        self.pending = (loss, step)
+
+    def fetch(self) -> None:
+        """Waits for the pending loss, if there is one.
+
+        Raises:
+          InputError: too many steps were skipped.
+        """
+        if not self.pending:
+            return
+        loss, step = float(self.pending[0]), self.pending[1]
+        self.pending = None
+        if math.isfinite(loss):
+            self.skipped_in_a_row = 0
+            self.fetched.append(loss)
+        else:
+            self.skipped_in_a_row += 1
+            self.run.report_skipped(step, self.skipped_in_a_row)
+
+    def take(self) -> list[float]:
+        """Returns the losses fetched since the last call."""
+        losses, self.fetched = self.fetched, []
+        return losses
+
+
+def compile_step_in_block(state: TrainState, block: BatchBlock) -> None:
+    """Compiles `step_in_block` before its first call, so that the 200 MB that this leaves behind can be returned."""
+    step_in_block.lower(state, block).compile()
+    return_freed_memory()

@@ -1,0 +1,256 @@
+"""`RunLogger`: what a run evaluates, saves, writes down and shows while it trains."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from jaxlm.data.batches import Batch, place_batch
+from jaxlm.data.corpus import Corpus, unigram_loss
+from jaxlm.errors import InputError
+from jaxlm.inference.perplexity import DIVERGED, Evaluation, evaluate
+from jaxlm.parallel.mesh import Mesh, mesh_shape
+from jaxlm.parallel.processes import is_first
+from jaxlm.runs.checkpoint import Checkpoints, Progress
+from jaxlm.runs.directory import RunConfig, append_metrics, drop_metrics_after, save_config
+from jaxlm.runs.schedule import StepEstimate, learning_rate_schedule
+from jaxlm.runs.tensorboard import event_writer
+from jaxlm.training.state import TrainState
+from jaxlm.training.step import exact_and_training_loss
+
+LOG_EVERY = 20  # steps averaged in a line of metrics.jsonl
+MAX_SKIPPED = 10  # steps in a row
+
+logger = logging.getLogger(__name__)
+
+
+class RunLogger:
+    """Evaluates a run, and writes its checkpoints, metrics and messages.
+
+    Args:
+      directory: of the run.
+      config: of the run; its `total_steps` may be estimated later.
+      checkpoints: of the run.
+      corpus: that it is trained on.
+      first_step: steps done before this process.
+      resumed: what was saved beside them.
+      progress: whether to show progress bars.
+      mesh: that it is trained on; of several processes, the first one writes and shows.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: RunConfig,
+        checkpoints: Checkpoints,
+        corpus: Corpus,
+        first_step: int,
+        resumed: Progress,
+        progress: bool,
+        mesh: Mesh | None = None,
+    ):
+        assert config.train is not None and config.schedule is not None
+        self.directory, self.config, self.checkpoints, self.valid = directory, config, checkpoints, corpus.valid
+        self.train, self.schedule, self.first_step, self.mesh = config.train, config.schedule, first_step, mesh
+        self.writes, self.progress = is_first(), progress and is_first()
+        self.unigram_loss = unigram_loss(corpus.valid, corpus.counts)
+        self.learning_rates = self._schedule(config.total_steps)
+        self.length, self.estimated = StepEstimate(self.schedule, first_step), 0
+        self.logged = resumed.logged  # steps and seconds at the last line of metrics.jsonl
+        self.unwritten: list[dict[str, float]] = []
+        self.config_is_saved = True
+        self.saved_step, self.saved_at = first_step, time.perf_counter()
+        if self.writes:
+            drop_metrics_after(directory, first_step)
+            self.events = event_writer(directory / "tensorboard", first_step)
+
+    def _schedule(self, total_steps: int) -> Callable[[np.ndarray], jax.Array]:
+        """Returns the learning rates as a function of the steps, on all devices."""
+        schedule = learning_rate_schedule(self.schedule, total_steps)
+
+        def learning_rates(steps: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(jnp.asarray(schedule(steps), jnp.float32), steps.shape)
+
+        everywhere = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
+        return jax.jit(learning_rates, out_shardings=everywhere)
+
+    def progress_bar(self) -> tqdm:
+        """Returns the bar of the steps."""
+        total = self.config.total_steps or None
+        return tqdm(total=total, initial=self.first_step, unit=" steps", disable=None if self.progress else True)
+
+    def estimate_length(self, step: int, seconds: float) -> int:
+        """Returns the number of steps of the run; 0 before the decay begins, if `minutes` is the length.
+
+        The first estimate stays, since several processes learn of it a step later.
+        """
+        self.estimated = self.config.total_steps or self.estimated or self.length.total_steps(step, seconds)
+        return self.estimated
+
+    def fix_length(self, total_steps: int) -> None:
+        """Fixes the number of steps, and writes it down."""
+        if total_steps in (0, self.config.total_steps):
+            return
+        self.config = self.config._replace(total_steps=total_steps)
+        self.learning_rates = self._schedule(total_steps)
+        self._save_config()
+
+    def _save_config(self) -> None:
+        """Writes config.json, or tries again with the next checkpoint."""
+        if not self.writes:
+            return
+        try:
+            save_config(self.directory, self.config)
+            self.config_is_saved = True
+        except InputError as error:
+            self.config_is_saved = False
+            logger.warning("%s; training continues, and tries again", error)
+
+    def log(self, step: int, **values: float) -> None:
+        """Writes values to metrics.jsonl and TensorBoard; what cannot be written now is written next time."""
+        if not self.writes:
+            return
+        self.unwritten.append({"step": step, **values})
+        try:
+            append_metrics(self.directory, self.unwritten)
+            self.unwritten = []
+        except OSError as error:
+            logger.warning("metrics cannot be written (%s); training continues, and tries again", error)
+            return
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+
+    def log_training(self, step: int, losses: list[float], learning_rate: float, seconds: float, bar: tqdm) -> None:
+        """Writes and shows the mean of some losses, and the speed since the last time."""
+        loss = float(np.mean(losses))
+        last_step, last_seconds = self.logged
+        words = self.train.batch_size * self.train.sequence_length
+        speed = words * (step - last_step) / max(seconds - last_seconds, 1e-9)
+        self.logged = (step, seconds)
+        self.log(step, train_loss=loss, learning_rate=learning_rate, seconds=seconds, words_per_second=speed)
+        bar.total = self.config.total_steps or int(step * self.schedule.minutes * 60 / seconds)
+        bar.set_postfix_str(f"training loss {loss:.3f}, {speed:,.0f} words/s")
+
+    def is_due(self) -> bool:
+        """Returns whether `save_minutes` asks for a checkpoint by the clock of this process."""
+        minutes = self.schedule.save_minutes
+        return minutes > 0 and time.perf_counter() - self.saved_at >= 60 * minutes
+
+    def must_save(self, step: int, is_due: bool) -> bool:
+        """Returns whether `save_steps` or `save_minutes` asks for a checkpoint now."""
+        steps = self.schedule.save_steps
+        return step != self.saved_step and (is_due or (steps > 0 and step % steps == 0))
+
+    def save(self, step: int, state: TrainState, progress: Progress) -> None:
+        """Writes a checkpoint; if the disk is full, training continues with the ones there are.
+
+        Raises:
+          InputError: a weight or a moment is not finite.
+        """
+        broken = [name for name, finite in finite_parts(parts_of(state)).items() if not finite]
+        if broken:
+            raise InputError(self._advice(f"The values of {', '.join(broken)} are no longer finite at step {step}."))
+        self.saved_at = time.perf_counter()
+        if not self.config_is_saved:
+            self._save_config()
+        try:
+            self.checkpoints.save(step, state, self._with_place(progress))
+            self.saved_step = step
+        except OSError as error:
+            if jax.process_count() > 1:  # the others wait for this one
+                raise InputError(f"{error}; fix that, and start all processes again to resume the run.") from error
+            logger.warning("%s; training continues, and tries again with the next checkpoint", error)
+
+    def _with_place(self, progress: Progress) -> Progress:
+        """Adds where the run stands and what it runs on."""
+        place = {"mesh": mesh_shape(self.mesh), "num_processes": jax.process_count()}
+        return progress._replace(logged=self.logged, device=jax.devices()[0].device_kind, **place)
+
+    def finish(self, step: int) -> None:
+        """Waits for the last checkpoint.
+
+        Raises:
+          InputError: it could not be written.
+        """
+        try:
+            self.checkpoints.wait()
+        except OSError as error:
+            logger.warning("%s", error)
+            self.saved_step = -1
+        if self.saved_step != step:
+            raise InputError(
+                f"The last checkpoint of {self.directory}, at step {step}, could not be written. Make room on the"
+                f" disk, and resume with: jaxlm resume {self.directory}"
+            )
+
+    def evaluate(self, state: TrainState) -> Evaluation:
+        """Computes the exact loss on the validation text."""
+        return evaluate(state.model, self.valid, max_tokens=self.schedule.eval_tokens, progress=self.progress)
+
+    def evaluate_and_save(self, step: int, state: TrainState, progress: Progress, next_batch: Batch) -> Evaluation:
+        """Evaluates, writes a checkpoint, and reports the result and what sampling hides on the next batch."""
+        evaluation = self.evaluate(state)
+        if not math.isfinite(evaluation.loss):
+            raise InputError(self._advice(f"The exact loss is {evaluation.loss} at step {step}."))
+        exact, training = map(float, exact_and_training_loss(state, place_batch(next_batch, self.mesh)))
+        values = {"valid_loss": evaluation.loss, "valid_perplexity": evaluation.perplexity}
+        self.log(step, **values, exact_train_loss=exact, loss_gap=exact - training)
+        self.save(step, state, progress._replace(valid_loss=evaluation.loss))
+        if evaluation.loss > self.unigram_loss + DIVERGED:
+            logger.warning(
+                f"step {step}: the exact loss is {evaluation.loss:.2f} nats per word, far above the"
+                f" {self.unigram_loss:.2f} of the unigram model: the model has diverged. Lower the learning rate."
+            )
+            return evaluation
+        logger.info(
+            f"step {step}: validation perplexity {evaluation.perplexity:.2f}"
+            f" (exact, {evaluation.num_tokens:,} words, loss {evaluation.loss:.4f};"
+            f" the training loss is {exact - training:.3f} below the exact one)"
+        )
+        return evaluation
+
+    def report_skipped(self, step: int, in_a_row: int) -> None:
+        """Warns that a step was skipped.
+
+        Raises:
+          InputError: too many steps in a row were skipped.
+        """
+        logger.warning("step %d: the loss or its gradient is not finite; the step was skipped", step)
+        if in_a_row >= MAX_SKIPPED:
+            raise InputError(self._advice(f"The loss or its gradient was not finite in {in_a_row} steps up to {step}."))
+
+    def _advice(self, what: str) -> str:
+        """Says what to try when numbers are no longer finite."""
+        clip = "lower the `clip_norm`" if self.train.clip_norm else "set a `clip_norm`, such as 10,"
+        latest = next((step for step in self.checkpoints.steps() if step and self.checkpoints.is_intact(step)), None)
+        if latest is None:
+            return f"{what} There is no checkpoint yet: start again with a lower `learning_rate`, or {clip}."
+        return (
+            f"{what} Checkpoint {latest} in {self.directory} is intact: resume with a lower `learning_rate`"
+            " (run the same command with it)."
+        )
+
+
+def parts_of(state: TrainState) -> dict[str, Any]:
+    """Returns the weights and the moments of a state by names for people."""
+    parts: dict[str, Any] = {name: table for name, table in state.tables.items()} | {"the LSTM": state.dense}
+    return parts | {f"the optimizer state of {name}": part for name, part in state.opt_state.items()}
+
+
+@jax.jit
+def finite_parts(parts: dict[str, Any]) -> dict[str, jax.Array]:
+    """Returns whether all numbers of each part are finite."""
+
+    # the sum of zeros and NaNs, since an array of flags would be another table in memory
+    def is_finite(part: Any) -> jax.Array:
+        return jnp.isfinite(sum(jnp.sum(leaf * 0) for leaf in jax.tree.leaves(part)))
+
+    return {name: is_finite(part) if jax.tree.leaves(part) else jnp.bool_(True) for name, part in parts.items()}

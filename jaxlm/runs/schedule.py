@@ -1,0 +1,76 @@
+"""How long a run is, and its learning rate at each step."""
+
+import math
+
+import optax
+
+from jaxlm.config import ScheduleConfig, TrainConfig
+from jaxlm.data.batches import batches_per_epoch
+
+WARM_UP = 3  # steps of a process that say nothing about its speed, since they are compiled
+MEASURED = 0.05  # fraction of a length in minutes over which the speed is measured at least
+
+
+def learning_rate_schedule(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
+    """Returns the learning rate as an Optax schedule: linear warmup, constant, linear decay to 0.
+
+    Args:
+      config: `learning_rate`, `warmup_steps` and `decay_fraction` are used.
+      total_steps: length of the run; 0 if it is not known yet (no decay).
+
+    Returns:
+      A function from the number of steps done to the learning rate, float32.
+
+    >>> schedule = learning_rate_schedule(ScheduleConfig(learning_rate=1.0, warmup_steps=4), total_steps=20)
+    >>> [round(float(schedule(step)), 2) for step in (0, 1, 3, 10, 15, 20)]
+    [0.25, 0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    warmup_steps, decay_steps = max(1, config.warmup_steps), config.decay_fraction * total_steps
+    warmup = optax.linear_schedule(1.0 / warmup_steps, 1.0, warmup_steps - 1)
+    decay = optax.linear_schedule(1.0, 0.0, decay_steps, total_steps - decay_steps)
+
+    def schedule(step: int) -> float:
+        rate = config.learning_rate
+        rate = rate * warmup(step) if warmup_steps > 1 else rate
+        return rate * decay(step) if decay_steps > 0 else rate
+
+    return schedule
+
+
+def known_total_steps(schedule: ScheduleConfig, train: TrainConfig, num_tokens: int) -> int:
+    """Returns the length of a run in steps, or 0 if the clock decides (`minutes`).
+
+    Raises:
+      InputError: the text is too short for one batch.
+    """
+    batches = batches_per_epoch(num_tokens, train.batch_size, train.sequence_length)
+    if schedule.minutes:
+        return 0
+    return schedule.steps or math.ceil((schedule.epochs or 1) * batches)
+
+
+class StepEstimate:
+    """Turns a length in minutes into a number of steps, once the decay of the learning rate begins.
+
+    A decay over the whole run begins as soon as the speed is known.
+
+    Args:
+      schedule: `minutes` and `decay_fraction` are used.
+      first_step: the step at which this process starts.
+    """
+
+    def __init__(self, schedule: ScheduleConfig, first_step: int):
+        self.limit = schedule.minutes * 60  # seconds
+        self.decay_begins = self.limit * (1.0 - schedule.decay_fraction)
+        self.first_step = first_step
+        self.warm = (0, 0.0)  # step and seconds from which the speed is measured
+
+    def total_steps(self, step: int, seconds: float) -> int:
+        """Returns the total number of steps, or 0 if it cannot be told yet, after so many steps and seconds."""
+        if step == self.first_step + WARM_UP:
+            self.warm = (step, seconds)
+        measured_until = min(self.warm[1] + MEASURED * self.limit, self.limit)
+        if step <= self.first_step + WARM_UP or seconds < max(self.decay_begins, measured_until):
+            return 0
+        speed = (step - self.warm[0]) / (seconds - self.warm[1])
+        return step + max(1, int((self.limit - seconds) * speed))

@@ -1,0 +1,111 @@
+"""Where training starts: at a new model, an imported one, or the latest checkpoint; process 0 finds out which."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import jax
+
+from jaxlm.config import MeshConfig, ModelConfig, TrainConfig
+from jaxlm.data.corpus import Corpus
+from jaxlm.errors import InputError
+from jaxlm.parallel.mesh import Mesh, mesh_shape
+from jaxlm.parallel.processes import from_first, on_first
+from jaxlm.runs.checkpoint import Checkpoints, Progress
+from jaxlm.runs.directory import CONFIG_FILE, RunConfig, load_config, lock, open_run, save_config
+from jaxlm.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+def as_in_run(directory: Path, config: TrainConfig) -> TrainConfig:
+    """Returns a config in which `compute_dtype` "auto" is what it was on the machine where the run was made."""
+    if config.compute_dtype == "auto" and (directory / CONFIG_FILE).exists():
+        before = load_config(directory).train
+        return config if before is None else dataclasses.replace(config, compute_dtype=before.compute_dtype)
+    return config
+
+
+def mesh_of_run(directory: Path) -> MeshConfig:
+    """Returns the mesh that the latest checkpoint was written on, if there are as many devices; else the default."""
+    checkpoints = Checkpoints(directory)
+    for step in checkpoints.steps()[:1]:
+        with suppress(InputError, OSError):  # a damaged one is passed over later
+            data, vocab = checkpoints.progress(step).mesh
+            if data * vocab == len(jax.devices()):
+                return MeshConfig(vocab, data)
+    return MeshConfig()
+
+
+@contextmanager
+def opened_run(directory: Path, config: RunConfig, corpus: Corpus) -> Iterator[RunConfig]:
+    """Opens a run for training, in process 0 alone; yields its config in all of them."""
+    with ExitStack() as held:
+
+        def open_in_first() -> None:
+            opened = open_run(directory, config, corpus.vocabulary)
+            held.enter_context(lock(directory))
+            save_config(directory, opened)
+
+        on_first(open_in_first)
+        yield load_config(directory)
+
+
+def starting_state(
+    checkpoints: Checkpoints, abstract: TrainState, corpus: Corpus, model_config: ModelConfig, mesh: Mesh | None
+) -> tuple[int, TrainState, Progress]:
+    """Returns the number of steps done, the state after them, and what was saved beside it.
+
+    Args:
+      checkpoints: of the run.
+      abstract: a state of the run, as it lies on `mesh`.
+      corpus: that the run is trained on.
+      model_config: of the run.
+      mesh: that it is trained on.
+    """
+    step = _latest_step(checkpoints)
+    if step is None:
+        return 0, TrainState.from_corpus(corpus, model_config, abstract.config, mesh=mesh), Progress(0.0)
+    if step == 0:
+        return 0, _imported_state(checkpoints, corpus, model_config, abstract.config, mesh), Progress(0.0)
+    state, progress = checkpoints.restore(step, abstract, mesh), checkpoints.progress(step)
+    _report_resumption(checkpoints.directory.parent, step, progress, mesh)
+    return step, state, progress
+
+
+def _latest_step(checkpoints: Checkpoints) -> int | None:
+    """Returns the step of the latest intact checkpoint, which process 0 verifies; None if there is none."""
+    found: list[int | None] = [None]
+    on_first(lambda: found.append(checkpoints.latest_step()))
+    step = from_first(-1 if found[-1] is None else found[-1])
+    return None if step < 0 else step
+
+
+def _report_resumption(directory: Path, step: int, resumed: Progress, mesh: Mesh | None) -> None:
+    """Says where a run is resumed, and what may change its bits."""
+    logger.info("%s: resuming from step %d", directory, step)
+    if resumed.jax_version != jax.__version__:
+        logger.warning(
+            "the run was saved with jax %s and resumes with %s: its bits may differ from an undisturbed run's",
+            resumed.jax_version,
+            jax.__version__,
+        )
+    before, now = (resumed.num_processes, *resumed.mesh), (jax.process_count(), *mesh_shape(mesh))
+    if before != now:
+        logger.warning(
+            "the run was saved by %d process(es) on %d x %d devices (data x vocab) and resumes with %d on %d x %d:"
+            " its last bits may differ from an undisturbed run's",
+            *before,
+            *now,
+        )
+
+
+def _imported_state(
+    checkpoints: Checkpoints, corpus: Corpus, model_config: ModelConfig, config: TrainConfig, mesh: Mesh | None
+) -> TrainState:
+    """Returns the state of an imported model before its first step, with its optimizer state if it has one."""
+    state = TrainState.create(checkpoints.restore_model(0, model_config, mesh), config, corpus.counts)
+    opt_state = checkpoints.restore_optimizer(0, model_config, config, mesh)
+    return state if opt_state is None else dataclasses.replace(state, opt_state=opt_state)

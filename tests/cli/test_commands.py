@@ -1,0 +1,243 @@
+"""The commands as a user calls them: the whole path, and one clear line for each kind of bad input."""
+
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flax import nnx
+from helpers import rewrite_json
+
+from jaxlm.cli import run
+from jaxlm.runs.checkpoint import Checkpoints, Progress
+from jaxlm.runs.directory import load_config, read_metrics, save_config
+
+
+def jaxlm(*arguments: object) -> int:
+    return run([str(argument) for argument in arguments])
+
+
+def error_line(capsys: pytest.CaptureFixture) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in lines if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_whole_path(text_file, tmp_path, capsys):
+    data, run = tmp_path / "data", tmp_path / "run"
+    assert jaxlm("prepare", text_file, "--out", data, "--vocab-size", 60) == 0
+    output = capsys.readouterr().out
+    assert (
+        "vocabulary: 60 words" in output
+        and "% unknown" in output
+        and "holding out the end of the training text" in output
+    )
+    flags = ["--hidden-size", 8, "--embedding-size", 4, "--num-sampled", 10, "--batch-size", 4, "--eval-tokens", 100]
+    assert jaxlm("train", data, "--out", run, "--steps", 40, "--eval-every", 20, *flags) == 0
+    assert "exact perplexity" in capsys.readouterr().out
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert jaxlm("evaluate", run, "--max-tokens", 200) == 0
+    output = capsys.readouterr().out
+    assert "valid: exact perplexity" in output and "test: exact perplexity" in output and "unigram model" in output
+    assert "read as 32 streams, each from the zero state" in output  # on which the perplexity depends
+    assert jaxlm("generate", run, "--prompt", "the Pequod whale, Queequeg", "--num-words", 5) == 0
+    result = capsys.readouterr()
+    assert result.out.startswith("the <unk> whale")
+    assert result.err == "(not in the vocabulary, so read as <unk>: Pequod, ,, Queequeg)\n"
+
+
+def test_a_pipe_has_no_progress_bars_and_help_names_what_a_command_takes(text_file, run_dir, tmp_path):
+    def lines(*arguments: object) -> tuple[str, str]:
+        command = [sys.executable, "-m", "jaxlm", *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        return result.stdout, result.stderr
+
+    assert lines("prepare", text_file, "--out", tmp_path / "data")[1] == ""
+    flags = ["--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4, "--eval-tokens", 100, "--eval-every", 10]
+    output, errors = lines("train", tmp_path / "data", "--out", tmp_path / "run", "--steps", 20, *flags)
+    assert errors == "" and "step 20: validation perplexity" in output
+    assert lines("evaluate", tmp_path / "run", "--max-tokens", 100)[1] == ""
+    assert "TEXT [TEXT ...]" in lines("prepare", "--help")[0]
+    for command in ("evaluate", "generate", "resume"):
+        usage = lines(command, "--help")[0].splitlines()[0]
+        assert " RUN" in usage and "{None}" not in usage, usage
+
+
+def test_prepare_names_the_sampler_for_counts_far_from_zipf(tmp_path, capsys):
+    for name, power, advised in (("zipf", 1.0, False), ("flat", 0.0, True)):
+        text = "\n".join(f"word{k} " * int(2000 / (k + 1) ** power) for k in range(500))
+        (tmp_path / f"{name}.txt").write_text(text)
+        assert jaxlm("prepare", tmp_path / f"{name}.txt", "--out", tmp_path / name) == 0
+        assert ("train with --sampler unigram" in capsys.readouterr().out) == advised
+
+
+@pytest.mark.parametrize("choice", [("--sampler", "unigram"), ("--loss", "nce", "--sampler", "uniform")])
+def test_train_takes_a_sampler_and_a_loss(corpus_dir, tmp_path, capsys, choice):
+    flags = ["--hidden-size", 8, "--embedding-size", 4, "--num-sampled", 20, "--batch-size", 4, "--eval-tokens", 100]
+    assert jaxlm("train", corpus_dir, "--out", tmp_path / "run", "--steps", 20, *flags, *choice) == 0
+    assert "exact perplexity" in capsys.readouterr().out
+
+
+def test_help_and_import_do_not_load_what_is_slow():
+    code = (
+        "import sys, jaxlm, jaxlm.cli; heavy = {'jax', 'tensorflow', 'keras', 'orbax'} & set(sys.modules);"
+        "assert not heavy, heavy;"
+        "from jaxlm import *; heavy = {'tensorflow', 'keras', 'torch', 'convert'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for module in ("jaxlm", "convert"):
+        result = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+        assert "usage" in result.stdout
+
+
+PAGE_FAULTS = """
+import ctypes, resource, sys
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: huge pages would leave few faults to count
+from jaxlm.cli.command_line import keep_freed_memory
+if "late" in sys.argv:
+    import jax
+print(keep_freed_memory())
+import jax, jax.numpy as jnp
+sine, x = jax.jit(jnp.sin), jnp.ones(20_000_000)  # the result has 80 MB, 19,000 pages
+faults = []
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    sine(x).block_until_ready()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults[1:]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+@pytest.mark.parametrize(
+    ("arguments", "variables", "kept"),
+    [
+        ([], {}, True),
+        (["late"], {}, False),
+        ([], {"MALLOC_TOP_PAD_": "131072"}, False),
+        ([], {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}, False),
+    ],
+)
+def test_training_keeps_freed_memory_unless_told_otherwise(arguments, variables, kept):
+    others = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
+    result = subprocess.run(
+        [sys.executable, "-c", PAGE_FAULTS, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=others | variables,
+    )
+    answer, faults = result.stdout.split()
+    assert answer == str(kept)
+    assert int(faults) < 100 if kept else int(faults) > 19_000
+
+
+def test_no_module_hides_a_name_of_the_package():
+    import jaxlm as package
+
+    modules = {path.stem for path in Path(package.__file__).parent.glob("*.py")}
+    assert not modules & set(package.__all__)
+    for name in set(package.__all__) - {"candidate_sampling"}:
+        assert callable(getattr(package, name)), name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "does not exist"), (b"", "is empty"), (b"caf\xe9\n" * 50, "is not UTF-8"), (b"a\n", "fewer than 3 words")],
+)
+def test_bad_text(tmp_path, capsys, text, message):
+    path = tmp_path / "text"
+    if text is not None:
+        path.write_bytes(text)
+    assert jaxlm("prepare", path, "--out", tmp_path / "data") == 2
+    assert message in error_line(capsys)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--learning-rate", 0], "Invalid --learning-rate"),
+        (["--loss", "full", "--num-sampled", 0], "Invalid --num-sampled"),
+        (["--steps", 5, "--minutes", 1], "only one of --steps, --epochs and --minutes"),
+        (["--dropout", 2], "Invalid --dropout"),
+        (["--tied"], "Invalid --tied: expected an --embedding-size of 1024"),
+        (["--batch-size", 10**6], "use a smaller --batch-size or --sequence-length"),
+    ],
+)
+def test_bad_settings(corpus_dir, tmp_path, capsys, flags, message):
+    assert jaxlm("train", corpus_dir, "--out", tmp_path / "run", *flags) == 2
+    assert message in error_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [pytest.param([], marks=pytest.mark.exhaustive), ["--num-sampled", 5000]])
+def test_all_of_a_small_vocabulary_is_sampled_and_it_says_so(corpus_dir, tmp_path, caplog, flags):
+    flags = [*flags, "--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4, "--eval-tokens", 100]
+    for steps in (2, 4):  # the same command resumes
+        with caplog.at_level(logging.INFO, "jaxlm"):
+            assert jaxlm("train", corpus_dir, "--out", tmp_path / "run", "--steps", steps, *flags) == 0
+    assert caplog.text.count("num_sampled is 120 instead of") == 2
+    assert load_config(tmp_path / "run").train.num_sampled == 120
+
+
+def test_bad_runs(run_dir, tmp_path, capsys):
+    assert jaxlm("train", tmp_path / "nowhere", "--out", tmp_path / "run") == 2
+    assert "nowhere" in error_line(capsys)
+    for command in (["evaluate"], ["generate", "--num-words", 1], ["resume"]):
+        assert jaxlm(command[0], tmp_path, *command[1:]) == 2
+        assert "is not a run directory" in error_line(capsys)
+    for name, file, old, new, message in [
+        ("a", "vocabulary.json", '"whale",', '"whales",', "is not the vocabulary of this run"),
+        ("b", "config.json", '"hidden_size": 11', '"hidden_size": 12', "does not fit the model's config"),
+        ("c", "config.json", '"data": "/', '"data": "/nowhere/', "is not a directory"),
+    ]:
+        shutil.copytree(run_dir, tmp_path / name)
+        rewrite_json(tmp_path / name / file, old, new)
+        assert jaxlm("evaluate", tmp_path / name) == 2
+        assert message in error_line(capsys)
+    shutil.rmtree(tmp_path / "c" / "checkpoints")
+    assert jaxlm("generate", tmp_path / "c") == 2
+    assert "has no checkpoint yet" in error_line(capsys)
+
+
+def test_a_run_is_resumed_without_its_settings(run_dir, tmp_path, capsys):
+    shutil.copytree(run_dir, tmp_path / "run")
+    assert jaxlm("resume", tmp_path / "run", "--steps", 80, "--learning-rate", 0.02) == 0
+    assert "valid: exact perplexity" in capsys.readouterr().out
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "train_loss" in row] == [20, 40, 60, 80]
+    assert rows[-2]["learning_rate"] < rows[0]["learning_rate"]
+    schedule = load_config(tmp_path / "run").schedule
+    assert schedule.steps == 80 and schedule.learning_rate == 0.02 and schedule.eval_every == 20
+    assert jaxlm("resume", tmp_path / "run", "--minutes", -1) == 2
+    assert "Invalid --minutes" in error_line(capsys)
+
+
+def test_a_diverged_model_has_no_perplexity(run_dir, tmp_path, capsys):
+    shutil.copytree(run_dir, tmp_path / "run")
+    checkpoints, config = Checkpoints(tmp_path / "run"), load_config(tmp_path / "run")
+    model = checkpoints.restore_model(checkpoints.best_step(), config.model)
+    tables = {"embedding": model.embedding[...], "weights": model.weights[...], "biases": 1000.0 * model.biases[...]}
+    lstms = {n: nnx.to_pure_dict(nnx.state(lstm, nnx.Param)) for n, lstm in enumerate(model.lstms)}
+    checkpoints.save(61, {"tables": tables, "dense": {"lstms": lstms}}, Progress(1.0, valid_loss=-1.0))
+    assert jaxlm("evaluate", tmp_path / "run") == 0
+    output = capsys.readouterr().out
+    assert "the model has diverged" in output and "perplexity" not in output
+
+
+def test_an_untrained_import_asks_for_a_corpus(run_dir, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    save_config(run, load_config(run)._replace(data=""))
+    assert jaxlm("evaluate", run) == 2
+    assert "name one with --data" in error_line(capsys)
+    assert jaxlm("resume", run) == 2
+    assert "begin with `jaxlm train`" in error_line(capsys)

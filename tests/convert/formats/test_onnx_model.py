@@ -1,0 +1,34 @@
+"""ONNX files: optional packages, and weights that are too large for one file."""
+
+import importlib.util
+
+import pytest
+from convert_helpers import skip_without
+
+from convert.checks.comparison import compare
+from convert.checks.predictor import language_model_predictor
+from convert.files.export import check_output, export
+from convert.files.registry import load_predictor
+from jaxlm.errors import InputError
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_named_before_anything_is_computed(tmp_path, monkeypatch, missing):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find_spec(name))
+    with pytest.raises(InputError, match=r"pip install 'jaxlm\[onnx\]'"):
+        check_output(tmp_path / "a.onnx", overwrite=False)
+
+
+def test_weights_of_more_than_2_gb_go_to_a_second_file(random_run, tmp_path, monkeypatch):
+    skip_without("onnx")
+    monkeypatch.setattr("convert.formats.onnx_model.EXTERNAL_BYTES", 0)  # as if these were more
+    run, path = random_run(vocab_size=300), tmp_path / "a.onnx"
+    export(run, path)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a.onnx", "a.onnx.data"}
+    assert path.stat().st_size < (tmp_path / "a.onnx.data").stat().st_size
+    assert compare(language_model_predictor(run.model), load_predictor(path)).within_tolerance
+    export(run, path, overwrite=True)
+    (tmp_path / "a.onnx.data").unlink()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_predictor(path)

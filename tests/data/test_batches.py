@@ -1,0 +1,47 @@
+"""Training streams are contiguous, and evaluation predicts each word once."""
+
+import numpy as np
+import pytest
+
+from jaxlm.config import TrainConfig
+from jaxlm.data.batches import batches_per_epoch, evaluation_batches, train_batch, train_batches
+from jaxlm.errors import InputError
+
+
+def test_training_batches_are_contiguous_streams():
+    tokens = np.arange(1000, 1101, dtype=np.int32)
+    assert batches_per_epoch(tokens.size, 4, 6) == 4
+    rows = [train_batch(tokens, step, 4, 6) for step in range(5)]
+    stream = np.concatenate([batch.inputs for batch in rows[:4]], axis=1)
+    np.testing.assert_array_equal(stream, 1000 + np.arange(4)[:, None] * 25 + np.arange(24))
+    for batch in rows:
+        np.testing.assert_array_equal(batch.labels, batch.inputs + 1)
+    np.testing.assert_array_equal(rows[4].inputs, rows[0].inputs)  # the next epoch
+    assert [batch.starts_epoch for batch in rows] == [True, False, False, False, True]
+    resumed = list(train_batches(tokens, TrainConfig(batch_size=4, sequence_length=6), num_steps=5, first_step=3))
+    np.testing.assert_equal(resumed, rows[3:])
+    with pytest.raises(InputError, match="too few"):
+        batches_per_epoch(24, 4, 6)
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(2, 1), (101, 4), (103, 4), (50, 49), (98, 7)])
+def test_evaluation_predicts_each_word_once(size, batch_size):
+    tokens = np.arange(size, dtype=np.int32)
+    labels, last = [], None
+    for inputs, label, _, _, weights in evaluation_batches(tokens, batch_size, 5):
+        mask = weights == 1
+        assert np.all(mask | (weights == 0))
+        assert inputs.shape == label.shape == mask.shape == (batch_size, 5)
+        labels += label[mask].tolist()
+        np.testing.assert_array_equal(label[mask], inputs[mask] + 1)
+        if last is not None:
+            np.testing.assert_array_equal(inputs[:, 0][mask[:, 0]], last[mask[:, 0]])
+        last = label[:, -1]
+    assert sorted(labels) == list(range(1, size))
+
+
+def test_words_of_a_partial_evaluation_lie_evenly_over_the_text():
+    tokens = np.arange(10_001, dtype=np.int32)
+    labels = np.concatenate([batch.labels[batch.weights > 0] for batch in evaluation_batches(tokens, 10, 7, 95)])
+    assert labels.size == 100
+    assert set(labels // 1000) == set(range(10))

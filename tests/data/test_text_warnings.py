@@ -1,0 +1,74 @@
+"""What people are told of a prepared text: unknown words by name, what is left out, and text that needs cutting."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from jaxlm.data.corpus import prepare
+from jaxlm.data.vocabulary import Vocabulary
+from jaxlm.errors import InputError
+
+
+def told(tmp_path, caplog, text: str, **settings: object) -> str:
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    with caplog.at_level(logging.INFO, "jaxlm"):
+        prepare(tmp_path / "text.txt", tmp_path / "data", **settings)
+    return caplog.text
+
+
+def test_frequent_unknown_words_are_named(tmp_path, caplog):
+    text = "the the the sea Ahab Ahab Queequeg, Queequeg\n" * 100
+    message = told(tmp_path, caplog, text, vocab_size=4)  # the, <unk>, <eos> and Ahab
+    lines = int(np.load(tmp_path / "data" / "train.npy").size / 10)
+    assert f"{4 * lines} of {10 * lines} words (40.00%) are read as <unk>" in message
+    assert f"the most frequent: Queequeg ({2 * lines}), sea ({lines}), , ({lines})\n" in message
+
+
+def test_all_known_words_are_no_remark(tmp_path, caplog):
+    assert told(tmp_path, caplog, "the sea\n" * 100) == ""
+
+
+def test_words_and_line_ends_without_an_id_are_left_out_and_counted(tmp_path, caplog):
+    vocabulary = Vocabulary(("", "the", "sea"), None, "text_vectorization")
+    message = told(tmp_path, caplog, "The open sea.\n" * 100, vocabulary=vocabulary)
+    lines = int(np.load(tmp_path / "data" / "train.npy").size / 2)
+    assert f"{lines} of {4 * lines} words (25.00%) are left out, since there is no <unk>" in message
+    assert f"the most frequent: open ({lines})\n" in message
+    assert f"{lines} line ends are left out, since the vocabulary has no <eos>" in message
+
+
+def test_a_text_of_unknown_words_alone_is_refused(tmp_path):
+    (tmp_path / "text.txt").write_text("another language\n" * 100)
+    with pytest.raises(InputError, match="fewer than 3 words of the `vocabulary`"):
+        prepare(tmp_path / "text.txt", tmp_path / "data", vocabulary=Vocabulary(("the", "sea"), None, "words"))
+    assert not (tmp_path / "data").exists()
+
+
+CHINESE = "我们在海上看见了一条白色的鲸鱼，船长命令水手们放下小艇去追赶它。\n"
+THAI = "เราเห็นปลาวาฬสีขาวในทะเล กัปตันสั่งให้ลูกเรือปล่อยเรือเล็ก\n"
+JAPANESE = "私たちは海で白い鯨を見つけた。船長は水夫たちに小舟を下ろすように命じた。\n"
+
+
+@pytest.mark.parametrize("text", [CHINESE, THAI, JAPANESE, "English, too. " + CHINESE])
+def test_text_without_spaces_needs_cutting_first(tmp_path, caplog, text):
+    message = told(tmp_path, caplog, text * 100)
+    assert "written without spaces" in message and "Cut the text into words first" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "我们 在 海上 看见 了 一条 白色 的 鲸鱼 ， 船长 命令 水手们 放下 小艇 去 追赶 它 。\n",
+        "เรา เห็น ปลาวาฬ สี ขาว ใน ทะเล กัปตัน สั่ง ให้ ลูกเรือ ปล่อย เรือ เล็ก\n",
+        "We saw a white whale, 鲸鱼 in Chinese.\n",
+        "Donaudampfschifffahrtsgesellschaft\n",
+    ],
+)
+def test_words_with_spaces_between_them_do_not(tmp_path, caplog, text):
+    assert "Cut the text" not in told(tmp_path, caplog, text * 100)
+
+
+def test_one_line_without_spaces_says_so(tmp_path, caplog):
+    with pytest.raises(InputError, match="cut it into words first"):
+        told(tmp_path, caplog, CHINESE.strip() * 100_000)

@@ -1,0 +1,62 @@
+"""Nearest words by cosine, and the most likely next words."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import make_random_model
+
+from jaxlm.cli import run
+from jaxlm.errors import InputError
+from jaxlm.inference.neighbors import nearest_words, next_words
+from jaxlm.runs.directory import load_model
+
+
+@pytest.mark.parametrize("table", ["embedding", "softmax"])
+def test_nearest_words_have_the_highest_cosines(table):
+    model = make_random_model()
+    rows = np.asarray((model.embedding if table == "embedding" else model.weights)[...], np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    ids, cosines = nearest_words(model, [3, 20], k=5, table=table, avoid=[7])
+    for n, word in enumerate((3, 20)):
+        expected = rows @ rows[word]
+        order = [i for i in np.argsort(-expected) if i not in (word, 7)][:5]
+        assert ids[n].tolist() == order
+        np.testing.assert_allclose(cosines[n], expected[order], rtol=1e-5)
+
+
+def test_a_tied_model_has_one_table():
+    model = make_random_model(tied=True, embedding_size=7)
+    both = [nearest_words(model, [4], k=3, table=table).ids.tolist() for table in ("embedding", "softmax")]
+    assert both[0] == both[1]
+
+
+def test_next_words_have_the_highest_probabilities():
+    model = make_random_model()
+    ids, probabilities = next_words(model, [3, 1, 4], k=23)
+    expected = np.asarray(jax.nn.softmax(model(np.array([[3, 1, 4]]))[0][0, -1]))
+    assert ids.tolist() == np.argsort(-expected).tolist()
+    np.testing.assert_allclose(probabilities, expected[ids], rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"k": 0}, {"k": 23}, {"words": [23]}, {"avoid": [-1]}, {"table": "other"}])
+def test_wrong_arguments_raise(change):
+    with pytest.raises(InputError, match=next(iter(change))):
+        nearest_words(make_random_model(), **({"words": [1]} | change))
+    with pytest.raises(InputError, match="prompt"):
+        next_words(make_random_model(), [])
+
+
+def test_the_commands_print_tables(run_dir, capsys):
+    model, vocabulary, _ = load_model(run_dir)
+    assert run(["next-words", str(run_dir), "the whale", "--k", "3"]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    ids, probabilities = next_words(model, [vocabulary.eos, *vocabulary.encode("the whale")], k=3)
+    assert [word for _, word in lines] == [vocabulary.words[i] for i in ids]
+    np.testing.assert_allclose([float(number) for number, _ in lines], probabilities, atol=1e-6)
+    assert run(["neighbors", str(run_dir), "whale", "sea", "--k", "2"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows[1:]] == [
+        [word, table] for word in ("whale", "sea") for table in ("embedding", "embedding", "softmax", "softmax")
+    ]
+    assert run(["neighbors", str(run_dir), "whale", "zebra"]) == 2
+    assert "Not in the vocabulary: zebra" in capsys.readouterr().err

@@ -1,0 +1,175 @@
+"""Scores of lines: the numbers of full logits and of `evaluate`, however the lines are cut into batches."""
+
+import gzip
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from helpers import make_random_model
+
+from jaxlm.cli import run
+from jaxlm.data.text_files import read_lines
+from jaxlm.data.vocabulary import Vocabulary
+from jaxlm.errors import InputError
+from jaxlm.inference.perplexity import evaluate
+from jaxlm.inference.scoring import score
+from jaxlm.runs.directory import load_model
+
+WORDS = ("the", "<eos>", "<unk>", ",", "whale", "sea", "of", "and", "ship", "a", "it", "was", "in", "x", "y", "z")
+LINES = ["the whale, the sea", "", "the zebra of the unicorn", "z " * 300, "a", "it was in the sea and " * 7, "y, x"]
+
+
+def make(missing: tuple[str, ...] = (), **change: int):
+    words = tuple(word for word in WORDS if word not in missing)
+    return make_random_model(vocab_size=len(words), **change), Vocabulary(words, None, "words")
+
+
+def full_scores(model, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log-probabilities, ranks and entropies of the ids after the first, from full logits."""
+    log_probabilities = np.asarray(jax.nn.log_softmax(model(ids[None, :-1])[0][0]), np.float64)
+    own = log_probabilities[np.arange(len(ids) - 1), ids[1:]]
+    ranks = 1 + (log_probabilities > own[:, None]).sum(axis=1)
+    return own, ranks, -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)
+
+
+@pytest.mark.parametrize("batch_words", [1, 7, 64, 1024])
+def test_sentences_have_the_numbers_of_full_logits_in_their_order(batch_words):
+    model, vocabulary = make()
+    scores = list(score(model, vocabulary, LINES, batch_words=batch_words))
+    assert [line.words for line in scores][:2] == [["the", "whale", ",", "the", "sea", "<eos>"], ["<eos>"]]
+    for text, line in zip(LINES, scores, strict=True):
+        log_probabilities, ranks, entropies = full_scores(model, np.array([1, *vocabulary.encode(text), 1]))
+        np.testing.assert_allclose(line.log_probabilities, log_probabilities, atol=2e-5)
+        np.testing.assert_allclose(line.entropies, entropies, atol=2e-5)
+        assert line.ranks.tolist() == ranks.tolist()
+        assert line.num_words == len(log_probabilities)
+        assert math.isclose(line.perplexity, math.exp(-log_probabilities.mean()), rel_tol=1e-5)
+    assert [line.num_unknown for line in scores] == [0, 0, 2, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("batch_words", [1, 5, 50, 1024])
+def test_one_text_has_the_loss_of_evaluate(batch_words):
+    model, vocabulary = make()
+    lines = LINES * 5
+    ids = np.array([1, *vocabulary.encode("".join(line + "\n" for line in lines))])
+    scores = list(score(model, vocabulary, lines, carry=True, batch_words=batch_words))
+    loss = evaluate(model, ids, batch_size=1)
+    assert sum(line.num_words for line in scores) == loss.num_tokens == ids.size - 1
+    np.testing.assert_allclose(sum(line.log_probability for line in scores), -loss.loss * loss.num_tokens, rtol=1e-5)
+    log_probabilities, ranks, entropies = full_scores(model, ids)
+    np.testing.assert_allclose(
+        np.concatenate([line.log_probabilities for line in scores]), log_probabilities, atol=2e-5
+    )
+    np.testing.assert_allclose(np.concatenate([line.entropies for line in scores]), entropies, atol=2e-5)
+    np.testing.assert_array_equal(np.concatenate([line.ranks for line in scores]), ranks)
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_vocabulary_may_lack_line_ends_and_unknown_words(carry):
+    model, vocabulary = make(missing=("<unk>", "<eos>"))
+    lines = ["", "zebra", "the zebra of the sea", "", "whale", "it was the sea"]
+    scores = list(score(model, vocabulary, lines, carry=carry))
+    assert [line.words for line in scores] == [line.split() for line in lines]
+    assert [line.num_unknown for line in scores] == [0, 1, 1, 0, 0, 0]
+    assert [line.num_words for line in scores] == ([0, 0, 3, 0, 1, 4] if carry else [0, 0, 3, 0, 0, 3])
+    assert math.isnan(scores[0].perplexity) and scores[0].log_probability == 0
+    assert np.isnan(scores[2].log_probabilities).tolist() == [True, True, False, False, False]
+    texts = [" ".join(lines)] if carry else lines
+    for text in texts:
+        ids = vocabulary.encode(text)
+        expected = full_scores(model, ids)[0].sum() if ids.size > 1 else 0.0
+        found = sum(line.log_probability for line in scores) if carry else scores[lines.index(text)].log_probability
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_unknown_words_share_unk_or_do_not_count():
+    model, vocabulary = make()
+    (plain,) = score(model, vocabulary, [LINES[2]])
+    (shared,) = score(model, vocabulary, [LINES[2]], unk_log_prob=-3.0)
+    (ignored,) = score(model, vocabulary, [LINES[2]], ignore_unk=True)
+    np.testing.assert_allclose(shared.log_probability, plain.log_probability - 6.0, rtol=1e-6)
+    np.testing.assert_allclose(
+        ignored.log_probability, plain.log_probability - plain.log_probabilities[plain.unknown].sum(), rtol=1e-6
+    )
+    assert (plain.num_words, shared.num_words, ignored.num_words) == (6, 6, 4)
+    assert plain.num_unknown == shared.num_unknown == ignored.num_unknown == 2
+
+
+def test_lines_are_read_as_they_are_needed():
+    model, vocabulary = make()
+    read = []
+
+    def endless():
+        while True:
+            read.append(1)
+            yield "the whale"
+
+    scores = score(model, vocabulary, endless(), batch_words=32)
+    first = [next(scores) for _ in range(200)]
+    assert len({line.log_probability for line in first}) < 4 and len(read) < 600
+
+
+def test_arguments_out_of_range_raise():
+    model, vocabulary = make()
+    with pytest.raises(InputError, match="unk_log_prob"):
+        score(model, vocabulary, [], unk_log_prob=1.0)
+    with pytest.raises(InputError, match="vocabulary"):
+        score(model, Vocabulary(("a",), None, "words"), [])
+
+
+def test_lines_of_files_of_every_kind(tmp_path, monkeypatch):
+    text = "a long line " * 40_000 + "\n\nthe sea"
+    (tmp_path / "plain").write_text("\ufeff" + text, encoding="utf-8")
+    (tmp_path / "zipped.gz").write_bytes(gzip.compress(text.encode()))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf" + text.encode() + b"\r\n")))
+    for source in (tmp_path / "plain", tmp_path / "zipped.gz", "-"):
+        assert list(read_lines(source)) == text.split("\n")
+
+
+def command(capsys, *arguments: object) -> tuple[int, list[str], list[str]]:
+    code = run([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return code, output.out.splitlines(), output.err.splitlines()
+
+
+def test_score_prints_tables(run_dir, tmp_path, capsys):
+    (tmp_path / "text").write_text("the whale of the sea\n\nthe zebra\n")
+    model, vocabulary, _ = load_model(run_dir)
+    expected = list(score(model, vocabulary, (tmp_path / "text").read_text().splitlines()))
+    code, lines, _ = command(capsys, "score", run_dir, tmp_path / "text")
+    assert code == 0 and lines[0].split("\t") == ["line", "log_probability", "words", "perplexity", "unknown"]
+    for row, line in zip(lines[1:], expected, strict=True):
+        np.testing.assert_allclose(float(row.split("\t")[1]), line.log_probability, rtol=1e-6)
+    assert [row.split("\t")[::2] for row in lines[1:]][0][1:] == ["6", "0"]
+    _, rows, _ = command(capsys, "score", run_dir, tmp_path / "text", "--per-word", "--format", "jsonl")
+    objects = [json.loads(row) for row in rows]
+    assert [row["word"] for row in objects] == "the whale of the sea <eos> <eos> the zebra <eos>".split()
+    np.testing.assert_allclose(objects[1]["surprisal_bits"], -expected[0].log_probabilities[1] / math.log(2), rtol=1e-6)
+    assert objects[8]["unknown"] == 1 and objects[1]["rank"] == expected[0].ranks[1]
+    _, rows, _ = command(capsys, "score", run_dir, tmp_path / "text", "--per-word", "--ignore-unk")
+    assert rows[9].split("\t")[4:] == ["nan", "nan", "0", "nan"]
+
+
+@pytest.mark.parametrize("form", ["file", "stdin"])
+def test_bad_text_is_one_line_with_its_number(run_dir, tmp_path, capsys, monkeypatch, form):
+    bad = b"the whale\nthe caf\xe9\n"
+    (tmp_path / "text").write_bytes(bad)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(bad)))
+    code, _, errors = command(capsys, "score", run_dir, *([tmp_path / "text"] if form == "file" else []))
+    assert code == 2 and len(errors) == 1 and "line 2" in errors[0] and "0xe9" in errors[0]
+    assert ("text" if form == "file" else "The standard input") in errors[0]
+
+
+def test_a_closed_pipe_ends_quietly(run_dir):
+    command = [sys.executable, "-m", "jaxlm", "score", run_dir, "--per-word"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run(command, input=b"the whale\n" * 50, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert result.returncode == 141 and result.stderr == b""

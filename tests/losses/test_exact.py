@@ -1,0 +1,65 @@
+"""The exact loss against that of the full logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxlm.losses.exact import linear_cross_entropy
+
+
+@pytest.mark.parametrize(("vocab_size", "block_size"), [(1, 4), (7, 7), (23, 5), (20, 5), (23, 100)])
+def test_losses_and_gradients_equal_those_of_full_logits(vocab_size, block_size):
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, vocab_size, 11)
+    weights, biases, inputs, cotangent = (
+        jnp.asarray(2.0 * rng.standard_normal(shape), jnp.float32)
+        for shape in ((vocab_size, 6), vocab_size, (11, 6), 11)
+    )
+
+    def full(weights, biases, inputs):
+        logits = inputs @ weights.T + biases[None, :]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    expected, pullback = jax.vjp(full, weights, biases, inputs)
+    losses, ours = jax.vjp(
+        lambda w, b, x: linear_cross_entropy(x, w, labels, biases=b, block_size=block_size), weights, biases, inputs
+    )
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
+    for gradient, correct in zip(ours(cotangent), pullback(cotangent), strict=True):
+        np.testing.assert_allclose(gradient, correct, rtol=1e-4, atol=1e-5)
+
+
+def test_full_logits_are_never_held():
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+    labels = jax.ShapeDtypeStruct((320,), jnp.int32)
+    arguments = shape(320, 256), shape(200_000, 256), labels
+    compiled = jax.jit(linear_cross_entropy).lower(*arguments, biases=shape(200_000)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 20e6  # the logits would be 256 MB
+
+
+def test_leading_dimensions_lists_and_missing_biases():
+    rng = np.random.default_rng(3)
+    inputs, weights = rng.standard_normal((2, 3, 4)).astype(np.float32), rng.standard_normal((9, 4)).astype(np.float32)
+    labels = rng.integers(0, 9, (2, 3))
+    expected = optax.softmax_cross_entropy_with_integer_labels(inputs @ weights.T, labels)
+    np.testing.assert_allclose(linear_cross_entropy(inputs, weights, labels.tolist()), expected, rtol=1e-5)
+    one = linear_cross_entropy(inputs[0, 0], weights, labels[0, 0])
+    assert one.shape == ()
+    np.testing.assert_allclose(one, expected[0, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("label", [9, -1, 10**6, -(10**6)])
+def test_a_label_out_of_range_gives_nan_and_spares_the_others(label):
+    losses = linear_cross_entropy(jnp.ones((2, 4)), jnp.ones((9, 4)), jnp.array([3, label]))
+    np.testing.assert_array_equal(jnp.isnan(losses), [False, True])
+
+
+@pytest.mark.parametrize("change", [{"labels": [1]}, {"weights": jnp.ones((4, 9))}, {"biases": jnp.ones(8)}])
+def test_shapes_that_do_not_fit_raise(change):
+    arguments = {"inputs": jnp.ones((2, 4)), "weights": jnp.ones((9, 4)), "labels": [1, 2]} | change
+    with pytest.raises(ValueError, match="expected shapes"):
+        linear_cross_entropy(**arguments)

@@ -1,0 +1,76 @@
+"""Checkpoints: which are kept, what comes back, and saves beside training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.errors import InputError
+from jaxlm.runs import checkpoint
+from jaxlm.runs.checkpoint import Checkpoints, Progress
+
+
+def state(value: float) -> dict:
+    return {"tables": {"biases": jnp.full(5, value)}, "key": jax.random.key(int(value)), "step": jnp.int32(value)}
+
+
+def restored(checkpoints: Checkpoints, step: int) -> dict:
+    return checkpoints.restore(step, jax.eval_shape(lambda: state(0.0)))
+
+
+def test_the_latest_two_and_the_best_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step, loss in [(1, 5.0), (2, 3.0), (3, None), (4, 4.0), (5, None), (6, None)]:
+        checkpoints.save(step, state(step), Progress(float(step), loss))
+    assert checkpoints.steps() == [6, 5, 2]
+    assert checkpoints.latest_step() == 6 and checkpoints.best_step() == 2
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "5", "6"]
+
+
+def test_arrays_keys_and_progress_come_back(tmp_path):
+    checkpoints, progress = Checkpoints(tmp_path), Progress(0.1 + 0.2, 1 / 3, (1e-45, 2.5), (20, 1e9 / 7))
+    checkpoints.save(7, state(7.0), progress)
+    again = Checkpoints(tmp_path)
+    assert again.progress(7) == progress
+    ours = restored(again, 7)
+    np.testing.assert_array_equal(ours["tables"]["biases"], 7.0)
+    assert ours["key"] == jax.random.key(7) and ours["step"] == 7
+
+
+def test_other_shapes_and_missing_arrays_are_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(7, state(7.0), Progress(1.0))
+    with pytest.raises(InputError, match="expected tables/biases of shape \\(6,\\). Received: \\(5,\\)"):
+        checkpoints.restore(7, {"tables": {"biases": jax.ShapeDtypeStruct((6,), jnp.float32)}})
+    with pytest.raises(InputError, match="expected weights of shape .* Received: nothing"):
+        checkpoints.restore(7, {"weights": jax.ShapeDtypeStruct((6,), jnp.float32)})
+
+
+def test_without_checkpoints_there_is_no_best(tmp_path):
+    assert Checkpoints(tmp_path).latest_step() is None
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        Checkpoints(tmp_path).best_step()
+
+
+def test_on_an_accelerator_arrays_are_written_while_the_next_step_changes_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.jax, "default_backend", lambda: "gpu")
+    checkpoints, arrays = Checkpoints(tmp_path), state(3.0)
+    checkpoints.save(3, arrays, Progress(1.0))
+    for leaf in (arrays["tables"]["biases"], arrays["key"], arrays["step"]):
+        leaf.delete()  # as a step does that was given them
+    checkpoints.wait()
+    assert Checkpoints(tmp_path).is_intact(3)
+    np.testing.assert_array_equal(restored(checkpoints, 3)["tables"]["biases"], 3.0)
+    assert restored(checkpoints, 3)["key"] == jax.random.key(3)
+
+
+def test_a_save_that_fails_leaves_the_checkpoints_before_and_can_be_tried_again(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1.0), Progress(1.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_checksums", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(OSError, match="checkpoint 2 could not be written: .*No space left"):
+            checkpoints.save(2, state(2.0), Progress(2.0))
+    assert checkpoints.steps() == [1] and not list((tmp_path / "checkpoints").glob("*.partial"))
+    checkpoints.save(2, state(2.0), Progress(2.0))
+    assert Checkpoints(tmp_path).latest_step() == 2

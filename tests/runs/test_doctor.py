@@ -1,0 +1,47 @@
+"""The table of `jaxlm doctor` tells what is wrong with a machine, a corpus or a run."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxlm.runs.doctor import examine
+
+
+def wrong(path) -> dict[str, str]:
+    return {finding.subject: finding.result for finding in examine(path) if not finding.is_good}
+
+
+def test_nothing_is_wrong_with_this_machine_and_intact_files(corpus_dir, run_dir):
+    for path in (None, corpus_dir, run_dir):
+        findings = {finding.subject: finding.result for finding in examine(path)}
+        assert not wrong(path)
+        assert findings["jax"] and "cpu" in findings["devices"] and findings["free disk"].endswith("GB")
+    assert findings["config.json"] == "intact"
+    assert findings["checkpoint 60"] == "intact, written on 1 x 1 devices, 1 process(es), cpu"
+
+
+@pytest.mark.parametrize(
+    ("file", "subject"),
+    [
+        ("config.json", "config.json"),
+        ("vocabulary.json", "vocabulary.json"),
+        ("checkpoints/60/progress.json", "checkpoint 60"),
+        ("checkpoints/60/state/tables/weights/0.0", "checkpoint 60"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(run_dir, tmp_path, file, subject):
+    shutil.copytree(run_dir, tmp_path / "run")
+    data = bytearray((tmp_path / "run" / file).read_bytes())
+    data[len(data) // 2] ^= 4
+    (tmp_path / "run" / file).write_bytes(data)
+    assert set(wrong(tmp_path / "run")) == {subject}
+
+
+def test_a_damaged_or_changed_corpus_is_named(corpus_dir, run_dir, tmp_path):
+    shutil.copytree(corpus_dir, tmp_path / "data")
+    tokens = np.load(tmp_path / "data" / "train.npy")
+    tokens[0] += 1
+    np.save(tmp_path / "data" / "train.npy", tokens)
+    assert "train.npy is damaged" in wrong(tmp_path / "data")["corpus"]
+    assert "neither a run nor a corpus" in wrong(tmp_path / "nowhere").popitem()[1]
