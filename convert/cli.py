@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from convert.options import Dtype, ExportOptions, FormatName
-from jaxlm.cli import OptionalPath, Run, run_command, show_messages
+from jaxlm.cli import OptionalPath, RunPath, run_command, show_messages
 from jaxlm.errors import InputError
 
 # how --help names what a command takes
@@ -28,7 +28,7 @@ app = tyro.extras.SubcommandApp()
 
 @app.command(name="to-keras")
 def to_keras(
-    run: Run,
+    run: RunPath,
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
     /,
     format: FormatName | None = None,
@@ -76,7 +76,7 @@ def to_keras(
 @app.command(name="from-keras")
 def from_keras(
     model: Model,
-    run: Run,
+    run: RunPath,
     /,
     vocabulary: Path,
     unk: OptionalWord = None,

@@ -12,18 +12,18 @@ import jax.numpy as jnp
 from jaxlm.config import ComputeDtype
 
 
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
+def dot_f32(a: jax.Array, b: jax.Array) -> jax.Array:
     """Returns `[M, K]` @ `[K, N]` with float32 sums."""
     return jax.lax.dot(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
-def factor(x: jax.Array, dtype: ComputeDtype) -> jax.Array:
-    """Returns a factor of a `product`. The barrier keeps what makes the factor out of the product."""
+def cast_operand(x: jax.Array, dtype: ComputeDtype) -> jax.Array:
+    """Casts an operand of `dot_f32`. The barrier keeps the cast, and what comes before it, out of the product."""
     return jax.lax.optimization_barrier(x if dtype == "float32" else x.astype(dtype))
 
 
 def transposed(x: jax.Array) -> jax.Array:
-    """Returns the transpose of a matrix, to be a `factor`.
+    """Returns the transpose of a matrix, to be cast by `cast_operand`.
 
     XLA:CPU folds a transposition into the product that reads it, which is then slower, and in float32 whatever the
     factors are. It does not fold one of three dimensions, so one dimension is split in two.
@@ -46,7 +46,7 @@ def matmul(a: jax.Array, b: jax.Array, dtype: ComputeDtype = "float32") -> jax.A
     >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4)), "bfloat16").dtype
     dtype('float32')
     """
-    return product(factor(a, dtype), factor(b, dtype))
+    return dot_f32(cast_operand(a, dtype), cast_operand(b, dtype))
 
 
 def _forward(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -57,8 +57,10 @@ def _backward(
     dtype: ComputeDtype, factors: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     a, b = factors
-    cotangent = factor(cotangent, dtype)
-    return product(cotangent, factor(transposed(b), dtype)), product(factor(transposed(a), dtype), cotangent)
+    cotangent = cast_operand(cotangent, dtype)
+    return dot_f32(cotangent, cast_operand(transposed(b), dtype)), dot_f32(
+        cast_operand(transposed(a), dtype), cotangent
+    )
 
 
 matmul.defvjp(_forward, _backward)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convert.keras_models import source_json
-from convert.keras_models.words import read_vocabulary, remarks
+from convert.keras_models.words import read_vocabulary, vocabulary_warnings
 from convert.weights.id_order import KERAS_IDS_FILE, KerasIds
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.data.corpus import load_tokens
@@ -100,7 +100,7 @@ def read_keras_words(path, vocab_size: int) -> None:
     vocabulary, keras_ids = read_vocabulary(path, vocab_size=vocab_size)
     assert len(vocabulary) >= 1 and (keras_ids is None or keras_ids.ids.size == len(vocabulary))
     assert all(0 <= i < len(vocabulary) for i in vocabulary.encode("The whale, the <unk> sea\n"))
-    assert all(isinstance(line, str) for line in remarks(vocabulary))
+    assert all(isinstance(line, str) for line in vocabulary_warnings(vocabulary))
 
 
 def fuzz_keras_vocabulary(data, directory):

@@ -13,9 +13,9 @@ from convert.checks.comparison import check
 from convert.checks.predictor import language_model_predictor
 from convert.files import run_directory
 from convert.files.registry import format_of
-from convert.files.source_file import Source, not_kept, read_source
+from convert.files.source_file import Source, dropped_settings, read_source
 from convert.keras_models.reader import OWN_READING, read_optimizer
-from convert.keras_models.words import read_vocabulary, remarks
+from convert.keras_models.words import read_vocabulary, vocabulary_warnings
 from convert.weights.id_order import KerasIds
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.corpus import VOCABULARY_FILE
@@ -64,7 +64,7 @@ def import_run(
         yield f"{optimizer.name} continues after {optimizer.steps:,} steps: --learning-rate {optimizer.learning_rate:g}"
     if keras_ids is not None:
         yield "the ids were not sorted by frequency: sorted in the run; to-keras restores the original ids"
-    yield from remarks(vocabulary)
+    yield from vocabulary_warnings(vocabulary)
     options = _options(config, ModelConfig(config.vocab_size))
     if config.lstms or config.dense or config.dropout_rates or not config.softmax_bias:
         options = []  # options cannot say it; without any, `jaxlm train` takes the model of the run
@@ -85,7 +85,7 @@ def _remarks(source: Source, keep_optimizer: bool) -> Iterator[str]:
     if source.ignored:
         kept = ", but kept in what to-keras writes" if source.description else ""
         yield f"trained without{kept}: {'; '.join(source.ignored)}"
-    missing = not_kept(source.compiled, keep_optimizer=keep_optimizer)
+    missing = dropped_settings(source.compiled, keep_optimizer=keep_optimizer)
     if source.description is None:
         missing += source.ignored
     if missing:

@@ -67,7 +67,7 @@ def weights_alone(config: ModelConfig) -> str:
     return f"weights alone say nothing about activations: LSTM tanh and sigmoid{activations}, the last Dense softmax"
 
 
-def not_kept(compiled: Mapping[str, Any], *, keep_optimizer: bool) -> list[str]:
+def dropped_settings(compiled: Mapping[str, Any], *, keep_optimizer: bool) -> list[str]:
     """Returns what of a model's compilation the run does not keep: optimizer, losses and metrics."""
     found = []
     optimizer = compiled.get("optimizer")

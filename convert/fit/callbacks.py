@@ -52,6 +52,6 @@ def _batch_hooks(callback: Any) -> list[str]:
     ]
 
 
-def shows_weights(callbacks: Sequence[Any]) -> bool:
+def may_read_weights(callbacks: Sequence[Any]) -> bool:
     """Whether a callback may look at the model's weights at the end of an epoch."""
     return any(type(callback).__name__ not in LOGS_ONLY for callback in callbacks)

@@ -17,7 +17,7 @@ KERAS_SLOTS: dict[Optimizer, tuple[str, ...]] = {  # attributes of Keras' optimi
     "adagrad": ("_accumulators",),
     "sgd": (),
 }
-HONOURED = {"learning_rate", "clipnorm", "global_clipnorm", "initial_accumulator_value"}
+USED_SETTINGS = {"learning_rate", "clipnorm", "global_clipnorm", "initial_accumulator_value"}
 LOSSES = {  # as a name, a function or an object
     "sparse_categorical_crossentropy",
     "categorical_crossentropy",
@@ -61,7 +61,7 @@ def _read_optimizer(optimizer: Any) -> tuple[Compiled, list[str]]:
     name = KERAS_OPTIMIZERS[kind] if known else "adam"
     unused = [] if known else [f"optimizer {kind} (Adam takes its place)"]
     if known:
-        unused = [f"{key}={value}" for key, value in unusual_settings(settings) if key not in HONOURED]
+        unused = [f"{key}={value}" for key, value in unusual_settings(settings) if key not in USED_SETTINGS]
     schedule = getattr(optimizer, "_learning_rate", None)
 
     def learning_rate(step: int) -> float:

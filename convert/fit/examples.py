@@ -109,7 +109,7 @@ def _array(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def survey(examples: Examples, labels: Labels, keep_ids: bool = False) -> Shape:
+def scan(examples: Examples, labels: Labels, keep_ids: bool = False) -> Shape:
     """Reads all examples once: checks them and counts their labels.
 
     Args:

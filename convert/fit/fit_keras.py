@@ -8,12 +8,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from convert.fit.callbacks import callback_list, shows_weights
+from convert.fit.callbacks import callback_list, may_read_weights
 from convert.fit.compile_settings import keras_of
-from convert.fit.examples import Examples, Shape, open_examples, survey, to_batch
+from convert.fit.examples import Examples, Shape, open_examples, scan, to_batch
 from convert.fit.session import InitialBiases, InitialEmbeddings, LiveModel, open_live_model
 from jaxlm.config import ComputeDtype, Sampler, TrainConfig
-from jaxlm.data.batches import Batch, place_batch, place_streams
+from jaxlm.data.batches import Batch, place_streams, shard_batch
 from jaxlm.errors import InputError, require
 from jaxlm.inference.perplexity import exact_loss
 from jaxlm.model.language_model import split_params
@@ -110,7 +110,7 @@ def fit_keras(
     require(not frozen, "initial_embeddings", "None for an embedding that is not trainable", initial_embeddings)
     size = 32 if batch_size is None else batch_size
     train, valid = _open(x, y, sample_weight, size, validation_split, validation_data, validation_batch_size or size)
-    shape = survey(train, live.labels, keep_ids=initial_embeddings is not None)
+    shape = scan(train, live.labels, keep_ids=initial_embeddings is not None)
     live = live.sorted_by(shape)
     config = TrainConfig(
         batch_size=shape.batch_size,
@@ -125,7 +125,7 @@ def fit_keras(
         compute_dtype=compute_dtype,
         seed=seed,
     )
-    data = Data(train, shape, None if valid is None else (valid, survey(valid, live.labels)), shuffle)
+    data = Data(train, shape, None if valid is None else (valid, scan(valid, live.labels)), shuffle)
     state = live.read(config, shape, initial_biases, initial_embeddings, mesh)
     shown = 1 if verbose == "auto" else verbose
     if shown:
@@ -134,7 +134,7 @@ def fit_keras(
         )
     params = {"epochs": epochs, "steps": shape.num_batches, "verbose": shown}
     hooks = callback_list(keras_of(model), model, list(callbacks or ()), bool(shown), **params)
-    _run_epochs(live, state, data, hooks, range(initial_epoch, epochs), shows_weights(callbacks or ()))
+    _run_epochs(live, state, data, hooks, range(initial_epoch, epochs), may_read_weights(callbacks or ()))
     return model.history
 
 
@@ -255,7 +255,7 @@ def _validation_loss(live: LiveModel, state: TrainState, valid: Examples, shape:
     total, weight = 0.0, 0.0
     for examples in valid.batches(None):
         batch, weights = to_batch(examples, live.labels, shape, live.rank, valid.name, mean=False)
-        loss, _ = exact_loss(graphdef, params, place_batch(batch, state.mesh), carry)
+        loss, _ = exact_loss(graphdef, params, shard_batch(batch, state.mesh), carry)
         total, weight = total + float(loss), weight + weights
         stop.raise_if_requested()
     return total / weight if weight else math.nan

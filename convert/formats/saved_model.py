@@ -25,7 +25,7 @@ from convert.formats.tf_tokenizer import TfTokenizer
 from convert.keras_models.json_config import layers_of_json
 from convert.keras_models.supported_layers import Structure, read_structure
 from convert.options import DEFAULT_OPTIONS, ExportOptions
-from convert.weights.cudnn import equal_arrays
+from convert.weights.cudnn import as_lstm_arrays
 from convert.weights.run_model import RunModel
 from convert.weights.table import chain_config, language_model_weights, model_from_keras_arrays, to_keras_weights
 from jaxlm.config import Activation, ModelConfig
@@ -234,7 +234,7 @@ def read_weights(path: Path, config: ModelConfig | None = None) -> LanguageModel
         keys = _in_order([key for key, dtype in types.items() if dtype.is_floating])
         if not keys:
             raise InputError(f"{path} has no weights that Keras could have written.")
-        return model_from_keras_arrays(equal_arrays([reader.get_tensor(key) for key in keys]), config)
+        return model_from_keras_arrays(as_lstm_arrays([reader.get_tensor(key) for key in keys]), config)
 
 
 def _in_order(keys: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from convert.checks.predictor import language_model_predictor
 from convert.keras_models.builder import assign_weights, build
 from convert.keras_models.live_layers import as_array, keras_predictor, read_live_model, weight_variables
 from convert.options import DEFAULT_OPTIONS, ExportOptions
-from convert.weights.cudnn import equal_arrays
+from convert.weights.cudnn import as_lstm_arrays
 from convert.weights.table import language_model_weights, model_from_keras_arrays, to_keras_weights
 from jaxlm.errors import InputError
 from jaxlm.model.language_model import LanguageModel
@@ -70,7 +70,7 @@ def from_keras(model: Any) -> LanguageModel:
     """
     layers, structure = read_live_model(model)
     arrays = [as_array(variable) for layer in layers for variable in weight_variables(layer)]
-    language_model = model_from_keras_arrays(equal_arrays(arrays), structure.config)
+    language_model = model_from_keras_arrays(as_lstm_arrays(arrays), structure.config)
     check(language_model_predictor(language_model), keras_predictor(model))
     return language_model
 

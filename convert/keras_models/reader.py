@@ -21,7 +21,7 @@ from convert.keras_models.live_layers import abstract_predictor, chain, keras_pr
 from convert.keras_models.source_json import deserialize
 from convert.keras_models.supported_layers import Structure, read_structure
 from convert.options import ExportOptions
-from convert.weights.cudnn import equal_arrays, equal_shapes
+from convert.weights.cudnn import as_lstm_arrays, equal_shapes
 from convert.weights.optimizer_state import OptimizerState, state_from_keras_arrays
 from convert.weights.table import config_from_shapes, model_from_keras_arrays
 from jaxlm.config import ModelConfig
@@ -59,7 +59,7 @@ class KerasFile(NamedTuple):
 
     def arrays(self) -> list[np.ndarray]:
         """Reads the weights, those of a CuDNNLSTM as the equal LSTM's."""
-        return equal_arrays([read_array(dataset) for dataset in self.weights])
+        return as_lstm_arrays([read_array(dataset) for dataset in self.weights])
 
 
 @contextmanager

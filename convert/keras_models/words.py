@@ -22,7 +22,7 @@ class KerasWords(NamedTuple):
     tokenization: Tokenization | None = None  # None if the file does not say
     guessed: bool = False  # whether the tokenization is the default of the class that wrote the file
     unk: str | None = None  # the word for unknown words, if the file says so
-    may_be_fewer: bool = False  # whether a model may have more ids than words, as Keras' classes give out fewer
+    allows_extra_ids: bool = False  # whether a model may have more ids than words, as Keras' classes give out fewer
 
 
 def read_vocabulary(
@@ -54,7 +54,7 @@ def read_vocabulary(
     """
     found = _read_text(path) if path.suffix != ".json" else _from_json(path, _load_json(path))
     words = _with_reserved_words(path, found, unk, eos)
-    if found.may_be_fewer:
+    if found.allows_extra_ids:
         words += [UNUSED.format(i) for i in range(len(words), vocab_size)]
     counts = None if found.counts is None else found.counts + [0] * (len(words) - len(found.counts))
     order = frequency_order([int(not _is_unused(word)) for word in words] if counts is None else counts)
@@ -70,7 +70,7 @@ def read_vocabulary(
     return vocabulary, None if order is None else KerasIds(order)
 
 
-def remarks(vocabulary: Vocabulary) -> list[str]:
+def vocabulary_warnings(vocabulary: Vocabulary) -> list[str]:
     """Returns what people should know of an imported vocabulary."""
     cutting = vocabulary.tokenization
     cutter = f"--tokenization {cutting} does"
@@ -146,7 +146,7 @@ def _from_json(path: Path, value: Any) -> KerasWords:
         words = _from_word_index(path, value)
         if words[0] != PAD:
             return KerasWords(words)
-        return KerasWords(words, tokenization=KerasTokenizer(), guessed=True, may_be_fewer=True)
+        return KerasWords(words, tokenization=KerasTokenizer(), guessed=True, allows_extra_ids=True)
     raise InputError(
         f"{path} is not a vocabulary: expected words and their counts, or what `Tokenizer.to_json()`, its `word_index`"
         " or `TextVectorization.get_vocabulary()` give."
@@ -163,7 +163,7 @@ def _are_counts(counts: Any, size: int) -> bool:
 def _from_list(words: list[str], counts: list[int] | None = None) -> KerasWords:
     counts = counts if counts and any(counts) else None
     if words[:2] == [PAD, KERAS_UNK]:
-        return KerasWords(words, counts, "text_vectorization", guessed=True, unk=KERAS_UNK, may_be_fewer=True)
+        return KerasWords(words, counts, "text_vectorization", guessed=True, unk=KERAS_UNK, allows_extra_ids=True)
     return KerasWords(words, counts)
 
 
@@ -200,7 +200,7 @@ def _from_tokenizer(path: Path, config: dict[str, Any]) -> KerasWords:
         if oov in words and any(counts):
             counts[words.index(oov)] += dropped
     oov = oov if oov in words else None
-    return KerasWords(words, counts if any(counts) else None, cutting, unk=oov, may_be_fewer=True)
+    return KerasWords(words, counts if any(counts) else None, cutting, unk=oov, allows_extra_ids=True)
 
 
 def _read_text(path: Path) -> KerasWords:

@@ -11,7 +11,7 @@ def equal_shapes(shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     return [(shape[0] // 2,) if i in positions else tuple(shape) for i, shape in enumerate(shapes)]
 
 
-def equal_arrays(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def as_lstm_arrays(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Returns a model's weights in which each CuDNNLSTM is the equal LSTM.
 
     cuDNN keeps the kernel of each gate transposed, and two biases, of which only the sum matters.

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from jaxlm.config import ComputeDtype
-from jaxlm.matmul import product, product_precision
+from jaxlm.matmul import dot_f32, product_precision
 
 MATMUL_FLOP = 2 * 2048**3
 
@@ -44,7 +44,7 @@ def matmul(dtype: ComputeDtype = "float32", size: int = 2048) -> Callable[[], ob
     """Returns a call of one square product with float32 sums; `MATMUL_FLOP` of them at the default size."""
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
     with product_precision(dtype):
-        compiled = jax.jit(product).lower(x, x).compile()
+        compiled = jax.jit(dot_f32).lower(x, x).compile()
     return lambda: compiled(x, x).block_until_ready()
 
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import tyro
 
-from jaxlm.cli.arguments import OptionalPath, Run
+from jaxlm.cli.arguments import OptionalPath, RunPath
 from jaxlm.cli.command_line import enable_compilation_cache, run_command, show_messages
 from jaxlm.cli.generation import generate, neighbors, next_words
 from jaxlm.cli.scoring import rescore, score
 from jaxlm.cli.supervision import CHILD, run_supervised, supervise
 from jaxlm.cli.training import doctor, evaluate, prepare, report, resume, train
 
-__all__ = ["OptionalPath", "Run", "main", "run", "run_command", "show_messages"]
+__all__ = ["OptionalPath", "RunPath", "main", "run", "run_command", "show_messages"]
 
 COMMANDS = (prepare, train, resume, evaluate, score, rescore, generate, next_words, neighbors, report, doctor)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxlm.cli.arguments import Run
+from jaxlm.cli.arguments import RunPath
 from jaxlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    run: Run,
+    run: RunPath,
     /,
     prompt: str = "",
     num_words: int = 100,
@@ -74,8 +74,8 @@ def _encode_prompt(vocabulary: "Vocabulary", prompt: str) -> "tuple[np.ndarray, 
     words = dict.fromkeys(vocabulary.tokenize(prompt.replace("\n", " ")))
     unknown = [word for word in words if word not in vocabulary.ids]
     if unknown:
-        fate = "left out" if vocabulary.unk is None else "read as <unk>"
-        print(f"(not in the vocabulary, so {fate}: {', '.join(unknown)})", file=sys.stderr)
+        treatment = "left out" if vocabulary.unk is None else "read as <unk>"
+        print(f"(not in the vocabulary, so {treatment}: {', '.join(unknown)})", file=sys.stderr)
     start = np.array([] if vocabulary.eos is None else [vocabulary.eos], np.int32)
     if not start.size + ids.size:
         raise InputError("The vocabulary has no <eos> to begin with: give a `prompt` of words it has.")
@@ -104,7 +104,7 @@ def _print_texts(
 
 
 def next_words(
-    run: Run,
+    run: RunPath,
     prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")],
     /,
     k: int = 10,
@@ -127,7 +127,7 @@ def next_words(
 
 
 def neighbors(
-    run: Run,
+    run: RunPath,
     words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="WORD [WORD ...]")],
     /,
     k: int = 10,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxlm.cli.arguments import Run, TextOrInput
+from jaxlm.cli.arguments import RunPath, TextOrInput
 
 if TYPE_CHECKING:
     from jaxlm.inference.scoring import LineScore
@@ -17,7 +17,7 @@ Row = dict[str, int | float | str]
 
 
 def score(
-    run: Run,
+    run: RunPath,
     text: TextOrInput = Path("-"),
     /,
     per_word: bool = False,
@@ -92,7 +92,7 @@ def _print_rows(rows: Iterable[Row], format: Literal["tsv", "jsonl"]) -> None:
 
 
 def rescore(
-    run: Run,
+    run: RunPath,
     nbest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="NBEST")],
     /,
     weight: float = 0.5,

@@ -17,7 +17,7 @@ from jaxlm.cli.arguments import (
     OptionalPath,
     OptionalPositional,
     Processes,
-    Run,
+    RunPath,
     Texts,
 )
 from jaxlm.cli.command_line import keep_freed_memory
@@ -145,7 +145,7 @@ def _model_config(options: ModelOptions, out: Path, vocab_size: int) -> ModelCon
 
 
 def resume(
-    run: Run,
+    run: RunPath,
     /,
     steps: OptionalInt = None,
     epochs: OptionalFloat = None,
@@ -178,7 +178,7 @@ def resume(
 
 
 def evaluate(
-    run: Run,
+    run: RunPath,
     /,
     data: OptionalPath = None,
     max_tokens: int = 0,

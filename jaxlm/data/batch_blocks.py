@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxlm.config import TrainConfig
-from jaxlm.data.batches import Batch, own_streams, train_batch, weighted
+from jaxlm.data.batches import Batch, local_streams, train_batch, weighted
 from jaxlm.parallel.mesh import Mesh, pad, padded_streams, place, stream_spec
 
 BLOCK_STEPS = 20  # steps whose words are put onto the devices together
@@ -20,10 +20,10 @@ BLOCK_STEPS = 20  # steps whose words are put onto the devices together
 class BatchBlock(NamedTuple):
     """What the steps n to n + BLOCK_STEPS - 1 read, where n is a multiple of BLOCK_STEPS."""
 
-    batches: Batch  # as from `place_batches`
+    batches: Batch  # as from `shard_batches`
     learning_rates: jax.Array  # [BLOCK_STEPS] float32
 
-    def of_step(self, step: jax.Array) -> tuple[Batch, jax.Array]:
+    def at_step(self, step: jax.Array) -> tuple[Batch, jax.Array]:
         """Returns the batch and the learning rate of a step; inside of `jax.jit`."""
         return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, step % BLOCK_STEPS, keepdims=False), self)
 
@@ -39,7 +39,7 @@ class BatchBlocks:
 
     def __init__(self, tokens: np.ndarray, config: TrainConfig, mesh: Mesh | None):
         self.tokens, self.mesh, self.sizes = tokens, mesh, (config.batch_size, config.sequence_length)
-        self.streams = own_streams(config.batch_size, mesh)
+        self.streams = local_streams(config.batch_size, mesh)
         self.first = -1
         self.schedule: Callable[[np.ndarray], jax.Array] | None = None
         self.block: BatchBlock
@@ -50,12 +50,12 @@ class BatchBlocks:
         if (self.first, self.schedule) != (first, schedule):
             steps = np.arange(first, first + BLOCK_STEPS, dtype=np.int32)
             batches = [train_batch(self.tokens, int(each), *self.sizes, self.streams) for each in steps]
-            self.block = BatchBlock(place_batches(batches, self.mesh), schedule(steps))
+            self.block = BatchBlock(shard_batches(batches, self.mesh), schedule(steps))
             self.first, self.schedule = first, schedule
         return self.block
 
 
-def place_batches(batches: Sequence[Batch], mesh: Mesh | None) -> Batch:
+def shard_batches(batches: Sequence[Batch], mesh: Mesh | None) -> Batch:
     """Puts batches of the host onto the devices, each array of all of them at once: `[steps, batch_size, ...]`."""
     size = padded_streams(len(batches[0].inputs), mesh)
 

@@ -46,7 +46,7 @@ def reduce_losses(batch: Batch, losses: jax.Array, mesh: Mesh | None = None) -> 
     return psum((weights * losses.ravel()).sum(), data_axes(mesh))
 
 
-def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:
+def shard_batch(batch: Batch, mesh: Mesh | None) -> Batch:
     """Puts a batch onto a mesh, with streams that do not count where their number does not divide."""
     if mesh is None and isinstance(batch.starts_epoch, jax.Array):
         return batch  # to read it would wait for the device
@@ -70,7 +70,7 @@ def place_streams(array: Any, mesh: Mesh | None) -> Any:
     return place(pad(np.asarray(array), padded_streams(len(array), mesh)), mesh, stream_spec(mesh))
 
 
-def own_streams(batch_size: int, mesh: Mesh | None) -> np.ndarray:
+def local_streams(batch_size: int, mesh: Mesh | None) -> np.ndarray:
     """Returns the numbers of the streams that lie on this process' devices."""
     numbers = np.arange(batch_size)
     if mesh is None:
@@ -106,7 +106,7 @@ def train_batch(
     """Returns the batch of a step, from 0: the text is cut into contiguous streams, read side by side.
 
     Row b of batch n + 1 continues row b of batch n. Each epoch starts over. Only the rows `streams` are read, as from
-    `own_streams`; the others are zeros.
+    `local_streams`; the others are zeros.
     """
     index = step % batches_per_epoch(tokens.size, batch_size, sequence_length)
     streams = np.arange(batch_size) if streams is None else streams

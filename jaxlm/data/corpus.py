@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from jaxlm.data.text_warnings import remarks
+from jaxlm.data.text_warnings import text_warnings
 from jaxlm.data.tokenization import PieceEncoder, Tokenization, auto_ids, read_chunks, tokenization_of
 from jaxlm.data.vocabulary import Vocabulary, log_unigram, select_words
 from jaxlm.errors import InputError, require
@@ -108,7 +108,7 @@ def prepare(
         for path in partial.glob("*.raw"):
             path.unlink()
         write_checksums(partial)
-    for line in remarks(ids, counts, vocabulary):
+    for line in text_warnings(ids, counts, vocabulary):
         logger.info("training text: %s", line)
     return load_corpus(out)
 

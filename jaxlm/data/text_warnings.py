@@ -14,7 +14,7 @@ LONG_WORD = 6.0  # characters; cut words of these languages have a mean of 2 to 
 SHARE = 0.2  # of all words
 
 
-def remarks(tokens: Iterable[str], counts: np.ndarray, vocabulary: Vocabulary) -> list[str]:
+def text_warnings(tokens: Iterable[str], counts: np.ndarray, vocabulary: Vocabulary) -> list[str]:
     """Returns lines for people about a text.
 
     Args:
@@ -29,8 +29,8 @@ def remarks(tokens: Iterable[str], counts: np.ndarray, vocabulary: Vocabulary) -
     if unknown:
         most = np.argsort(-np.where(new, counts, 0), kind="stable")[:EXAMPLES]
         shown = ", ".join(f"{words[i]} ({counts[i]:,})" for i in most if new[i] and counts[i])
-        fate = f"are read as {UNK}" if vocabulary.unk is not None else f"are left out, since there is no {UNK}"
-        lines.append(f"{unknown:,} of {total:,} words ({unknown / total:.2%}) {fate}; the most frequent: {shown}")
+        treatment = f"are read as {UNK}" if vocabulary.unk is not None else f"are left out, since there is no {UNK}"
+        lines.append(f"{unknown:,} of {total:,} words ({unknown / total:.2%}) {treatment}; the most frequent: {shown}")
     if vocabulary.eos is None and "\n" in words:
         ends = int(counts[words.index("\n")])
         lines.append(f"{ends:,} line ends are left out, since the vocabulary has no {EOS}")

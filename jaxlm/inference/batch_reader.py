@@ -16,7 +16,9 @@ from jaxlm.model.lstm import Carry
 
 TIME_STEPS = (8, 32, 128)  # of a batch of lines; longer ones are read in parts
 
-Piece = tuple[np.ndarray, np.ndarray]  # outputs of the LSTM [n, D], and the slots [n] of their labels in the results
+OutputChunk = tuple[
+    np.ndarray, np.ndarray
+]  # outputs of the LSTM [n, D], and the slots [n] of their labels in the results
 
 
 class Sequence(NamedTuple):
@@ -35,7 +37,7 @@ class Reader:
         self.graphdef, self.params = nnx.split(model)
         self.carry = model.initial_carry(1)  # of the text that `read_text` reads part by part
 
-    def read_text(self, text: Sequence) -> Iterator[Piece]:
+    def read_text(self, text: Sequence) -> Iterator[OutputChunk]:
         """Yields the outputs of the next part of one text, whose state carries over, without padding."""
         start = 0
         while start < text.inputs.size:
@@ -45,7 +47,7 @@ class Reader:
             yield np.asarray(outputs)[0], text.slot + start + np.arange(length)
             start += length
 
-    def read_sentences(self, sequences: list[Sequence]) -> Iterator[Piece]:
+    def read_sentences(self, sequences: list[Sequence]) -> Iterator[OutputChunk]:
         """Yields the outputs of sequences, each from the zero state, those of similar lengths side by side."""
         sequences = sorted(sequences, key=lambda sequence: sequence.inputs.size)
         for shorter, length in zip((0, *TIME_STEPS), TIME_STEPS, strict=False):
@@ -55,7 +57,7 @@ class Reader:
             for start in range(0, len(group), size):
                 yield from self._read_batch(group[start : start + size], size, length)
 
-    def _read_batch(self, batch: list[Sequence], batch_size: int, length: int) -> Iterator[Piece]:
+    def _read_batch(self, batch: list[Sequence], batch_size: int, length: int) -> Iterator[OutputChunk]:
         carry = self.model.initial_carry(batch_size)
         for start in range(0, max(sequence.inputs.size for sequence in batch), length):
             ids = np.zeros((batch_size, length), np.int32)
@@ -66,21 +68,23 @@ class Reader:
             for row, sequence, part in zip(np.asarray(outputs), batch, parts, strict=False):
                 yield row[: part.size], sequence.slot + start + np.arange(part.size)
 
-    def statistics(self, labels: np.ndarray, pieces: Iterator[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def statistics(
+        self, labels: np.ndarray, chunks: Iterator[OutputChunk]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns log-probabilities, ranks and entropies of labels `[M]`; NaN, 0, NaN where no piece leads to one."""
         results = np.full(labels.size, np.nan), np.zeros(labels.size, np.int64), np.full(labels.size, np.nan)
-        for outputs, slots in _packed(pieces, self.batch_words):
+        for outputs, slots in _packed(chunks, self.batch_words):
             found = _statistics(self.graphdef, self.params, outputs, np.resize(labels[slots], len(outputs)))
             for result, values in zip(results, found, strict=True):
                 result[slots] = np.asarray(values)[: slots.size]
         return results
 
 
-def _packed(pieces: Iterator[Piece], size: int) -> Iterator[Piece]:
-    """Yields pieces joined, and cut, to batches of `size` outputs; the last ones have few sizes, and are padded."""
+def _packed(chunks: Iterator[OutputChunk], size: int) -> Iterator[OutputChunk]:
+    """Yields chunks joined, and cut, to batches of `size` outputs; the last ones have few sizes, and are padded."""
     outputs: np.ndarray | None = None
     slots, used = np.zeros(size, np.int64), 0
-    for piece, positions in pieces:
+    for piece, positions in chunks:
         outputs = np.zeros((size, piece.shape[1]), np.float32) if outputs is None else outputs
         start = 0
         while start < positions.size:

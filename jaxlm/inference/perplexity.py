@@ -17,9 +17,9 @@ from jaxlm.data.batches import (
     batch_specs,
     evaluation_batches,
     outputs_with_labels,
-    place_batch,
     place_streams,
     reduce_losses,
+    shard_batch,
 )
 from jaxlm.errors import require
 from jaxlm.losses.exact import exact_losses
@@ -87,7 +87,7 @@ def evaluate(
     expected = min(max_tokens or ids.size, ids.size - 1)
     with tqdm(total=expected, desc="evaluating", unit=" words", disable=None if progress else True, leave=False) as bar:
         for batch in evaluation_batches(ids, batch_size, sequence_length, max_tokens):
-            loss, carry = exact_loss(graphdef, params, place_batch(batch, model.mesh), carry)
+            loss, carry = exact_loss(graphdef, params, shard_batch(batch, model.mesh), carry)
             total += float(loss)
             words = int(np.asarray(batch.weights).sum())
             count += words
@@ -104,7 +104,7 @@ def exact_loss(
 
     Args:
       graphdef, params: of `split_params`.
-      batch: as from `place_batch`.
+      batch: as from `shard_batch`.
       carry: of its streams.
     """
     mesh = nnx.merge(graphdef, *params).mesh

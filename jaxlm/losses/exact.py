@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxlm.parallel.collectives import local_ids, own_rows, pmax, psum, take_own_rows
+from jaxlm.parallel.collectives import local_ids, local_rows, pmax, psum, take_local_rows
 from jaxlm.parallel.mesh import Axes
 
 FLOAT_MIN = np.finfo(np.float32).min
@@ -85,7 +85,7 @@ def exact_losses(
     """
     num_rows = weights.shape[0]
     if axes and num_rows * jax.lax.axis_size(axes) > num_classes:
-        is_class = own_rows(jnp.arange(num_rows * jax.lax.axis_size(axes)) < num_classes, axes)
+        is_class = local_rows(jnp.arange(num_rows * jax.lax.axis_size(axes)) < num_classes, axes)
         biases = jnp.where(is_class, biases, FLOAT_MIN)
     normalizer, label_logits = _normalizer_and_label_logits(
         inputs, weights, labels, biases, min(block_size, num_rows), axes
@@ -137,7 +137,7 @@ def _forward(
     start = (jnp.full_like(inputs[:, 0], FLOAT_MIN), jnp.zeros_like(inputs[:, 0]))
     highest, total = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, start)
     normalizer = highest + jnp.log(total)
-    label_rows, label_biases = take_own_rows(weights, labels, axes), take_own_rows(biases, labels, axes)
+    label_rows, label_biases = take_local_rows(weights, labels, axes), take_local_rows(biases, labels, axes)
     label_logits = jnp.sum(inputs * label_rows, axis=-1) + label_biases
     return (normalizer, label_logits), (inputs, weights, labels, biases, normalizer)
 
@@ -168,7 +168,7 @@ def _backward(
     indices = local_ids(labels, num_classes, axes)
     d_weights = d_weights.at[indices].add(d_label_logits[:, None] * inputs, mode="drop")
     d_biases = d_biases.at[indices].add(d_label_logits, mode="drop")
-    return d_inputs_t.T + d_label_logits[:, None] * take_own_rows(weights, labels, axes), d_weights, None, d_biases
+    return d_inputs_t.T + d_label_logits[:, None] * take_local_rows(weights, labels, axes), d_weights, None, d_biases
 
 
 _normalizer_and_label_logits.defvjp(_forward, _backward)

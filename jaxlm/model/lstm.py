@@ -13,11 +13,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.config import ComputeDtype
-from jaxlm.matmul import factor, product, product_dtype, transposed
+from jaxlm.matmul import cast_operand, dot_f32, product_dtype, transposed
 
 Carry = tuple[jax.Array, jax.Array]  # (c, h), each [batch, hidden_size]
 FEATURE_MAJOR, ROW_MAJOR = 0, 1  # the axis of the features in [H, batch] and in [batch, H]
-UNROLL = (1, 5)  # time steps in one body of the loop, by that axis: an accelerator has fewer, larger kernels then
+CPU_UNROLL, ACCELERATOR_UNROLL = (
+    1,
+    5,
+)  # time steps in one body of the loop: an accelerator has fewer, larger kernels then
 
 
 class LSTM(nnx.Module):
@@ -102,20 +105,20 @@ def _forward(
     dtype = product_dtype(dtype, time)
 
     def feature_major() -> tuple[jax.Array, ...]:  # one product in a step, of inputs and state
-        kernels = [factor(transposed(x), dtype) for x in (kernel, recurrent_kernel)]
+        kernels = [cast_operand(transposed(x), dtype) for x in (kernel, recurrent_kernel)]
         kernels_t = jnp.concatenate(kernels, axis=1)  # [4H, E + H]
-        inputs_t = factor(inputs.swapaxes(1, 2), dtype)  # [time, E, batch]
+        inputs_t = cast_operand(inputs.swapaxes(1, 2), dtype)  # [time, E, batch]
 
         def gates_of(x: jax.Array, h: jax.Array) -> jax.Array:
-            return product(kernels_t, jnp.concatenate([x, h.astype(x.dtype)])) + bias[:, None]
+            return dot_f32(kernels_t, jnp.concatenate([x, h.astype(x.dtype)])) + bias[:, None]
 
         return _scan_forward(gates_of, inputs_t, carry, FEATURE_MAJOR)
 
     def row_major() -> tuple[jax.Array, ...]:  # the input products of all steps are one large product
-        recurrent = factor(recurrent_kernel, dtype)
-        z = product(factor(inputs.reshape(-1, input_size), dtype), factor(kernel, dtype)) + bias[None]
+        recurrent = cast_operand(recurrent_kernel, dtype)
+        z = dot_f32(cast_operand(inputs.reshape(-1, input_size), dtype), cast_operand(kernel, dtype)) + bias[None]
         z = z.reshape(time, batch, -1)
-        return _scan_forward(lambda x, h: x + product(h.astype(recurrent.dtype), recurrent), z, carry, ROW_MAJOR)
+        return _scan_forward(lambda x, h: x + dot_f32(h.astype(recurrent.dtype), recurrent), z, carry, ROW_MAJOR)
 
     outputs, gates, previous_c, last_c = _on_platform(time, feature_major, row_major)
     return (outputs, (last_c, outputs[-1])), (inputs, kernel, recurrent_kernel, carry[1], outputs, gates, previous_c)
@@ -134,31 +137,31 @@ def _scan_forward(
         new_h = o * jnp.tanh(new_c)
         return (new_c, new_h), (new_h, jnp.concatenate([i, f, g, o], axis), c)
 
-    start = (_turned(carry[0], axis), _turned(carry[1], axis))
-    (last_c, _), (outputs, gates, c) = jax.lax.scan(step, start, xs, unroll=UNROLL[axis])
-    return _turned(outputs, axis), _flattened(gates), _flattened(c), _turned(last_c, axis)
+    start = (_swap_if_feature_major(carry[0], axis), _swap_if_feature_major(carry[1], axis))
+    (last_c, _), (outputs, gates, c) = jax.lax.scan(step, start, xs, unroll=_unroll(axis))
+    return _swap_if_feature_major(outputs, axis), _flattened(gates), _flattened(c), _swap_if_feature_major(last_c, axis)
 
 
 def _backward(dtype: ComputeDtype, residuals: tuple, cotangents: tuple[jax.Array, Carry]) -> tuple:
     inputs, kernel, recurrent_kernel, first_h, outputs, gates, previous_c = residuals
     saved = (gates, previous_c, *cotangents)
     dtype = product_dtype(dtype, len(inputs))
-    recurrent = factor(recurrent_kernel, dtype)
+    recurrent = cast_operand(recurrent_kernel, dtype)
 
     def feature_major() -> tuple[jax.Array, Carry]:
-        return _scan_backward(lambda d_z: product(recurrent, d_z), *saved, recurrent.dtype, FEATURE_MAJOR)
+        return _scan_backward(lambda d_z: dot_f32(recurrent, d_z), *saved, recurrent.dtype, FEATURE_MAJOR)
 
     def row_major() -> tuple[jax.Array, Carry]:
-        return _scan_backward(lambda d_z: product(d_z, recurrent.T), *saved, recurrent.dtype, ROW_MAJOR)
+        return _scan_backward(lambda d_z: dot_f32(d_z, recurrent.T), *saved, recurrent.dtype, ROW_MAJOR)
 
     d_z, d_first = _on_platform(len(inputs), feature_major, row_major)
     # the gradient of each kernel is one product over all time steps, outside the loop
-    d_z = factor(d_z.reshape(-1, d_z.shape[-1]), dtype)  # [time * batch, 4H]
+    d_z = cast_operand(d_z.reshape(-1, d_z.shape[-1]), dtype)  # [time * batch, 4H]
     previous_h = jnp.concatenate([first_h[None], outputs[:-1]])
     d_kernel, d_recurrent_kernel = (
-        product(factor(transposed(x.reshape(-1, x.shape[-1])), dtype), d_z) for x in (inputs, previous_h)
+        dot_f32(cast_operand(transposed(x.reshape(-1, x.shape[-1])), dtype), d_z) for x in (inputs, previous_h)
     )
-    d_inputs = product(d_z, factor(transposed(kernel), dtype)).reshape(inputs.shape)
+    d_inputs = dot_f32(d_z, cast_operand(transposed(kernel), dtype)).reshape(inputs.shape)
     return d_inputs, d_kernel, d_recurrent_kernel, d_z.sum(axis=0, dtype=kernel.dtype), d_first
 
 
@@ -185,10 +188,14 @@ def _scan_backward(
         d_z = jnp.concatenate(d_gates, axis).astype(dtype)
         return (d_c * f, d_h_of(d_z)), d_z
 
-    by_time = (_turned(d_outputs, axis), _unflattened(gates, batch, axis), _unflattened(previous_c, batch, axis))
-    start = (_turned(d_last[0], axis), _turned(d_last[1], axis))
-    (d_c, d_h), d_z = jax.lax.scan(step, start, by_time, reverse=True, unroll=UNROLL[axis])
-    return _turned(d_z, axis), (_turned(d_c, axis), _turned(d_h, axis))
+    by_time = (
+        _swap_if_feature_major(d_outputs, axis),
+        _unflattened(gates, batch, axis),
+        _unflattened(previous_c, batch, axis),
+    )
+    start = (_swap_if_feature_major(d_last[0], axis), _swap_if_feature_major(d_last[1], axis))
+    (d_c, d_h), d_z = jax.lax.scan(step, start, by_time, reverse=True, unroll=_unroll(axis))
+    return _swap_if_feature_major(d_z, axis), (_swap_if_feature_major(d_c, axis), _swap_if_feature_major(d_h, axis))
 
 
 def _on_platform(time: int, feature_major: Callable[[], Any], row_major: Callable[[], Any]) -> Any:
@@ -196,7 +203,11 @@ def _on_platform(time: int, feature_major: Callable[[], Any], row_major: Callabl
     return jax.lax.platform_dependent(cpu=feature_major, default=row_major) if time > 1 else row_major()
 
 
-def _turned(x: jax.Array, axis: int) -> jax.Array:
+def _unroll(axis: int) -> int:
+    return CPU_UNROLL if axis == FEATURE_MAJOR else ACCELERATOR_UNROLL
+
+
+def _swap_if_feature_major(x: jax.Array, axis: int) -> jax.Array:
     """Returns `[..., H, batch]` for `[..., batch, H]`, or the other way around, if the state is feature-major.
 
     For all time steps at once, outside the loops: a single core writes what a loop stores.

@@ -48,12 +48,12 @@ def reduce_scatter(x: jax.Array, axes: Axes) -> jax.Array:
     return jax.lax.psum_scatter(x, axes, tiled=True) if axes else x
 
 
-def vary(tree: Any, axes: Axes) -> Any:
+def as_varying(tree: Any, axes: Axes) -> Any:
     """Lets arrays that are the same along axes be used by each device in its own way: the gradients are summed."""
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), tree) if axes else tree
 
 
-def own_rows(x: jax.Array, axes: Axes) -> jax.Array:
+def local_rows(x: jax.Array, axes: Axes) -> jax.Array:
     """Returns the share of a device of rows that all have: the inverse of `all_gather`."""
     if not axes:
         return x
@@ -69,7 +69,7 @@ def local_ids(ids: jax.Array, num_rows: int, axes: Axes) -> jax.Array:
     return jnp.where((local >= 0) & (local < num_rows), local, num_rows)
 
 
-def take_own_rows(shard: jax.Array, ids: jax.Array, axes: Axes) -> jax.Array:
+def take_local_rows(shard: jax.Array, ids: jax.Array, axes: Axes) -> jax.Array:
     """Returns the rows of ids, zeros for rows that other devices have: the sum over all is `take_rows`."""
     if not axes:
         return take_rows(shard, ids)
@@ -78,10 +78,10 @@ def take_own_rows(shard: jax.Array, ids: jax.Array, axes: Axes) -> jax.Array:
 
 def lookup(shard: jax.Array, ids: jax.Array, axes: Axes) -> jax.Array:
     """Returns the rows `[b, T, ...]` of a device's own ids `[b, T]`, from the devices that have them."""
-    return reduce_scatter(take_own_rows(shard, all_gather_invariant(ids, axes), axes), axes)
+    return reduce_scatter(take_local_rows(shard, all_gather_invariant(ids, axes), axes), axes)
 
 
-def own_gradient(gradient: RowGradient, num_rows: int, axes: Axes) -> RowGradient:
+def local_gradient(gradient: RowGradient, num_rows: int, axes: Axes) -> RowGradient:
     """Returns the part of a gradient that is in a device's shard `[num_rows]`, with zeros for the rest."""
     if not axes:
         return gradient

@@ -97,7 +97,7 @@ def leaf_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def cut_along(name: str, ndim: int) -> Literal["rows", "streams", ""]:
+def sharded_dim(name: str, ndim: int) -> Literal["rows", "streams", ""]:
     """Returns along what an array of a `TrainState` is cut, given its name, such as "tables/weights"; "" if nowhere."""
     part, *rest = name.split("/")
     if part == "tables" or (part == "opt_state" and rest[0] != "dense" and ndim):
@@ -108,7 +108,7 @@ def cut_along(name: str, ndim: int) -> Literal["rows", "streams", ""]:
 def spec_of(name: str, ndim: int, mesh: Mesh | None) -> PartitionSpec:
     """Returns how an array of a `TrainState` lies on a mesh."""
     specs = {"rows": row_spec(mesh), "streams": stream_spec(mesh), "": PartitionSpec()}
-    return specs[cut_along(name, ndim)]
+    return specs[sharded_dim(name, ndim)]
 
 
 def padded_rows(num_rows: int, mesh: Mesh | None) -> int:
@@ -158,7 +158,7 @@ def shard(tree: Any, mesh: Mesh) -> Any:
 
     def copy(path: tuple, leaf: jax.Array) -> jax.Array:
         name, array = leaf_name(path), np.asarray(leaf)
-        padded_size = {"rows": padded_rows, "streams": padded_streams}.get(cut_along(name, leaf.ndim))
+        padded_size = {"rows": padded_rows, "streams": padded_streams}.get(sharded_dim(name, leaf.ndim))
         array = array if padded_size is None else pad(array, padded_size(array.shape[0], mesh))
         return place(array, mesh, spec_of(name, leaf.ndim, mesh))
 

@@ -125,7 +125,7 @@ class Decisions:
         self.pending: jax.Array | None = None
         self.asked_to_save = False
         if mesh is not None:
-            self.own_row = [device.process_index for device in mesh.devices.flat].index(jax.process_index())
+            self.local_row = [device.process_index for device in mesh.devices.flat].index(jax.process_index())
             self.by_device = NamedSharding(mesh, PartitionSpec((DATA, VOCAB)))
             self.sum = jax.jit(lambda rows: rows.sum(axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
@@ -137,7 +137,7 @@ class Decisions:
         save, self.asked_to_save = own.save and not self.asked_to_save, own.save
         mine = np.array(own._replace(save=save) if is_first() else Decision(stop=own.stop), np.int32)
         rows = np.zeros((self.mesh.size, mine.size), np.int32)
-        rows[self.own_row] = mine
+        rows[self.local_row] = mine
         before = self.pending
         self.pending = self.sum(jax.make_array_from_callback(rows.shape, self.by_device, lambda index: rows[index]))
         if before is None:

@@ -27,7 +27,7 @@ REPORT_FILE = "report.html"
 logger = logging.getLogger(__name__)
 
 
-class Run(NamedTuple):
+class ReportedRun(NamedTuple):
     """What the report says something about."""
 
     name: str
@@ -68,7 +68,7 @@ def write_report(
     return path
 
 
-def _load(path: Path, name: str, max_tokens: int) -> Run:
+def _load(path: Path, name: str, max_tokens: int) -> ReportedRun:
     model, vocabulary, config = load_model(path)
     corpus = None
     try:
@@ -79,16 +79,16 @@ def _load(path: Path, name: str, max_tokens: int) -> Run:
         logger.warning("%s has another vocabulary than %s, whose report is without it", config.data, path)
         corpus = None
     scored = None if corpus is None else words.score_text(model, corpus.valid[: max_tokens + 1])
-    return Run(name, model, vocabulary, config, read_metrics(path), corpus, scored)
+    return ReportedRun(name, model, vocabulary, config, read_metrics(path), corpus, scored)
 
 
-def _columns(caption: str, runs: Sequence[Run], rows: dict[str, list[Cell]]) -> str:
+def _columns(caption: str, runs: Sequence[ReportedRun], rows: dict[str, list[Cell]]) -> str:
     """Returns a table with a column for each run."""
     header = ["", *(run.name for run in runs)] if len(runs) > 1 else ["", "value"]
     return table(caption, header, [[name, *values] for name, values in rows.items()])
 
 
-def _summary(runs: Sequence[Run]) -> str:
+def _summary(runs: Sequence[ReportedRun]) -> str:
     rows: dict[str, list[Cell]] = {}
 
     def add(name: str, value: Cell) -> None:
@@ -114,7 +114,7 @@ def _summary(runs: Sequence[Run]) -> str:
     return section("Result", _columns("Perplexity, and the text it was reached with", runs, rows))
 
 
-def _curves(runs: Sequence[Run]) -> str:
+def _curves(runs: Sequence[ReportedRun]) -> str:
     by_words, by_time, losses, gaps = [], [], [], []
     rows: list[list[Cell]] = []
     for run in runs:
@@ -159,7 +159,7 @@ def _evaluations(rows: list[list[Cell]]) -> str:
     )
 
 
-def _bands(runs: Sequence[Run]) -> str:
+def _bands(runs: Sequence[ReportedRun]) -> str:
     tables = []
     for run in runs:
         if run.corpus is None or run.scored is None:
@@ -178,7 +178,7 @@ def _bands(runs: Sequence[Run]) -> str:
     return section("Frequent and rare words", *(tables or [missing]))
 
 
-def _settings(runs: Sequence[Run]) -> str:
+def _settings(runs: Sequence[ReportedRun]) -> str:
     rows: dict[str, list[Cell]] = {}
     for n, run in enumerate(runs):
         for part in (run.config.model, run.config.train, run.config.schedule):

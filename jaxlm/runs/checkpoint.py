@@ -21,7 +21,7 @@ from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
 from jaxlm.files import read_json, readable_size, staged, verify_checksums, write_checksums, write_json
 from jaxlm.model.language_model import LanguageModel, abstract_model, merge_params, split_params
-from jaxlm.parallel.mesh import Mesh, cut_along, leaf_name, map_data, mesh_shape
+from jaxlm.parallel.mesh import Mesh, leaf_name, map_data, mesh_shape, sharded_dim
 from jaxlm.parallel.processes import is_first, is_peer_death, wait_for_all
 from jaxlm.runs.orbax_arrays import checkpointer, fits, ignore_closed_loops, quiet, sharding_of
 from jaxlm.training.state import initial_opt_state
@@ -250,7 +250,7 @@ class Checkpoints:
         }
         restore_args = ocp.checkpoint_utils.construct_restore_args(named)
         for name, restore_arg in restore_args.items():
-            if cut_along(name, named[name].ndim):  # padded anew
+            if sharded_dim(name, named[name].ndim):  # padded anew
                 restore_args[name] = dataclasses.replace(restore_arg, strict=False)
         args = ocp.args.PyTreeRestore(named, restore_args=restore_args, partial_restore=True)
         try:

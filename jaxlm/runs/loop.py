@@ -27,10 +27,10 @@ from jaxlm.runs.directory import RunConfig, load_config
 from jaxlm.runs.memory import require_memory, return_freed_memory
 from jaxlm.runs.recorder import LOG_EVERY, RunLogger
 from jaxlm.runs.schedule import known_total_steps
-from jaxlm.runs.start import as_in_run, opened_run, starting_state
+from jaxlm.runs.start import locked_run, starting_state, with_dtype_of_run
 from jaxlm.runs.stop_signals import StopSignals
 from jaxlm.token_ids import check_ids
-from jaxlm.training.state import TrainState, resolved
+from jaxlm.training.state import TrainState, resolve_config
 from jaxlm.training.step import step_in_block
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def train(
     for name in ("train", "valid"):
         check_ids(f"corpus.{name}", getattr(corpus, name), len(corpus.vocabulary))
     directory = Path(directory)
-    train_config = resolved(as_in_run(directory, train_config), model_config.vocab_size)
+    train_config = resolve_config(with_dtype_of_run(directory, train_config), model_config.vocab_size)
     total_steps = known_total_steps(schedule, train_config, corpus.train.size)
     data = data or _directory_of(corpus)
     config = RunConfig(model_config, train_config, schedule, str(data), total_steps, fingerprints(corpus))
@@ -89,7 +89,7 @@ def train(
 
     abstract = jax.eval_shape(create)  # raises what creating it would, before anything is written
     require_memory(model_config, train_config, mesh)
-    with opened_run(directory, config, corpus) as config:
+    with locked_run(directory, config, corpus) as config:
         checkpoints = Checkpoints(directory)
         step, state, resumed = starting_state(checkpoints, abstract, corpus, model_config, mesh)
         run = RunLogger(directory, config, checkpoints, corpus, step, resumed, progress, mesh)
@@ -140,7 +140,7 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
     if step >= run.config.total_steps > 0:
         logger.info("the run already has its %d steps; give it a greater length to continue it", step)
         return run.evaluate(state)
-    evaluation, watch, losses = None, Stopwatch(resumed.seconds), LateLosses(run, state, resumed.losses)
+    evaluation, watch, losses = None, Stopwatch(resumed.seconds), DeferredLosses(run, state, resumed.losses)
     with StopSignals() as stop, run.progress_bar() as bar:
         compile_step_in_block(state, blocks.with_step(step, run.learning_rates))
         while not decision.stop and not (run.config.total_steps and step >= run.config.total_steps):
@@ -152,7 +152,7 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
 
             # what comes next, in all processes
             total_steps = run.estimate_length(step, watch.seconds())
-            decision = decisions.exchange(Decision(stop.requested, run.is_due(), total_steps))
+            decision = decisions.exchange(Decision(stop.requested, run.save_interval_passed(), total_steps))
             run.fix_length(decision.total_steps)
 
             # a line of metrics
@@ -163,7 +163,7 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
 
             # an exact evaluation, or just a checkpoint; neither counts as training time
             evaluates = step % schedule.eval_every == 0 or step == run.config.total_steps
-            if evaluates or run.must_save(step, decision.save):
+            if evaluates or run.should_save(step, decision.save):
                 losses.fetch()
                 with watch.paused():
                     so_far = Progress(watch.seconds(), losses=tuple(losses.fetched))
@@ -202,7 +202,7 @@ class Stopwatch:
         self.stopped_at = None
 
 
-class LateLosses:
+class DeferredLosses:
     """Losses of steps. Each is fetched when the next one is added, so that no step waits for it.
 
     Args:

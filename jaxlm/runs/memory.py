@@ -12,7 +12,7 @@ from flax import nnx
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.parallel.mesh import Mesh, cut_along, leaf_name, mesh_shape
+from jaxlm.parallel.mesh import Mesh, leaf_name, mesh_shape, sharded_dim
 from jaxlm.training.state import TrainState
 
 WORKSPACE = 600e6  # bytes of temporaries, compiled programs and buffers of the disk; measured at V = 200,000
@@ -25,7 +25,7 @@ def state_bytes(model_config: ModelConfig, train_config: TrainConfig, num_shards
     parts = {"tables": state.tables, "dense": state.dense, "opt_state": state.opt_state}
     sizes = jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
-            leaf.size * leaf.dtype.itemsize // (num_shards if cut_along(leaf_name(path), leaf.ndim) == "rows" else 1)
+            leaf.size * leaf.dtype.itemsize // (num_shards if sharded_dim(leaf_name(path), leaf.ndim) == "rows" else 1)
         ),
         parts,
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 
-from jaxlm.parallel.mesh import Mesh, cut_along, spec_of
+from jaxlm.parallel.mesh import Mesh, sharded_dim, spec_of
 
 
 def checkpointer(processes: MultiprocessingOptions) -> ocp.Checkpointer:
@@ -59,7 +59,7 @@ def fits(
     name: str, shape: tuple[int, ...], mesh: tuple[int, int], found: tuple[int, ...], before: tuple[int, int]
 ) -> bool:
     """Returns whether two shapes are of one array, but for what makes its parts equal on two meshes."""
-    cut = cut_along(name, len(shape))
+    cut = sharded_dim(name, len(shape))
     if not cut or len(shape) != len(found):
         return found == shape or name == "key"  # which is stored as its words
     parts = [size[1] if cut == "rows" else math.prod(size) for size in (mesh, before)]

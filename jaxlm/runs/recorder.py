@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jaxlm.data.batches import Batch, place_batch
+from jaxlm.data.batches import Batch, shard_batch
 from jaxlm.data.corpus import Corpus, unigram_loss
 from jaxlm.errors import InputError
 from jaxlm.inference.perplexity import DIVERGED, Evaluation, evaluate
@@ -139,15 +139,15 @@ class RunLogger:
         bar.total = self.config.total_steps or int(step * self.schedule.minutes * 60 / seconds)
         bar.set_postfix_str(f"training loss {loss:.3f}, {speed:,.0f} words/s")
 
-    def is_due(self) -> bool:
+    def save_interval_passed(self) -> bool:
         """Returns whether `save_minutes` asks for a checkpoint by the clock of this process."""
         minutes = self.schedule.save_minutes
         return minutes > 0 and time.perf_counter() - self.saved_at >= 60 * minutes
 
-    def must_save(self, step: int, is_due: bool) -> bool:
+    def should_save(self, step: int, save_interval_passed: bool) -> bool:
         """Returns whether `save_steps` or `save_minutes` asks for a checkpoint now."""
         steps = self.schedule.save_steps
-        return step != self.saved_step and (is_due or (steps > 0 and step % steps == 0))
+        return step != self.saved_step and (save_interval_passed or (steps > 0 and step % steps == 0))
 
     def save(self, step: int, state: TrainState, progress: Progress) -> None:
         """Writes a checkpoint; if the disk is full, training continues with the ones there are.
@@ -155,7 +155,7 @@ class RunLogger:
         Raises:
           InputError: a weight or a moment is not finite.
         """
-        broken = [name for name, finite in finite_parts(parts_of(state)).items() if not finite]
+        broken = [name for name, finite in all_finite(named_arrays(state)).items() if not finite]
         if broken:
             raise InputError(self._advice(f"The values of {', '.join(broken)} are no longer finite at step {step}."))
         self.saved_at = time.perf_counter()
@@ -200,7 +200,7 @@ class RunLogger:
         evaluation = self.evaluate(state)
         if not math.isfinite(evaluation.loss):
             raise InputError(self._advice(f"The exact loss is {evaluation.loss} at step {step}."))
-        exact, training = map(float, exact_and_training_loss(state, place_batch(next_batch, self.mesh)))
+        exact, training = map(float, exact_and_training_loss(state, shard_batch(next_batch, self.mesh)))
         values = {"valid_loss": evaluation.loss, "valid_perplexity": evaluation.perplexity}
         self.log(step, **values, exact_train_loss=exact, loss_gap=exact - training)
         self.save(step, state, progress._replace(valid_loss=evaluation.loss))
@@ -239,14 +239,14 @@ class RunLogger:
         )
 
 
-def parts_of(state: TrainState) -> dict[str, Any]:
+def named_arrays(state: TrainState) -> dict[str, Any]:
     """Returns the weights and the moments of a state by names for people."""
     parts: dict[str, Any] = {name: table for name, table in state.tables.items()} | {"the LSTM": state.dense}
     return parts | {f"the optimizer state of {name}": part for name, part in state.opt_state.items()}
 
 
 @jax.jit
-def finite_parts(parts: dict[str, Any]) -> dict[str, jax.Array]:
+def all_finite(parts: dict[str, Any]) -> dict[str, jax.Array]:
     """Returns whether all numbers of each part are finite."""
 
     # the sum of zeros and NaNs, since an array of flags would be another table in memory

@@ -20,7 +20,7 @@ from jaxlm.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 
-def as_in_run(directory: Path, config: TrainConfig) -> TrainConfig:
+def with_dtype_of_run(directory: Path, config: TrainConfig) -> TrainConfig:
     """Returns a config in which `compute_dtype` "auto" is what it was on the machine where the run was made."""
     if config.compute_dtype == "auto" and (directory / CONFIG_FILE).exists():
         before = load_config(directory).train
@@ -40,7 +40,7 @@ def mesh_of_run(directory: Path) -> MeshConfig:
 
 
 @contextmanager
-def opened_run(directory: Path, config: RunConfig, corpus: Corpus) -> Iterator[RunConfig]:
+def locked_run(directory: Path, config: RunConfig, corpus: Corpus) -> Iterator[RunConfig]:
     """Opens a run for training, in process 0 alone; yields its config in all of them."""
     with ExitStack() as held:
 

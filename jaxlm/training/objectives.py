@@ -16,7 +16,7 @@ from jaxlm.config import TrainConfig
 from jaxlm.losses.exact import exact_losses
 from jaxlm.losses.sampled import ClassRows, nce_loss_of_rows, sampled_softmax_loss_of_rows
 from jaxlm.matmul import product_dtype
-from jaxlm.parallel.collectives import all_gather_invariant, own_rows, reduce_scatter, take_own_rows, vary
+from jaxlm.parallel.collectives import all_gather_invariant, as_varying, local_rows, reduce_scatter, take_local_rows
 from jaxlm.parallel.mesh import Axes, Mesh, data_axes, vocab_axes
 from jaxlm.row_updates import RowGradient
 from jaxlm.training.state import TrainState
@@ -34,7 +34,7 @@ class ExactLoss(NamedTuple):
 
     def losses(self, rows: Any, hidden: jax.Array) -> jax.Array:
         """Returns the loss of each output `[N, D]`, given weights and biases."""
-        weights, biases = vary(rows, data_axes(self.mesh))
+        weights, biases = as_varying(rows, data_axes(self.mesh))
         return exact_losses(hidden, weights, self.labels, biases, self.vocab_size, vocab_axes(self.mesh))
 
     def table_gradients(self, d_rows: Any) -> dict[str, Gradient]:
@@ -56,7 +56,7 @@ class SampledLoss(NamedTuple):
     def losses(self, rows: Any, hidden: jax.Array) -> jax.Array:
         """Returns the loss of each output `[N, D]`, given gathered rows."""
         loss_of_rows = nce_loss_of_rows if self.config.loss == "nce" else sampled_softmax_loss_of_rows
-        sampled = vary((rows.sampled_weights, rows.sampled_biases), data_axes(self.mesh))
+        sampled = as_varying((rows.sampled_weights, rows.sampled_biases), data_axes(self.mesh))
         rows, dtype = ClassRows(*rows[:2], *sampled), self.config.compute_dtype
         return loss_of_rows(rows, self.labels, hidden, self.values, dtype=dtype, axes=vocab_axes(self.mesh))
 
@@ -100,7 +100,7 @@ def training_loss_of(state: TrainState, key: jax.Array, labels: jax.Array) -> Ex
         values = log_uniform_candidate_sampler(*arguments)
     candidates, share = values.sampled_candidates, _share_of(values, axes)
     rows = ClassRows(
-        *(take_own_rows(state.tables[name], labels, axes) for name in ("weights", "biases")),
+        *(take_local_rows(state.tables[name], labels, axes) for name in ("weights", "biases")),
         *(_candidate_rows(state.tables[name], candidates, axes) for name in ("weights", "biases")),
     )
     return SampledLoss(rows, labels, candidates, num_labels, share, config, mesh)
@@ -110,12 +110,12 @@ def _share_of(values: SampledValues, axes: Axes) -> SampledValues:
     """Returns the candidates of which a device computes the logits, -1 where there is none."""
     candidates, true_count, sampled_count = values
     candidates, sampled_count = _even(candidates, axes, -1), _even(sampled_count, axes, 1)
-    return SampledValues(own_rows(candidates, axes), true_count, own_rows(sampled_count, axes))
+    return SampledValues(local_rows(candidates, axes), true_count, local_rows(sampled_count, axes))
 
 
 def _candidate_rows(shard: jax.Array, candidates: jax.Array, axes: Axes) -> jax.Array:
     """Returns the rows of a device's share of the candidates, from the devices that have them."""
-    return reduce_scatter(take_own_rows(shard, _even(candidates, axes, -1), axes), axes)
+    return reduce_scatter(take_local_rows(shard, _even(candidates, axes, -1), axes), axes)
 
 
 def _even(x: jax.Array, axes: Axes, value: int) -> jax.Array:

@@ -25,7 +25,6 @@ from jaxlm.model.language_model import LanguageModel, merge_params, shard_model,
 from jaxlm.model.lstm import Carry
 from jaxlm.parallel.mesh import (
     Mesh,
-    cut_along,
     leaf_name,
     map_data,
     pad,
@@ -34,6 +33,7 @@ from jaxlm.parallel.mesh import (
     place,
     row_spec,
     shard,
+    sharded_dim,
     spec_of,
 )
 from jaxlm.parallel.processes import require_same
@@ -97,7 +97,7 @@ class TrainState:
         vocab_size = len(corpus.vocabulary)
         fits = model_config.vocab_size == vocab_size
         require(fits, "vocab_size", f"{vocab_size}, the vocabulary of the corpus", model_config.vocab_size)
-        config, table = _prepared(train_config, model_config, corpus.counts)
+        config, table = check_config(train_config, model_config, corpus.counts)
         vectors = None
         if config.word_vectors:
             vectors = word_vectors(corpus.train, vocab_size, model_config.embedding_size)
@@ -136,7 +136,7 @@ class TrainState:
           InputError: `unigram_counts` do not fit the model's vocabulary.
         """
         require(mesh is None or model.mesh in (None, mesh), "mesh", "that of the model", mesh)
-        config, table = _prepared(config, model.config, unigram_counts)
+        config, table = check_config(config, model.config, unigram_counts)
         if mesh is not None and model.mesh is None:
             model = shard_model(model, mesh)
         if model.mesh is None:
@@ -183,7 +183,7 @@ def gather_state(state: TrainState) -> TrainState:
     sizes = {"rows": state.model_config.vocab_size, "streams": state.config.batch_size}
 
     def copy(path: tuple, leaf: jax.Array) -> jax.Array:
-        size = sizes.get(cut_along(leaf_name(path), leaf.ndim))
+        size = sizes.get(sharded_dim(leaf_name(path), leaf.ndim))
         return jnp.asarray(np.asarray(leaf) if size is None else np.asarray(leaf)[:size])
 
     arrays = jax.tree_util.tree_map_with_path(lambda path, leaf: map_data(partial(copy, path), leaf), state)
@@ -199,13 +199,13 @@ def _jit_on_mesh(
     return jax.jit(create, out_shardings=shardings, donate_argnums=0)(arrays, table)
 
 
-def _prepared(
+def check_config(
     config: TrainConfig, model: ModelConfig, unigram_counts: ArrayLike | None
 ) -> tuple[TrainConfig, UnigramTable | None]:
     """Checks a config and fills it in; returns it, and the table of the unigram sampler if it is used."""
     separate = config.train_embedding or not model.tied
     require(separate, "train_embedding", "True for tied rows, which are softmax rows too", config.train_embedding)
-    config = resolved(config, model.vocab_size)
+    config = resolve_config(config, model.vocab_size)
     if config.loss == "full" or config.sampler != "unigram":
         return config, None
     counts = np.asarray([] if unigram_counts is None else unigram_counts)
@@ -215,7 +215,7 @@ def _prepared(
     return config, unigram_table(np.maximum(counts, 1))
 
 
-def resolved(config: TrainConfig, vocab_size: int) -> TrainConfig:
+def resolve_config(config: TrainConfig, vocab_size: int) -> TrainConfig:
     """Returns a config with what depends on the machine or on the vocabulary filled in; says so if that changes it.
 
     `compute_dtype` "auto" becomes the fastest type; `num_sampled` becomes at most the size of the vocabulary.

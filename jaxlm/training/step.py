@@ -12,19 +12,19 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxlm.data.batch_blocks import BatchBlock
-from jaxlm.data.batches import Batch, batch_specs, outputs_with_labels, place_batch, reduce_losses
+from jaxlm.data.batches import Batch, batch_specs, outputs_with_labels, reduce_losses, shard_batch
 from jaxlm.errors import require
 from jaxlm.matmul import in_float32, product_dtype, product_precision
 from jaxlm.model.language_model import merge_params
 from jaxlm.model.lstm import Carry
 from jaxlm.parallel.collectives import (
     all_gather_invariant,
+    as_varying,
+    local_gradient,
+    local_rows,
     lookup,
     nan_unless_valid,
     on_mesh,
-    own_gradient,
-    own_rows,
-    vary,
 )
 from jaxlm.parallel.mesh import Axes, padded_streams, stream_axes, vocab_axes
 from jaxlm.row_updates import RowGradient, sum_duplicates
@@ -86,7 +86,7 @@ def _checked(state: TrainState, batch: Batch) -> Batch:
         require(weights.shape == expected, "weights", f"the shape of the labels, {expected}", weights.shape)
     fits = inputs.shape[0] == batch_size and inputs.shape[1] > 0
     require(fits, "inputs", f"shape [{batch_size}, sequence_length], as the state was made for", inputs.shape)
-    return place_batch(Batch(inputs, labels, batch.starts_epoch, positions, weights), state.mesh)
+    return shard_batch(Batch(inputs, labels, batch.starts_epoch, positions, weights), state.mesh)
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -100,7 +100,7 @@ def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) ->
 @partial(jax.jit, donate_argnames="state")
 def step_in_block(state: TrainState, block: BatchBlock) -> tuple[TrainState, jax.Array]:
     """Runs `train_step` on the batch of the state's next step, which lies in a block, without checks and copies."""
-    return jit_train_step(state, *block.of_step(state.step))
+    return jit_train_step(state, *block.at_step(state.step))
 
 
 def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, jax.Array]:
@@ -109,11 +109,11 @@ def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[Tr
     inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
     sampling_key, dropout_key = _keys(state)
     streams = jnp.arange(padded_streams(state.config.batch_size, mesh))
-    dropout_keys = jax.vmap(partial(jax.random.fold_in, dropout_key))(own_rows(streams, stream_axes(mesh)))
+    dropout_keys = jax.vmap(partial(jax.random.fold_in, dropout_key))(local_rows(streams, stream_axes(mesh)))
     loss_function = training_loss_of(state, sampling_key, labels)
 
     def batch_loss(dense: dict[str, Any], embedded: jax.Array, rows: Any) -> tuple[jax.Array, tuple[Carry, ...]]:
-        model = merge_params(state.model_config, mesh, state.tables, vary(dense, stream_axes(mesh)))
+        model = merge_params(state.model_config, mesh, state.tables, as_varying(dense, stream_axes(mesh)))
         dtype = product_dtype(state.config.compute_dtype, inputs.shape[1])
         hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_keys, dtype)
         losses = loss_function.losses(rows, outputs_with_labels(batch, hidden, mesh))
@@ -145,7 +145,7 @@ def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array,
 
     Args:
       state: not donated.
-      batch: of ids, as from `place_batch` if the state lies on a mesh.
+      batch: of ids, as from `shard_batch` if the state lies on a mesh.
 
     Returns:
       Two scalars in nats per word.
@@ -182,7 +182,7 @@ def _combine(state: TrainState, embedding: RowGradient, gradients: dict[str, Gra
     else:
         gradients = gradients | {"weights": _add_rows(gradients["weights"], embedding, axes)}
     return {
-        name: sum_duplicates(own_gradient(gradient, tables[name].shape[0], axes), tables[name].shape[0])
+        name: sum_duplicates(local_gradient(gradient, tables[name].shape[0], axes), tables[name].shape[0])
         if isinstance(gradient, RowGradient)
         else gradient
         for name, gradient in gradients.items()
@@ -192,5 +192,5 @@ def _combine(state: TrainState, embedding: RowGradient, gradients: dict[str, Gra
 def _add_rows(gradient: Gradient, rows: RowGradient, axes: Axes) -> Gradient:
     if isinstance(gradient, RowGradient):
         return RowGradient(*(jnp.concatenate(pair) for pair in zip(gradient, rows, strict=True)))
-    rows = own_gradient(rows, gradient.shape[0], axes)
+    rows = local_gradient(rows, gradient.shape[0], axes)
     return gradient.at[rows.indices].add(rows.values, mode="drop")

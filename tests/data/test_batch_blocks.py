@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.batch_blocks import BLOCK_STEPS, BatchBlocks
-from jaxlm.data.batches import place_batch, train_batch
+from jaxlm.data.batches import shard_batch, train_batch
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.runs.loop import compile_step_in_block
@@ -34,8 +34,8 @@ def test_a_block_holds_the_batches_of_its_steps(shape):
     blocks = BatchBlocks(TOKENS, CONFIG, mesh)
     for step in (0, 13, 19, 20, 23, 46, 21):  # 23 and 46 begin an epoch
         block = blocks.with_step(step, schedule)
-        batch, rate = jax.jit(lambda block, step: block.of_step(step))(block, step)
-        expected = place_batch(train_batch(TOKENS, step, CONFIG.batch_size, CONFIG.sequence_length), mesh)
+        batch, rate = jax.jit(lambda block, step: block.at_step(step))(block, step)
+        expected = shard_batch(train_batch(TOKENS, step, CONFIG.batch_size, CONFIG.sequence_length), mesh)
         jax.tree.map(np.testing.assert_array_equal, batch, expected)
         assert (batch.weights is not None) == (shape == (2, 4))  # six streams on eight devices
         assert bool(batch.starts_epoch) == (step in (0, 23, 46))

@@ -17,7 +17,7 @@ import convert.cli
 import jaxlm.cli
 from convert.files import run_directory
 from jaxlm.config import MeshConfig, ModelConfig, ScheduleConfig, TrainConfig
-from jaxlm.data.batches import Batch, own_streams, place_batch, train_batch
+from jaxlm.data.batches import Batch, local_streams, shard_batch, train_batch
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
 from jaxlm.inference.generation import generate
@@ -89,7 +89,7 @@ def without_padding(state: TrainState) -> dict[str, np.ndarray]:
     arrays = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(dataclasses.replace(state, key=None))[0]:
         name = meshes.leaf_name(path)
-        cut = meshes.cut_along(name, leaf.ndim)
+        cut = meshes.sharded_dim(name, leaf.ndim)
         whole = np.array(leaf)  # a copy, since a step donates its state
         arrays[name] = whole[: VOCAB_SIZE if cut == "rows" else BATCH_SIZE] if cut else whole
     return arrays
@@ -184,7 +184,7 @@ def test_exact_and_training_loss_and_evaluation_are_those_of_one_device():
     text, results = np.random.default_rng(5).integers(0, VOCAB_SIZE, 200), []
     for mesh in (None, make_mesh(2, 4), make_mesh(1, 8)):
         state = TrainState.create(make_model(MODEL), TRAIN, mesh=mesh)
-        losses = exact_and_training_loss(state, place_batch(make_batch(), mesh))
+        losses = exact_and_training_loss(state, shard_batch(make_batch(), mesh))
         results.append([*map(float, losses), evaluate(state.model, text, batch_size=5, sequence_length=7).loss])
     np.testing.assert_allclose(results[1:], [results[0]] * 2, rtol=1e-6)
 
@@ -292,7 +292,7 @@ def test_a_process_reads_its_own_streams_alone():
     whole, part = train_batch(tokens, 3, 6, 5), train_batch(tokens, 3, 6, 5, np.array([4, 1]))
     np.testing.assert_array_equal(part.inputs[[1, 4]], whole.inputs[[1, 4]])
     assert not part.inputs[[0, 2, 3, 5]].any()
-    np.testing.assert_array_equal(own_streams(6, make_mesh(2, 4)), np.arange(6))  # one process has all devices
+    np.testing.assert_array_equal(local_streams(6, make_mesh(2, 4)), np.arange(6))  # one process has all devices
 
 
 @pytest.mark.parametrize(

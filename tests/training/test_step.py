@@ -26,7 +26,7 @@ from jaxlm.data.batches import Batch
 from jaxlm.errors import InputError
 from jaxlm.losses.sampled import nce_loss, sampled_softmax_loss
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.model.lstm import ROW_MAJOR, UNROLL
+from jaxlm.model.lstm import ACCELERATOR_UNROLL
 from jaxlm.training.state import TrainState
 from jaxlm.training.step import exact_and_training_loss, jit_train_step, step_in_block, train_step
 
@@ -255,14 +255,14 @@ import hashlib
 import numpy as np
 from flax import nnx
 from jaxlm import Batch, LanguageModel, ModelConfig, TrainConfig, TrainState, make_mesh
-from jaxlm.data.batches import place_batch
+from jaxlm.data.batches import shard_batch
 from jaxlm.training.step import jit_train_step
 
 ids = np.zeros((4, 3), np.int32)
 for mesh in (None, make_mesh(2, 2)):
     model = LanguageModel(ModelConfig(20, embedding_size=3, hidden_size=5), rngs=nnx.Rngs(0))
     state = TrainState.create(model, TrainConfig(batch_size=4, sequence_length=3, num_sampled=5), mesh=mesh)
-    program = jit_train_step.lower(state, place_batch(Batch(ids, ids), mesh), np.float32(0.1)).as_text()
+    program = jit_train_step.lower(state, shard_batch(Batch(ids, ids), mesh), np.float32(0.1)).as_text()
     print(hashlib.sha256(program.encode()).hexdigest())
 """
 
@@ -427,7 +427,7 @@ def test_on_a_gpu_tables_are_updated_in_place_and_the_host_is_not_asked(optimize
     state = jax.eval_shape(
         lambda: TrainState.create(LanguageModel(dataclasses.replace(MODEL, vocab_size=5003), rngs=nnx.Rngs(0)), config)
     )
-    ids = jax.ShapeDtypeStruct((BLOCK_STEPS, 3, 2 * UNROLL[ROW_MAJOR] + 1), jnp.int32)
+    ids = jax.ShapeDtypeStruct((BLOCK_STEPS, 3, 2 * ACCELERATOR_UNROLL + 1), jnp.int32)
     starts, rates = (jax.ShapeDtypeStruct((BLOCK_STEPS,), dtype) for dtype in (jnp.bool, jnp.float32))
     block = BatchBlock(Batch(ids, ids, starts), rates)
     text = step_in_block.trace(state, block).lower(lowering_platforms=("cuda",)).as_text()

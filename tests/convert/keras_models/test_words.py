@@ -17,7 +17,7 @@ from keras import layers
 from tf_keras.preprocessing.text import Tokenizer
 
 from convert.files import run_directory
-from convert.keras_models.words import read_vocabulary, remarks
+from convert.keras_models.words import read_vocabulary, vocabulary_warnings
 from jaxlm.data.corpus import load_corpus
 from jaxlm.errors import InputError
 from jaxlm.runs.directory import load_config, load_model
@@ -163,11 +163,11 @@ def test_a_file_that_says_how_text_is_cut_decides(tmp_path, key):
 def test_what_a_vocabulary_lacks_is_told(tmp_path):
     (tmp_path / "words.txt").write_text("the\ndon't\nsea")
     vocabulary, _ = read_vocabulary(tmp_path / "words.txt")
-    told = " ".join(remarks(vocabulary))
+    told = " ".join(vocabulary_warnings(vocabulary))
     for part in ("unknown words (name one with --unk)", "end of a line (name one with --eos)", "counts", '"don\'t"'):
         assert part in told
     vocabulary, _ = read_vocabulary(tmp_path / "words.txt", tokenization="whitespace")
-    assert "don't" not in " ".join(remarks(vocabulary))
+    assert "don't" not in " ".join(vocabulary_warnings(vocabulary))
 
 
 TOKENIZER = json.loads(make_tokenizer().to_json())
