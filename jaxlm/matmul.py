@@ -41,7 +41,7 @@ def matmul(a: jax.Array, b: jax.Array, dtype: ComputeDtype = "float32") -> jax.A
     Args:
       a: `[M, K]` float32.
       b: `[K, N]` float32.
-      dtype: of the factors.
+      dtype: of the operands.
 
     >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4)), "bfloat16").dtype
     dtype('float32')
@@ -54,13 +54,11 @@ def _forward(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> tuple[jax.Array
 
 
 def _backward(
-    dtype: ComputeDtype, factors: tuple[jax.Array, jax.Array], cotangent: jax.Array
+    dtype: ComputeDtype, operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    a, b = factors
+    a_t, b_t = (cast_operand(transposed(x), dtype) for x in operands)
     cotangent = cast_operand(cotangent, dtype)
-    return dot_f32(cotangent, cast_operand(transposed(b), dtype)), dot_f32(
-        cast_operand(transposed(a), dtype), cotangent
-    )
+    return dot_f32(cotangent, b_t), dot_f32(a_t, cotangent)
 
 
 matmul.defvjp(_forward, _backward)
