@@ -1,11 +1,10 @@
-"""`InputError`: what the user gave cannot be used."""
+"""`InputError`, the error of every invalid argument, file or setting."""
 
 
-class InputError(Exception):
-    """What the user gave cannot be used. The message says why, and what to do instead.
+class InputError(ValueError):
+    """An argument, a file or a setting is invalid. The message gives the reason, and usually a remedy.
 
-    Names in backticks are arguments; the command line shows them as options: `num_sampled` becomes
-    --num-sampled. This is not a ValueError: the command line's parser would catch it and reword it.
+    Names in backticks are arguments; the command line shows them as options: `num_sampled` becomes --num-sampled.
     """
 
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from jaxlm.errors import require
+
 
 class RowGradient(NamedTuple):
     """The gradient of a table `[V, ...]` that is zero except in the listed rows."""
@@ -73,7 +75,7 @@ def update_rows(
       The table and the optimizer state, in place if the caller donates them.
 
     Raises:
-      ValueError: `tx` is not element-wise: its state holds an array that is neither a scalar nor of the table's
+      InputError: `tx` is not element-wise: its state holds an array that is neither a scalar nor of the table's
         shape.
 
     References:
@@ -85,11 +87,8 @@ def update_rows(
     [0.0, 0.0, -0.5, 0.0]
     """
     for leaf in jax.tree.leaves(opt_state):
-        if jnp.ndim(leaf) and leaf.shape != table.shape:
-            raise ValueError(
-                f"Invalid `tx`: expected an element-wise transformation, with states of shape {table.shape} or ()."
-                f" Received: a state of shape {leaf.shape}."
-            )
+        expected = f"an element-wise transformation, with states of shape {table.shape} or ()"
+        require(jnp.ndim(leaf) == 0 or leaf.shape == table.shape, "tx", expected, jnp.shape(leaf))
 
     def gather(leaf: jax.Array) -> jax.Array:
         return leaf.at[gradient.indices].get(mode="clip") if jnp.ndim(leaf) else leaf

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxlm.errors import InputError
 from jaxlm.row_updates import RowGradient, global_norm, sum_duplicates, take_rows, update_rows
 
 
@@ -106,7 +107,7 @@ def test_a_transformation_that_is_not_element_wise_raises():
     table = jnp.ones((200, 130))
     tx = optax.adafactor(1e-3, min_dim_size_to_factor=8)
     gradient = RowGradient(jnp.array([1]), jnp.ones((1, 130)))
-    with pytest.raises(ValueError, match="expected an element-wise transformation"):
+    with pytest.raises(InputError, match="expected an element-wise transformation"):
         update_rows(tx, table, tx.init(table), gradient)
 
 

@@ -27,6 +27,8 @@ def layers_of_json(config: Any) -> list[Layer]:
     """
     try:
         return _layers(config, (), ())
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(f"The config of the Keras model is damaged: {error!r}") from error
     except RecursionError as error:

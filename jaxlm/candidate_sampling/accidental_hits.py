@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxlm.errors import require
+
 HIT_WEIGHT = np.finfo(np.float32).min  # what TensorFlow adds to the logit of an accidental hit
 
 
@@ -36,17 +38,15 @@ def compute_accidental_hits(
       `AccidentalHits`.
 
     Raises:
-      ValueError: a shape does not fit.
+      InputError: a shape does not fit.
 
     References:
       `tf.nn.compute_accidental_hits`.
     """
     true_classes, sampled_candidates = jnp.asarray(true_classes), jnp.asarray(sampled_candidates)
-    if true_classes.ndim != 2 or true_classes.shape[1] != num_true or sampled_candidates.ndim != 1:
-        raise ValueError(
-            f"Invalid `true_classes`, `sampled_candidates`: expected shapes [N, {num_true}] and [S]."
-            f" Received: {true_classes.shape}, {sampled_candidates.shape}."
-        )
+    fits = true_classes.ndim == 2 and true_classes.shape[1] == num_true
+    require(fits, "true_classes", f"shape [N, {num_true}], with num_true={num_true}", true_classes.shape)
+    require(sampled_candidates.ndim == 1, "sampled_candidates", "shape [S]", sampled_candidates.shape)
     return _accidental_hits(true_classes, sampled_candidates)
 
 

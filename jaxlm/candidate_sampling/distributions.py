@@ -9,6 +9,8 @@ import numpy as np
 from jax.extend.random import threefry_2x32
 from jax.typing import ArrayLike
 
+from jaxlm.errors import require
+
 SEGMENTS_PER_OCTAVE = 16  # finer segments reject fewer proposals: 3 % at 16
 GUIDE_BITS = 10  # every segment is heavier than 2**-10, so a cell of the guide has at most one boundary
 
@@ -130,18 +132,16 @@ def unigram_table(unigrams: ArrayLike, distortion: float = 1.0, num_reserved_ids
       A `UnigramTable`, 12 bytes per class. It is a pytree: pass it into `jit` rather than closing over it.
 
     Raises:
-      ValueError: the unigrams are not a vector, negative, not finite, or all 0.
+      InputError: the unigrams are not a vector, negative, not finite, or all 0.
 
     References:
       `tf.random.fixed_unigram_candidate_sampler`; Walker 1977, https://doi.org/10.1145/355744.355749;
       built in sorted sweeps as in Huebschle-Schneider and Sanders 2019, https://arxiv.org/abs/1903.00227.
     """
     weights = np.asarray(unigrams, np.float64)
-    if weights.ndim != 1 or not weights.size or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
-        raise ValueError(
-            "Invalid `unigrams`: expected a vector of finite values of at least 0, not all 0."
-            f" Received: shape {weights.shape}, {weights.ravel()[:8]}."
-        )
+    require(weights.ndim == 1, "unigrams", "a vector", f"shape {weights.shape}")
+    valid = (weights >= 0).all() and 0 < weights.sum() < np.inf
+    require(bool(valid), "unigrams", "finite values of at least 0, not all 0", weights[:8].tolist())
     weights = np.concatenate([np.zeros(num_reserved_ids), weights**distortion])
     probability = weights / weights.sum()
     columns = probability * weights.size  # 1 on average

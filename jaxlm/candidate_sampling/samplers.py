@@ -22,6 +22,7 @@ from jaxlm.candidate_sampling.distributions import (
     propose_unigram,
 )
 from jaxlm.candidate_sampling.unique import block_of, draw, zipf_block
+from jaxlm.errors import require
 from jaxlm.row_updates import take_rows
 
 Classes = jax.Array | ArrayLike  # [N, num_true] integer
@@ -55,7 +56,7 @@ def log_uniform_candidate_sampler(
       num_tries is the number of draws it took; P * S if none was rejected, or without `unique`.
 
     Raises:
-      ValueError: a shape does not fit, `num_sampled > range_max` with `unique`, or a concrete id is
+      InputError: a shape does not fit, `num_sampled > range_max` with `unique`, or a concrete id is
         out of range.
 
     References:
@@ -128,18 +129,12 @@ def fixed_unigram_candidate_sampler(
       `tf.random.fixed_unigram_candidate_sampler`.
     """
     true_classes = _checked(true_classes, num_sampled, unique, range_max)
-    if unigrams.probability.shape != (range_max,):
-        raise ValueError(
-            f"Invalid `unigrams`: expected a table of range_max={range_max} classes."
-            f" Received: {unigrams.probability.shape[0]}."
-        )
+    num_classes = unigrams.probability.size
+    require(num_classes == range_max, "unigrams", f"a table of range_max={range_max} classes", num_classes)
     if unique and not isinstance(unigrams.probability, jax.core.Tracer):
-        possible = np.count_nonzero(unigrams.probability)
-        if num_sampled > possible:
-            raise ValueError(
-                f"Invalid `num_sampled`: expected at most {possible}, the number of classes with a probability above 0,"
-                f" since unique={unique}. Received: {num_sampled}."
-            )
+        possible = int(np.count_nonzero(unigrams.probability))
+        expected = f"at most {possible}, the number of classes with a probability above 0, since unique=True"
+        require(num_sampled <= possible, "num_sampled", expected, num_sampled)
     return _fixed_unigram(key, true_classes, num_sampled, unique, unigrams)
 
 
@@ -175,8 +170,8 @@ def learned_unigram_candidate_sampler(
       `tf.random.learned_unigram_candidate_sampler`, which hides its state in the op.
     """
     true_classes = _checked(true_classes, num_sampled, unique, range_max)
-    if state.sums.shape != (2 * 2 ** (range_max - 1).bit_length(),):
-        raise ValueError(f"Invalid `state`: expected learned_unigrams({range_max}). Received: {state.sums.shape} sums.")
+    fits = state.sums.shape == (2 * 2 ** (range_max - 1).bit_length(),)
+    require(fits, "state", f"learned_unigrams({range_max})", f"sums of shape {state.sums.shape}")
     return _learned_unigram(key, true_classes, num_sampled, unique, range_max, state)
 
 
@@ -206,39 +201,32 @@ def all_candidate_sampler(
       unique: not used.
 
     Raises:
-      ValueError: `num_sampled` is not `range_max`, or a shape or a concrete id does not fit.
+      InputError: `num_sampled` is not `range_max`, or a shape or a concrete id does not fit.
 
     References:
       `tf.random.all_candidate_sampler`.
     """
     true_classes = _checked(true_classes, num_sampled, unique, range_max)
-    if num_sampled != range_max:
-        raise ValueError(f"Invalid `num_sampled`: expected all range_max={range_max} classes. Received: {num_sampled}.")
+    require(num_sampled == range_max, "num_sampled", f"range_max={range_max}, all classes", num_sampled)
     candidates = jnp.arange(range_max, dtype=jnp.int32)
     return SampledValues(candidates, jnp.ones(true_classes.shape, jnp.float32), jnp.ones(range_max, jnp.float32))
 
 
 def check_classes(name: str, ids: jax.Array, num_classes: int) -> None:
-    """Raises ValueError if ids are not integers or, outside `jit`, not in [0, num_classes)."""
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"Invalid `{name}`: expected integer ids. Received: {ids.dtype}.")
+    """Raises `InputError` if ids are not integers or, outside `jit`, not in [0, num_classes)."""
+    require(jnp.issubdtype(ids.dtype, jnp.integer), name, "integer ids", f"dtype {ids.dtype}")
     if ids.size and not isinstance(ids, jax.core.Tracer):
         low, high = int(np.asarray(ids).min()), int(np.asarray(ids).max())
-        if low < 0 or high >= num_classes:
-            raise ValueError(f"Invalid `{name}`: expected ids in [0, {num_classes}). Received: {low} to {high}.")
+        require(low >= 0 and high < num_classes, name, f"ids in [0, {num_classes})", f"{low} to {high}")
 
 
 def _checked(true_classes: Classes, num_sampled: int, unique: bool, range_max: int) -> jax.Array:
     true_classes = jnp.asarray(true_classes)
-    if true_classes.ndim != 2:
-        raise ValueError(f"Invalid `true_classes`: expected shape [N, num_true]. Received: {true_classes.shape}.")
-    if not 1 <= range_max <= 2**26:
-        raise ValueError(f"Invalid `range_max`: expected 1 to 2**26 classes. Received: {range_max}.")
-    if num_sampled < 1 or (unique and num_sampled > range_max):
-        raise ValueError(
-            f"Invalid `num_sampled`: expected at least 1, and at most range_max={range_max} if unique={unique}."
-            f" Received: {num_sampled}."
-        )
+    require(true_classes.ndim == 2, "true_classes", "shape [N, num_true]", true_classes.shape)
+    require(1 <= range_max <= 2**26, "range_max", "1 to 2**26 classes", range_max)
+    require(num_sampled >= 1, "num_sampled", "at least 1", num_sampled)
+    fits = not unique or num_sampled <= range_max
+    require(fits, "num_sampled", f"at most range_max={range_max}, since unique=True", num_sampled)
     check_classes("true_classes", true_classes, range_max)
     return true_classes
 

@@ -1,11 +1,15 @@
 """How --help names what a command takes."""
 
+import functools
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from jaxlm.config import MeshConfig, ProcessConfig
+from jaxlm.cli.command_line import OptionError
+from jaxlm.config import DenseConfig, LSTMConfig, MeshConfig, ModelConfig, ProcessConfig, ScheduleConfig, TrainConfig
+from jaxlm.errors import InputError
 
 Texts = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="TEXT [TEXT ...]")]
 Data = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
@@ -15,5 +19,32 @@ OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 OptionalPositional = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]")]
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
-Devices = tyro.conf.OmitArgPrefixes[MeshConfig]
-Processes = tyro.conf.OmitArgPrefixes[ProcessConfig]
+
+
+def made_by(config: type) -> Any:
+    """Returns an annotation for the parser: options of a config, whose `InputError` becomes an `OptionError`."""
+
+    @functools.wraps(config, updated=())
+    def make(**options: Any) -> Any:
+        try:
+            return config(**options)
+        except InputError as error:
+            raise OptionError(error) from error
+
+    return tyro.conf.arg(constructor=make)
+
+
+@dataclass(frozen=True)
+class ModelOptions(ModelConfig):
+    __doc__ = ModelConfig.__doc__
+    vocab_size: tyro.conf.Suppress[int] = 1  # the corpus decides
+    lstms: tyro.conf.Suppress[tuple[LSTMConfig, ...]] = ()  # too long for options: imported models have them
+    dense: tyro.conf.Suppress[tuple[DenseConfig, ...]] = ()
+    dropout_rates: tyro.conf.Suppress[tuple[float, ...]] = ()
+
+
+Model = Annotated[ModelOptions, made_by(ModelOptions), tyro.conf.OmitArgPrefixes]
+Step = Annotated[TrainConfig, made_by(TrainConfig), tyro.conf.OmitArgPrefixes]
+Schedule = Annotated[ScheduleConfig, made_by(ScheduleConfig), tyro.conf.OmitArgPrefixes]
+Devices = Annotated[MeshConfig, made_by(MeshConfig), tyro.conf.OmitArgPrefixes]
+Processes = Annotated[ProcessConfig, made_by(ProcessConfig), tyro.conf.OmitArgPrefixes]

@@ -10,12 +10,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 from jaxlm.errors import InputError
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as of any program whose output is no longer read
 # for mallopt, from glibc's malloc.h: all threads share one heap, large blocks lie in it, too, and it does not shrink
 KEEP_FREED_MEMORY = {-8: 1, -4: 0, -1: 2**31 - 1}  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
+
+
+class OptionError(Exception):
+    """An `InputError` raised while options are parsed. It is no ValueError, since the parser would reword that."""
 
 
 def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
@@ -35,7 +40,7 @@ def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
     except BrokenPipeError:  # `| head` has read enough
         _discard_output()
         return CLOSED_PIPE
-    except (InputError, OSError) as error:
+    except (InputError, OptionError, OSError) as error:
         print(f"error: {_with_options(' '.join(str(error).split()), commands)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -54,9 +59,11 @@ def _with_options(message: str, commands: tuple[Callable, ...]) -> str:
     """Writes `num_sampled` as --num-sampled, if a command has such an option."""
     options = set()
     for command in commands:
+        types = get_type_hints(command)
         for parameter in inspect.signature(command).parameters.values():
-            if dataclasses.is_dataclass(parameter.default):
-                options |= {field.name for field in dataclasses.fields(parameter.default)}
+            kind = types[parameter.name]
+            if dataclasses.is_dataclass(kind):
+                options |= {field.name for field in dataclasses.fields(kind)}
             elif parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
                 options.add(parameter.name)
 

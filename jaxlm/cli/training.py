@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,16 +11,20 @@ import tyro
 from jaxlm.cli.arguments import (
     Data,
     Devices,
+    Model,
+    ModelOptions,
     OptionalFloat,
     OptionalInt,
     OptionalPath,
     OptionalPositional,
     Processes,
     RunPath,
+    Schedule,
+    Step,
     Texts,
 )
 from jaxlm.cli.command_line import keep_freed_memory
-from jaxlm.config import DenseConfig, LSTMConfig, MeshConfig, ModelConfig, ProcessConfig, ScheduleConfig, TrainConfig
+from jaxlm.config import MeshConfig, ModelConfig, ProcessConfig
 from jaxlm.errors import InputError
 
 if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does not
@@ -31,15 +34,6 @@ if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does n
     from jaxlm.inference.perplexity import Evaluation
 
 ZIPF_LIMIT = 0.3  # nats; English and German novels have 0.12, documentation 0.18, equal counts 0.9 and more
-
-
-@dataclass(frozen=True)
-class ModelOptions(ModelConfig):
-    __doc__ = ModelConfig.__doc__
-    vocab_size: tyro.conf.Suppress[int] = 1  # the corpus decides
-    lstms: tyro.conf.Suppress[tuple[LSTMConfig, ...]] = ()  # too long for options: imported models have them
-    dense: tyro.conf.Suppress[tuple[DenseConfig, ...]] = ()
-    dropout_rates: tyro.conf.Suppress[tuple[float, ...]] = ()
 
 
 def prepare(
@@ -93,12 +87,13 @@ def prepare(
 def train(
     data: Data,
     /,
+    *,
     out: Path,
-    model: tyro.conf.OmitArgPrefixes[ModelOptions] = ModelOptions(),  # noqa: B008
-    config: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig(),  # noqa: B008
-    schedule: tyro.conf.OmitArgPrefixes[ScheduleConfig] = ScheduleConfig(),  # noqa: B008
-    devices: Devices = MeshConfig(),  # noqa: B008
-    processes: Processes = ProcessConfig(),  # noqa: B008
+    model: Model,
+    config: Step,
+    schedule: Schedule,
+    devices: Devices,
+    processes: Processes,
 ) -> None:
     """Train a language model, or resume a run.
 
@@ -147,12 +142,13 @@ def _model_config(options: ModelOptions, out: Path, vocab_size: int) -> ModelCon
 def resume(
     run: RunPath,
     /,
+    *,
     steps: OptionalInt = None,
     epochs: OptionalFloat = None,
     minutes: OptionalFloat = None,
     learning_rate: OptionalFloat = None,
-    devices: Devices = MeshConfig(),  # noqa: B008
-    processes: Processes = ProcessConfig(),  # noqa: B008
+    devices: Devices,
+    processes: Processes,
 ) -> None:
     """Resume a run that was stopped or killed, without repeating its settings.
 

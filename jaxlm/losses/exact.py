@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxlm.errors import require
 from jaxlm.parallel.collectives import local_ids, local_rows, pmax, psum, take_local_rows
 from jaxlm.parallel.mesh import Axes
 
@@ -37,7 +38,7 @@ def linear_cross_entropy(
       `[...]` float32, the loss of each example in nats.
 
     Raises:
-      ValueError: the shapes do not fit each other.
+      InputError: the shapes do not fit each other.
 
     References:
       `optax.softmax_cross_entropy_with_integer_labels` of the full logits; Wijmans et al. 2024, Cut Your
@@ -49,11 +50,10 @@ def linear_cross_entropy(
     """
     inputs, weights, labels = jnp.asarray(inputs), jnp.asarray(weights), jnp.asarray(labels)
     biases = jnp.zeros(weights.shape[0], weights.dtype) if biases is None else jnp.asarray(biases)
-    if weights.ndim != 2 or inputs.shape != (*labels.shape, weights.shape[1]) or biases.shape != weights.shape[:1]:
-        raise ValueError(
-            "Invalid `inputs`, `weights`, `labels`, `biases`: expected shapes [..., D], [V, D], [...] and [V]."
-            f" Received: {inputs.shape}, {weights.shape}, {labels.shape}, {biases.shape}."
-        )
+    require(weights.ndim == 2, "weights", "shape [V, D]", weights.shape)
+    shape = (*labels.shape, weights.shape[1])
+    require(inputs.shape == shape, "inputs", f"shape {shape}, that of the labels and the width D", inputs.shape)
+    require(biases.shape == weights.shape[:1], "biases", f"shape {weights.shape[:1]}", biases.shape)
     flat = (inputs.reshape(-1, inputs.shape[-1]), weights, labels.reshape(-1), biases)
     return exact_losses(*flat, weights.shape[0], block_size=block_size).reshape(labels.shape)
 

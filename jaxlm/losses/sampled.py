@@ -14,6 +14,7 @@ from jaxlm.candidate_sampling.samplers import (
     log_uniform_candidate_sampler,
 )
 from jaxlm.config import ComputeDtype
+from jaxlm.errors import InputError, require
 from jaxlm.losses.exact import FLOAT_MIN
 from jaxlm.matmul import matmul, transposed
 from jaxlm.parallel.collectives import pmax, psum
@@ -96,7 +97,7 @@ def sampled_softmax_loss(
       not in [0, V) gives NaN.
 
     Raises:
-      ValueError: a shape does not fit, a concrete id is out of range, `sampled_values` and `key` are both
+      InputError: a shape does not fit, a concrete id is out of range, `sampled_values` and `key` are both
         missing, or an argument is not supported.
 
     References:
@@ -107,8 +108,7 @@ def sampled_softmax_loss(
     >>> sampled_softmax_loss(weights, biases, labels, hidden, 10, 50, key=jax.random.key(0)).shape
     (2,)
     """
-    if seed is not None:
-        raise ValueError(f"Invalid `seed`: expected None; pass a jax.random.key as `key`. Received: {seed!r}.")
+    require(seed is None, "seed", "None, and a jax.random.key as `key`", seed)
     labels, inputs = jnp.asarray(labels), jnp.asarray(inputs)
     _check_shapes(weights, biases, labels, inputs, num_classes, num_true, partition_strategy)
     values = _sampled_values(sampled_values, key, labels, num_sampled, num_classes)
@@ -150,7 +150,7 @@ def nce_loss(
       `[N]` float32, the loss of each example in nats.
 
     Raises:
-      ValueError: as `sampled_softmax_loss`.
+      InputError: as `sampled_softmax_loss`.
 
     References:
       `tf.nn.nce_loss`; Gutmann and Hyvarinen 2010, https://proceedings.mlr.press/v9/gutmann10a.html.
@@ -172,20 +172,16 @@ def _check_shapes(
     num_true: int,
     partition_strategy: str,
 ) -> None:
-    if partition_strategy != "div":
-        raise ValueError(
-            "Invalid `partition_strategy`: expected 'div', contiguous shards of rows; reorder 'mod' shards first."
-            f" Received: {partition_strategy!r}."
-        )
-    if labels.ndim != 2 or labels.shape[1] != num_true or inputs.ndim != 2 or labels.shape[0] != inputs.shape[0]:
-        raise ValueError(
-            f"Invalid `labels`, `inputs`: expected shapes [N, {num_true}] ([N, num_true]) and [N, D]."
-            f" Received: {labels.shape}, {inputs.shape}."
-        )
+    expected = "'div', contiguous shards of rows ('mod' shards must be reordered first)"
+    require(partition_strategy == "div", "partition_strategy", expected, partition_strategy)
+    fits = labels.ndim == 2 and labels.shape[1] == num_true
+    require(fits, "labels", f"shape [N, {num_true}], with num_true={num_true}", labels.shape)
+    fits = inputs.ndim == 2 and inputs.shape[0] == labels.shape[0]
+    require(fits, "inputs", f"shape [{labels.shape[0]}, D], one row per example", inputs.shape)
     for name, table, row in (("weights", weights, inputs.shape[1:]), ("biases", biases, ())):
         shapes = [shard.shape for shard in (table if isinstance(table, Sequence) else (table,))]
-        if sum(shape[0] for shape in shapes if shape) != num_classes or any(shape[1:] != row for shape in shapes):
-            raise ValueError(f"Invalid `{name}`: expected shape {(num_classes, *row)}. Received: {shapes}.")
+        fits = sum(shape[0] for shape in shapes if shape) == num_classes and all(shape[1:] == row for shape in shapes)
+        require(fits, name, f"shape {(num_classes, *row)}", shapes)
     check_classes("labels", labels, num_classes)
 
 
@@ -195,14 +191,11 @@ def _sampled_values(
     """Draws candidates if none are given, or checks the given ones."""
     if values is None:
         if key is None:
-            raise ValueError(
-                "Invalid `key`: expected a jax.random.key, since `sampled_values` is None. Received: None."
-            )
+            raise InputError("Invalid `key`: expected a jax.random.key, or `sampled_values`. Received: None.")
         return log_uniform_candidate_sampler(key, labels, num_sampled, True, num_classes)
     values = SampledValues(*map(jnp.asarray, values))
     shapes, expected = [value.shape for value in values], [(num_sampled,), labels.shape, (num_sampled,)]
-    if shapes != expected:
-        raise ValueError(f"Invalid `sampled_values`: expected shapes {expected}. Received: {shapes}.")
+    require(shapes == expected, "sampled_values", f"shapes {expected}", shapes)
     check_classes("sampled_values", values.sampled_candidates, num_classes)
     return values
 

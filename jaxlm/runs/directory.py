@@ -151,6 +151,8 @@ def load_config(directory: Path) -> RunConfig:
             int(value["total_steps"]),
             dict(value["fingerprints"]),
         )
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error!r}") from error
 

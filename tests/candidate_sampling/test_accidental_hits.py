@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.candidate_sampling.accidental_hits import compute_accidental_hits
+from jaxlm.errors import InputError
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -29,5 +30,5 @@ def test_accidental_hits_equal_those_of_tensorflow(num_classes, shape, num_sampl
 
 
 def test_shapes_that_do_not_fit_raise():
-    with pytest.raises(ValueError, match="sampled_candidates"):
+    with pytest.raises(InputError, match="sampled_candidates"):
         compute_accidental_hits(jnp.zeros((2, 1), int), jnp.zeros((2, 2), int), 1)

@@ -16,6 +16,7 @@ from jaxlm.candidate_sampling.distributions import (
     random_bits,
     unigram_table,
 )
+from jaxlm.errors import InputError
 
 
 @pytest.mark.parametrize("block", [0, 3])
@@ -55,7 +56,7 @@ def test_the_alias_table_holds_the_distribution(weights, num_reserved_ids):
 
 @pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -1.0], [np.nan], [np.inf, 1.0], [[1.0]]])
 def test_weights_that_are_not_a_distribution_raise(weights):
-    with pytest.raises(ValueError, match="unigrams"):
+    with pytest.raises(InputError, match="unigrams"):
         unigram_table(weights)
 
 

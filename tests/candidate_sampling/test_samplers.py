@@ -19,6 +19,7 @@ from jaxlm.candidate_sampling.samplers import (
     log_uniform_probability,
     uniform_candidate_sampler,
 )
+from jaxlm.errors import InputError
 
 LEVEL = 1e-3  # smallest p-value that passes
 SAMPLERS = ["log_uniform", "uniform", "fixed_unigram", "learned_unigram"]
@@ -280,19 +281,19 @@ def test_probability_sums_to_one():
 )
 def test_arguments_out_of_range_raise(classes, num_sampled, range_max, word):
     for sample in (log_uniform_candidate_sampler, uniform_candidate_sampler, all_candidate_sampler):
-        with pytest.raises(ValueError, match=f"Invalid `{word}`"):
+        with pytest.raises(InputError, match=f"Invalid `{word}`"):
             sample(jax.random.key(0), classes, num_sampled, True, range_max)
 
 
 def test_a_state_of_another_size_raises():
     arguments = (jax.random.key(0), jnp.zeros((1, 1), int), 2, True, 9)
-    with pytest.raises(ValueError, match="unigrams"):
+    with pytest.raises(InputError, match="unigrams"):
         fixed_unigram_candidate_sampler(*arguments, unigram_table([1, 2, 3]))
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(InputError, match="above 0"):
         fixed_unigram_candidate_sampler(*arguments, unigram_table([1] + [0] * 8))
-    with pytest.raises(ValueError, match="state"):
+    with pytest.raises(InputError, match="state"):
         learned_unigram_candidate_sampler(*arguments, learned_unigrams(3))
-    with pytest.raises(ValueError, match="num_sampled"):
+    with pytest.raises(InputError, match="num_sampled"):
         all_candidate_sampler(*arguments)
 
 

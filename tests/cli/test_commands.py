@@ -169,6 +169,8 @@ def test_bad_text(tmp_path, capsys, text, message):
         (["--steps", 5, "--minutes", 1], "only one of --steps, --epochs and --minutes"),
         (["--dropout", 2], "Invalid --dropout"),
         (["--tied"], "Invalid --tied: expected an --embedding-size of 1024"),
+        (["--data-shards", 0], "Invalid --data-shards: expected at least 1. Received: 0."),
+        (["--process-id", 1], "Invalid --process-id"),
         (["--batch-size", 10**6], "use a smaller --batch-size or --sequence-length"),
     ],
 )

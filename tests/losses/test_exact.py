@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxlm.errors import InputError
 from jaxlm.losses.exact import linear_cross_entropy
 
 
@@ -58,8 +59,16 @@ def test_a_label_out_of_range_gives_nan_and_spares_the_others(label):
     np.testing.assert_array_equal(jnp.isnan(losses), [False, True])
 
 
-@pytest.mark.parametrize("change", [{"labels": [1]}, {"weights": jnp.ones((4, 9))}, {"biases": jnp.ones(8)}])
-def test_shapes_that_do_not_fit_raise(change):
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"labels": [1]}, "inputs"),
+        ({"weights": jnp.ones((4, 9))}, "inputs"),
+        ({"weights": jnp.ones(4)}, "weights"),
+        ({"biases": jnp.ones(8)}, "biases"),
+    ],
+)
+def test_shapes_that_do_not_fit_raise(change, name):
     arguments = {"inputs": jnp.ones((2, 4)), "weights": jnp.ones((9, 4)), "labels": [1, 2]} | change
-    with pytest.raises(ValueError, match="expected shapes"):
+    with pytest.raises(InputError, match=f"Invalid `{name}`: expected shape"):
         linear_cross_entropy(**arguments)

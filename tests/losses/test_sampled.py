@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.candidate_sampling.samplers import SampledValues, all_candidate_sampler
+from jaxlm.errors import InputError
 from jaxlm.losses.exact import linear_cross_entropy
 from jaxlm.losses.sampled import nce_loss, sampled_softmax_loss
 
@@ -247,7 +248,7 @@ def test_uniform_logits_have_the_known_sampled_and_exact_loss():
 def test_wrong_arguments_raise(change, word):
     weights, biases, labels, inputs, _ = problem(1, 50, 6, 5, 1, 20)
     arguments = dict(weights=weights, biases=biases, labels=labels, inputs=inputs, key=jax.random.key(0)) | change
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(InputError, match=word):
         sampled_softmax_loss(**arguments, num_sampled=20, num_classes=50)
 
 
