@@ -1,5 +1,7 @@
 """`InputError`, the error of every invalid argument, file or setting."""
 
+import importlib.util
+
 
 class InputError(ValueError):
     """An argument, a file or a setting is invalid. The message gives the reason, and usually a remedy.
@@ -12,6 +14,17 @@ def require(condition: bool, argument: str, expected: str, received: object) -> 
     """Raises `InputError` in the one form that all arguments share, unless `condition` holds."""
     if not condition:
         raise InputError(f"Invalid `{argument}`: expected {expected}. Received: {received!r}.")
+
+
+class MissingPackageError(InputError, ImportError):
+    """An optional package is not installed. The message names the extra of jaxlm that brings it."""
+
+
+def require_packages(extra: str, *packages: str) -> None:
+    """Raises `MissingPackageError` unless the packages of an extra of jaxlm are installed."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise MissingPackageError(f"Not installed: {', '.join(missing)}. Run: pip install 'jaxlm[{extra}]'")
 
 
 def reason(error: BaseException) -> str:

@@ -76,3 +76,34 @@ def test_archives_are_complete(archives):
     ):
         assert fields[field], field
     assert fields["Version"] == jaxlm.__version__ and fields.get_payload().startswith("# jaxlm")
+
+
+WITHOUT_EXTRAS = """
+import sys
+sys.modules.update(dict.fromkeys(("keras", "tensorflow", "matplotlib", "jinja2", "tensorboardX", "onnx")))
+import convert.cli, jaxlm.cli
+data = sys.argv[1]
+sizes = "--embedding-size 4 --hidden-size 4 --num-sampled 9 --batch-size 2 --steps 2 --eval-tokens 50".split()
+assert jaxlm.cli.run(["train", data, "--out", "run", *sizes]) == 0
+assert jaxlm.cli.run(["evaluate", "run", "--max-tokens", "50"]) == 0
+assert jaxlm.cli.run(["report", "run"]) == 2
+assert convert.cli.run(["to-keras", "run", "model.keras"]) == 2
+try:
+    from convert import fit_keras
+except ImportError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_what_an_extra_brings_is_named_where_it_is_missing(corpus_dir, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS, corpus_dir], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "No curve and no report are written. Not installed: matplotlib" in result.stdout
+    assert result.stderr.endswith(
+        "error: Not installed: matplotlib, jinja2. Run: pip install 'jaxlm[report]'\n"
+        "error: Not installed: keras. Run: pip install 'jaxlm[keras]'\n"
+    )
+    assert result.stdout.splitlines()[-1] == "Not installed: keras. Run: pip install 'jaxlm[keras]'"

@@ -1,6 +1,6 @@
 """The table of formats: which module writes and reads each, and which options it has."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from convert.errors import library_errors
 from convert.files import run_directory
 from convert.keras_models.reader import check_file
 from convert.options import FormatName
-from jaxlm.errors import InputError
+from jaxlm.errors import InputError, require_packages
 
 
 class Format(NamedTuple):
@@ -23,7 +23,8 @@ class Format(NamedTuple):
     options: frozenset[str] = frozenset()  # supported fields of `ExportOptions`, besides `dtype`
     dtypes: tuple[str, ...] = ("float32",)
     keeps_optimizer: bool = False
-    requires: tuple[str, ...] = ()  # optional packages
+    extra: str = "keras"  # of jaxlm, which brings the packages that it needs
+    packages: tuple[str, ...] = ("keras", "tensorflow")
 
     @property
     def write_module(self) -> ModuleType:
@@ -48,7 +49,13 @@ FORMATS: dict[FormatName, Format] = {
     "weights.h5": Format("keras_models.writer", "keras_models.reader"),
     "savedmodel": Format("formats.saved_model", "formats.saved_model", frozenset({"logits"})),
     "tflite": Format("formats.tflite", "formats.tflite", frozenset({"logits"}), ("float32", "int8")),
-    "onnx": Format("formats.onnx_model", "formats.onnx_model", frozenset({"logits"}), requires=("onnx", "onnxruntime")),
+    "onnx": Format(
+        "formats.onnx_model",
+        "formats.onnx_model",
+        frozenset({"logits"}),
+        extra="onnx",
+        packages=("onnx", "onnxruntime"),
+    ),
 }
 ENDINGS: tuple[FormatName, ...] = ("weights.h5", "keras", "h5", "tflite", "onnx")  # a SavedModel has none
 
@@ -78,8 +85,7 @@ def format_of(path: Path, format: FormatName | None = None, *, is_output: bool =
             f"{path} is not a model that can be read: expected a run, a file that ends in .keras, .h5, .weights.h5,"
             " .tflite or .onnx, or a SavedModel directory."
         )
-    if not all(map(importlib.util.find_spec, FORMATS[name].requires)):
-        raise InputError(f"{name} needs {' and '.join(FORMATS[name].requires)}: pip install 'jaxlm[{name}]'.")
+    require_packages(FORMATS[name].extra, *FORMATS[name].packages)
     return name
 
 

@@ -2,3 +2,7 @@
 
 Imports: the root, `weights` and `checks`.
 """
+
+from jaxlm.errors import require_packages
+
+require_packages("keras", "keras")

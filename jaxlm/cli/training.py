@@ -25,7 +25,7 @@ from jaxlm.cli.arguments import (
 )
 from jaxlm.cli.command_line import keep_freed_memory
 from jaxlm.config import MeshConfig, ModelConfig, ProcessConfig
-from jaxlm.errors import InputError
+from jaxlm.errors import InputError, MissingPackageError
 
 if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does not
     from jax.sharding import Mesh
@@ -252,10 +252,13 @@ def _print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None", 
     from jaxlm.reports.curve import plot_metrics
     from jaxlm.reports.report import write_report
 
-    print(f"curve: {plot_metrics(run, corpus)}")
-    # a model that needs a mesh is read by the processor
-    with nullcontext() if mesh is None else on_host():
-        print(f"report: {write_report([run])}")
+    try:
+        print(f"curve: {plot_metrics(run, corpus)}")
+        # a model that needs a mesh is read by the processor
+        with nullcontext() if mesh is None else on_host():
+            print(f"report: {write_report([run])}")
+    except MissingPackageError as error:
+        print(f"No curve and no report are written. {error}")
     if evaluation is not None:
         _print_evaluation("valid", evaluation, corpus)
 

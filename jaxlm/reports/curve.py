@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from jaxlm.data.corpus import Corpus, PathLike, unigram_loss
+from jaxlm.errors import require_packages
 from jaxlm.runs.directory import load_config, read_metrics
 
 CURVE_FILE = "curve.png"
@@ -11,6 +12,7 @@ CURVE_FILE = "curve.png"
 
 def plot_metrics(directory: PathLike, corpus: Corpus) -> Path:
     """Draws curve.png into a run directory, from its metrics.jsonl, and returns the path."""
+    require_packages("report", "matplotlib")
     import matplotlib
 
     matplotlib.use("agg")

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxlm.data.corpus import Corpus, PathLike, load_corpus, oov_rate, unigram_loss
 from jaxlm.data.vocabulary import Vocabulary
-from jaxlm.errors import InputError
+from jaxlm.errors import InputError, require_packages
 from jaxlm.files import write_text
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.reports import word_sections as words
@@ -51,8 +51,10 @@ def write_report(
       seed: random seed of the samples.
 
     Raises:
+      MissingPackageError: the extra `report` is not installed.
       InputError: a directory is not a run or has no checkpoint, or `out` cannot be written.
     """
+    require_packages("report", "matplotlib", "jinja2")
     if not directories:
         raise InputError("No run: expected at least one run directory.")
     paths = [Path(directory) for directory in directories]

@@ -125,7 +125,7 @@ class RunLogger:
         except OSError as error:
             logger.warning("metrics cannot be written (%s); training continues, and tries again", error)
             return
-        for name, value in values.items():
+        for name, value in values.items() if self.events else ():
             self.events.add_scalar(name, value, step)
 
     def log_training(self, step: int, losses: list[float], learning_rate: float, seconds: float, bar: tqdm) -> None:
