@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[],
     submod_attrs={
         "fit.fit_keras": ["fit_keras"],
+        "options": ["ExportOptions"],
         "keras_models.in_memory": ["from_keras", "load_into_keras", "to_keras"],
         "weights.flax_params": ["from_flax"],
         "weights.id_order": ["frequency_order"],

@@ -1,12 +1,10 @@
 """The README and the guide: Python blocks run, commands parse, links lead somewhere, and the README is short."""
 
 import functools
-import inspect
 import re
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import jax
@@ -16,6 +14,7 @@ import tyro
 
 import convert.cli
 import jaxlm.cli
+from jaxlm.cli.command_line import option_names
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,12 +69,8 @@ def function_of(program: str, command: str) -> Callable | None:
 
 
 def options_of(function: Callable) -> set[str]:
-    """Returns the options of a command or of a benchmark's `main`, without dashes."""
-    names = set()
-    for parameter in inspect.signature(function).parameters.values():
-        default = parameter.default
-        names |= {field.name for field in fields(default)} if is_dataclass(default) else {parameter.name}
-    return {name.replace("_", "-") for name in names}
+    """Returns the options of a command, without dashes."""
+    return {name.replace("_", "-") for name in option_names(function)}
 
 
 def benchmark_options() -> set[str]:

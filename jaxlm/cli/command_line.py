@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_type_hints
 
@@ -57,20 +57,23 @@ def _discard_output() -> None:
 
 def _with_options(message: str, commands: tuple[Callable, ...]) -> str:
     """Writes `num_sampled` as --num-sampled, if a command has such an option."""
-    options = set()
-    for command in commands:
-        types = get_type_hints(command)
-        for parameter in inspect.signature(command).parameters.values():
-            kind = types[parameter.name]
-            if dataclasses.is_dataclass(kind):
-                options |= {field.name for field in dataclasses.fields(kind)}
-            elif parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
-                options.add(parameter.name)
+    options = {name for command in commands for name in option_names(command)}
 
     def option(match: re.Match) -> str:
         return f"--{match[1].replace('_', '-')}" if match[1] in options else match[0]
 
     return re.sub(r"`(\w+)`", option, message)
+
+
+def option_names(command: Callable) -> Iterator[str]:
+    """Yields the options of the function behind a command, such as num_sampled; those of a config are its fields."""
+    types = get_type_hints(command)
+    for parameter in inspect.signature(command).parameters.values():
+        kind = types[parameter.name]
+        if dataclasses.is_dataclass(kind):
+            yield from (field.name for field in dataclasses.fields(kind))
+        elif parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
+            yield parameter.name
 
 
 def show_messages() -> None:

@@ -121,9 +121,9 @@ def train(
 def _join(processes: ProcessConfig, devices: MeshConfig, run: Path) -> "Mesh | None":
     """Joins the other processes, if there are any, and returns the mesh, by default the run's; None for one device."""
     if processes.distributed:
-        from jaxlm.parallel.processes import initialize
+        from jaxlm.parallel.processes import initialize_processes
 
-        initialize(processes)
+        initialize_processes(processes)
     from jaxlm.parallel.mesh import open_mesh
     from jaxlm.runs.start import mesh_of_run
 

@@ -19,7 +19,7 @@ SIGNS_OF_DEATH = ("Gloo", "NCCL", "UNAVAILABLE", "coordination service", "DEADLI
 START_SECONDS = 120  # within which all processes must have started
 
 
-def initialize(config: ProcessConfig) -> None:
+def initialize_processes(config: ProcessConfig) -> None:
     """Joins the other processes. Call it before anything else of JAX. Messages of process 0 alone are shown.
 
     Args:

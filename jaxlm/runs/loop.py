@@ -63,7 +63,7 @@ def train(
         that `load_corpus` opened.
       progress: whether to show progress bars.
       mesh: as from `jaxlm.make_mesh`, to train on several devices; a run may be resumed on another one. Each of
-        several processes calls this (after `jaxlm.parallel.processes.initialize`) with the same arguments.
+        several processes calls this (after `jaxlm.initialize_processes`) with the same arguments.
 
     Returns:
       The exact evaluation at the end, on `eval_tokens` words; None if the run was stopped.
