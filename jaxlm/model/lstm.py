@@ -155,12 +155,12 @@ def _backward(dtype: ComputeDtype, residuals: tuple, cotangents: tuple[jax.Array
         return _scan_backward(lambda d_z: dot_f32(d_z, recurrent.T), *saved, recurrent.dtype, ROW_MAJOR)
 
     d_z, d_first = _on_platform(len(inputs), feature_major, row_major)
-    # the gradient of each kernel is one product over all time steps, outside the loop
+    # the gradients of both kernels are one product over all time steps, outside the loop
     d_z = cast_operand(d_z.reshape(-1, d_z.shape[-1]), dtype)  # [time * batch, 4H]
     previous_h = jnp.concatenate([first_h[None], outputs[:-1]])
-    d_kernel, d_recurrent_kernel = (
-        dot_f32(cast_operand(transposed(x.reshape(-1, x.shape[-1])), dtype), d_z) for x in (inputs, previous_h)
-    )
+    transposes = [cast_operand(transposed(x.reshape(-1, x.shape[-1])), dtype) for x in (inputs, previous_h)]
+    d_kernels = dot_f32(jnp.concatenate(transposes), d_z)  # [E + H, 4H]
+    d_kernel, d_recurrent_kernel = jnp.split(d_kernels, [inputs.shape[-1]])
     d_inputs = dot_f32(d_z, cast_operand(transposed(kernel), dtype)).reshape(inputs.shape)
     return d_inputs, d_kernel, d_recurrent_kernel, d_z.sum(axis=0, dtype=kernel.dtype), d_first
 
@@ -185,8 +185,8 @@ def _scan_backward(
         d_h += d_output
         d_c += d_h * o * (1 - tanh_c * tanh_c)
         d_gates = [d_c * g * i * (1 - i), d_c * c * f * (1 - f), d_c * i * (1 - g * g), d_h * tanh_c * o * (1 - o)]
-        d_z = jnp.concatenate(d_gates, axis).astype(dtype)
-        return (d_c * f, d_h_of(d_z)), d_z
+        d_z = jax.lax.optimization_barrier(jnp.concatenate(d_gates, axis).astype(dtype))
+        return (d_c * f, d_h_of(d_z)), _to_bits(d_z)
 
     by_time = (
         _swap_if_feature_major(d_outputs, axis),
@@ -195,7 +195,8 @@ def _scan_backward(
     )
     start = (_swap_if_feature_major(d_last[0], axis), _swap_if_feature_major(d_last[1], axis))
     (d_c, d_h), d_z = jax.lax.scan(step, start, by_time, reverse=True, unroll=_unroll(axis))
-    return _swap_if_feature_major(d_z, axis), (_swap_if_feature_major(d_c, axis), _swap_if_feature_major(d_h, axis))
+    d_z = _from_bits(_swap_if_feature_major(d_z, axis), dtype)
+    return d_z, (_swap_if_feature_major(d_c, axis), _swap_if_feature_major(d_h, axis))
 
 
 def _on_platform(time: int, feature_major: Callable[[], Any], row_major: Callable[[], Any]) -> Any:
@@ -213,6 +214,15 @@ def _swap_if_feature_major(x: jax.Array, axis: int) -> jax.Array:
     For all time steps at once, outside the loops: a single core writes what a loop stores.
     """
     return x.swapaxes(-1, -2) if axis == FEATURE_MAJOR else x
+
+
+def _to_bits(x: jax.Array) -> jax.Array:
+    """Returns bfloat16 as integers of the same bits; jax 0.10 stores bfloat16 results of a loop one by one."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _from_bits(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 else x
 
 
 def _flattened(x: jax.Array) -> jax.Array:
