@@ -4,11 +4,20 @@ python examples/keras_inference.py novels.keras runs/novels/vocabulary.json "It 
 """
 
 import json
+import os
 import re
 import sys
 
-import keras
 import numpy as np
+
+# TensorFlow writes start-up messages straight to file descriptor 2, most of them before it reads the variable
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+stderr = os.dup(2)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+try:
+    import keras
+finally:
+    os.dup2(stderr, 2)
 
 model_file, vocabulary_file, text = sys.argv[1:]
 with open(vocabulary_file, encoding="utf-8") as file:

@@ -134,7 +134,8 @@ def test_commands_parse(page, capsys):
                 except SystemExit:
                     pytest.fail(f"{line}\n{capsys.readouterr().err}")
         elif words and words[0] == "python" and words[1].endswith(".py"):
-            source = (ROOT / words[1]).read_text(encoding="utf-8")
+            paths = [ROOT / words[1], ROOT / "examples" / "benchmarks" / "problem.py"]
+            source = "".join(path.read_text(encoding="utf-8") for path in paths)
             for option in re.findall(r"--([a-z-]+)", line):
                 assert re.search(rf"\b{option.replace('-', '_')}: ", source), line
         elif words and words[0] == "make":

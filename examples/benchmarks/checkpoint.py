@@ -10,14 +10,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from flax import nnx
 from measure import machine, print_table
+from problem import Problem, ProblemOptions
 
 import jaxlm
 from jaxlm.runs.checkpoint import Checkpoints, Progress
@@ -38,26 +37,18 @@ def write_floor(path: Path, size: int) -> None:
 
 
 def main(
-    vocab_size: int = 200_000,
-    optimizer: Literal["adam", "adagrad", "sgd"] = "adam",
+    problem: ProblemOptions = Problem(optimizer="adam"),  # noqa: B008
     save_minutes: float = jaxlm.ScheduleConfig.save_minutes,
     repeats: int = 3,
 ) -> None:
     """Prints a table.
 
     Args:
-      vocab_size: Number of words.
-      optimizer: Its moments are saved too.
+      problem: Sizes of the model; the moments of the optimizer are saved, too.
       save_minutes: Minutes between checkpoints, for the share of time.
       repeats: Timed calls of each.
     """
-    config = jaxlm.TrainConfig(optimizer=optimizer, num_sampled=min(1000, vocab_size))
-
-    def create() -> jaxlm.TrainState:
-        model = jaxlm.LanguageModel(jaxlm.ModelConfig(vocab_size), rngs=nnx.Rngs(0))
-        return jaxlm.TrainState.create(model, config)
-
-    state, abstract = create(), jax.eval_shape(create)
+    state, abstract = problem.state(), jax.eval_shape(problem.state)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.number))
     with tempfile.TemporaryDirectory() as name:
         checkpoints, steps = Checkpoints(Path(name)), iter(range(1, 99))
@@ -82,8 +73,8 @@ def main(
     cost = medians["save, with checksums"] + medians["look for numbers that are not finite"]
     print(machine("orbax-checkpoint"))
     print(
-        f"V = {vocab_size:,}, {optimizer}: {size / 1e6:,.0f} MB; every {save_minutes:g} minutes:"
-        f" {cost / (60 * save_minutes + cost):.1%} of the time, {size / 1e6 / save_minutes:,.0f} MB a minute"
+        f"{problem}: {size / 1e6:,.0f} MB; every {save_minutes:g} minutes:"
+        f" {cost / (60 * save_minutes + cost):.1%} of the time, {size / 1e6 / save_minutes:,.0f} MB per minute"
     )
     rows = [
         [label, f"{median:.2f}", f"{size / 1e6 / median:,.0f}", f"{peaks[label]:,.0f}"]

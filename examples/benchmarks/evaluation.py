@@ -12,23 +12,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from flax import nnx
-from measure import MATMUL_FLOP, interleaved, machine, matmul, milliseconds, print_table
+from measure import MATMUL_FLOP, interleaved, machine, matmul, milliseconds, print_table, set_equal_terms
+from problem import Problem, ProblemOptions
 
 import jaxlm
 
 
-def main(vocab_size: int = 200_000, words: int = 2240, generated: int = 50, repeats: int = 5) -> None:
+def main(
+    problem: ProblemOptions = Problem(),  # noqa: B008
+    words: int = 2240,
+    generated: int = 50,
+    repeats: int = 5,
+) -> None:
     """Prints a table.
 
     Args:
-      vocab_size: Number of words.
+      problem: Sizes of the model.
       words: Words evaluated per call.
       generated: Words generated per call.
       repeats: Timed calls of each.
     """
-    config = jaxlm.ModelConfig(vocab_size)
-    model = jax.jit(lambda: jaxlm.LanguageModel(config, rngs=nnx.Rngs(0)))()
+    vocab_size, model = problem.vocab_size, problem.state().model
     tokens = np.random.default_rng(0).integers(0, vocab_size, words + 1).astype(np.int32)
     prompt = tokens[:20]
     vocabulary = jaxlm.Vocabulary((*(f"w{n}" for n in range(vocab_size - 1)), "<eos>"), None, "whitespace")
@@ -45,8 +49,7 @@ def main(vocab_size: int = 200_000, words: int = 2240, generated: int = 50, repe
     }
     times = interleaved(functions, repeats)
     (evaluate, evaluated), (score, scored), (generate, wrote), (_, read_once), (_, products) = times.items()
-    lstm = 4 * config.hidden_size * (config.embedding_size + config.hidden_size)
-    flop = 2 * words * (config.hidden_size * vocab_size + lstm)
+    flop = words * (2 * problem.hidden_size * vocab_size + problem.lstm_flop // problem.words)
     floor = flop / (10 * MATMUL_FLOP / statistics.median(products))
     print(machine())
     print(f"floor of evaluation: {flop / 1e9:,.0f} GFLOP, {1e3 * floor:,.0f} ms; of generation: {generated} reads")
@@ -59,4 +62,5 @@ def main(vocab_size: int = 200_000, words: int = 2240, generated: int = 50, repe
 
 
 if __name__ == "__main__":
+    set_equal_terms()
     tyro.cli(main)

@@ -1,10 +1,11 @@
-"""Shared by the benchmarks: interleaved timing, the best matrix product of the machine, and a table."""
+"""Equal terms for all peers, interleaved timing, the speed of matrix products on this machine, and tables."""
 
 import importlib.metadata
 import os
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -15,6 +16,22 @@ from jaxlm.config import ComputeDtype
 from jaxlm.matmul import dot_f32, product_precision
 
 MATMUL_FLOP = 2 * 2048**3
+THREADS = str(len(os.sched_getaffinity(0)))
+# glibc keeps freed memory, as `jaxlm train` asks it to, and all cores compute
+EQUAL_TERMS = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    "OMP_NUM_THREADS": THREADS,
+    "TF_NUM_INTRAOP_THREADS": THREADS,
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+def set_equal_terms() -> None:
+    """Restarts this script with `EQUAL_TERMS` in its environment, which glibc and OpenMP read when a process starts."""
+    if not EQUAL_TERMS.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | EQUAL_TERMS)
 
 
 def interleaved(functions: dict[Hashable, Callable[[], object]], repeats: int, warm_up: int = 2) -> dict:
@@ -63,7 +80,8 @@ def machine(*packages: str) -> str:
         processor = names[0] if names else processor
     device = "cpu" if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("jax", *packages))
-    return f"{processor}, {os.cpu_count()} cores, {device}, Python {platform.python_version()}, {versions}"
+    terms = f"; freed memory kept and {THREADS} threads for all" if EQUAL_TERMS.items() <= os.environ.items() else ""
+    return f"{processor}, {os.cpu_count()} cores, {device}, Python {platform.python_version()}, {versions}{terms}"
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -4,7 +4,7 @@
 
 Both have the same weights. PyTorch scores batches of sentences of equal length, as a user would write it. The floor is
 that of the products of LSTM and softmax, at the speed of a 2048 x 2048 product of the same run. It needs the extra
-`bench`.
+`torch`.
 """
 
 import itertools
@@ -14,9 +14,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import tyro
-from flax import nnx
-from measure import interleaved, machine, matmul_speed, milliseconds, print_table
-from peers import torch_lstm
+from measure import interleaved, machine, matmul_speed, milliseconds, print_table, set_equal_terms
+from peers import start_of
+from problem import Problem, ProblemOptions
+from torch_peers import torch_lstm
 
 import jaxlm
 
@@ -26,7 +27,7 @@ def torch_scorer(model: jaxlm.LanguageModel, batch_size: int) -> Callable[[list[
     embedding, weights, biases = (
         torch.from_numpy(np.array(table[...])) for table in (model.embedding, model.weights, model.biases)
     )
-    lstm = torch_lstm(model.lstms[0])
+    lstm = torch_lstm(start_of(model))
 
     def score(sentences: list[np.ndarray]) -> np.ndarray:
         scores = np.zeros(len(sentences))
@@ -45,17 +46,19 @@ def torch_scorer(model: jaxlm.LanguageModel, batch_size: int) -> Callable[[list[
     return score
 
 
-def main(vocab_size: int = 200_000, hidden_size: int = 1024, sentences: int = 120, repeats: int = 3) -> None:
+def main(
+    problem: ProblemOptions = Problem(),  # noqa: B008
+    sentences: int = 120,
+    repeats: int = 3,
+) -> None:
     """Prints a table.
 
     Args:
-      vocab_size: Number of words.
-      hidden_size: Width of the LSTM.
+      problem: Sizes of the model.
       sentences: Number of sentences, of 1 to 30 words.
       repeats: Timed calls of each.
     """
-    config = jaxlm.ModelConfig(vocab_size, hidden_size=hidden_size)
-    model = jaxlm.LanguageModel(config, rngs=nnx.Rngs(0))
+    vocab_size, model = problem.vocab_size, problem.state().model
     words = (*(f"w{n}" for n in range(vocab_size - 1)), "<eos>")
     vocabulary = jaxlm.Vocabulary(words, None, "whitespace")
     rng, end = np.random.default_rng(0), vocab_size - 1
@@ -70,11 +73,10 @@ def main(vocab_size: int = 200_000, hidden_size: int = 1024, sentences: int = 12
     difference = np.abs(calls["jaxlm.score"]() - calls["PyTorch, full softmax"]()).max()
     times = interleaved(calls, repeats, warm_up=0)
     predicted = sum(map(len, ids)) - len(ids)
-    lstm = 4 * hidden_size * (config.embedding_size + hidden_size)
-    flop = 2 * predicted * (hidden_size * vocab_size + lstm)
+    flop = predicted * (2 * problem.hidden_size * vocab_size + problem.lstm_flop // problem.words)
     floor = flop / matmul_speed()
     print(machine("torch"))
-    print(f"{predicted:,} words in {sentences} sentences, V {vocab_size:,}, H {hidden_size}")
+    print(f"{predicted:,} words in {sentences} sentences, {problem}")
     print(f"floor: {flop / 1e9:,.0f} GFLOP, {1e3 * floor:,.0f} ms; log-probabilities differ by {difference:.1e}")
     ours = statistics.median(times["jaxlm.score"])
     rows = []
@@ -85,4 +87,5 @@ def main(vocab_size: int = 200_000, hidden_size: int = 1024, sentences: int = 12
 
 
 if __name__ == "__main__":
+    set_equal_terms()
     tyro.cli(main)

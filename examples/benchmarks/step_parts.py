@@ -1,62 +1,103 @@
-"""Shows where the milliseconds of a training step go; `train_step.py --profile` prints it, too.
+"""Shows where the milliseconds of a training step go.
 
     python examples/benchmarks/step_parts.py
 
 Each part runs by itself, on operands like those of a step, in turn with the others, in random order. They add up to
-more than the step where XLA fuses across them. Page faults are those of memory that is mapped anew in each step.
+more than the step where XLA fuses across them. "Without products" replaces each product of the LSTM by an outer product
+of one column and one row: what is left is the element-wise work of the loops and the way they store their results. Page
+faults are those of memory that is mapped anew in each step.
 """
 
+import dataclasses
 import resource
 import statistics
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
-from measure import interleaved, machine, matmul_speed, milliseconds, print_table
+from measure import interleaved, machine, matmul_speed, milliseconds, print_table, set_equal_terms
+from problem import Problem, ProblemOptions
 
 import jaxlm
 from jaxlm.candidate_sampling.samplers import log_uniform_candidate_sampler
-from jaxlm.data.batches import Batch
 from jaxlm.losses.sampled import gather_rows, sampled_softmax_loss_of_rows
 from jaxlm.model.lstm import lstm
 from jaxlm.row_updates import RowGradient, sum_duplicates, update_rows
 from jaxlm.training.state import optimizer
 
 
-def parts(
-    model_config: jaxlm.ModelConfig, config: jaxlm.TrainConfig
-) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """Returns a call of each part, and the FLOP of its matrix products."""
-    batch, time = config.batch_size, config.sequence_length
-    words, embedded_size, hidden = batch * time, model_config.embedding_size, model_config.hidden_size
-    dtype, rng = config.compute_dtype, np.random.default_rng(0)
-    ids = np.exp(rng.random((batch, time + 1)) * np.log(model_config.vocab_size)).astype(np.int32) - 1
-    whole = [jaxlm.TrainState.create(jaxlm.LanguageModel(model_config, rngs=nnx.Rngs(0)), config)]
-    cell = jaxlm.LanguageModel(jaxlm.ModelConfig(10, embedded_size, hidden), rngs=nnx.Rngs(0)).lstms[0]
-    kernels = (cell.kernel[...], cell.recurrent_kernel[...], cell.bias[...])
-    inputs = jnp.asarray(rng.normal(size=(time, batch, embedded_size)), jnp.float32)
-    carry = (jnp.zeros((batch, hidden)), jnp.zeros((batch, hidden)))
+class Part(NamedTuple):
+    """A part of a step: a call that waits for its result, and the FLOP of its matrix products."""
+
+    call: Callable[[], object]
+    flop: int = 0
+
+
+def outer_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns `[M, N]` float32, of the first column of x `[M, K]` and the first row of y `[K, N]`."""
+    return x[:, :1].astype(jnp.float32) * y[:1].astype(jnp.float32)
+
+
+def whole_step(problem: Problem) -> Part:
+    """One training step."""
+    state, text = problem.state(), problem.texts(1)[0]
+
+    def step() -> None:
+        nonlocal state
+        state, loss = jaxlm.train_step(state, (text[:, :-1], text[:, 1:]), 1e-3)
+        jax.block_until_ready(loss)
+
+    return Part(step, problem.flop)
+
+
+def lstm_parts(problem: Problem) -> dict[str, Part]:
+    """The LSTM over all time steps, with and without the products in its loops."""
+    time, batch, hidden = problem.sequence_length, problem.batch_size, problem.hidden_size
+    config = jaxlm.ModelConfig(10, problem.embedding_size, hidden)
+    cell = jaxlm.LanguageModel(config, rngs=nnx.Rngs(0)).lstms[0]
+    rng, dtype = np.random.default_rng(0), problem.compute_dtype
+    inputs = jnp.asarray(rng.normal(size=(time, batch, problem.embedding_size)), jnp.float32)
     d_outputs = jnp.asarray(rng.normal(size=(time, batch, hidden)), jnp.float32)
-    outputs, labels = d_outputs.reshape(words, hidden), jnp.asarray(ids[:, 1:].reshape(-1, 1))
-    table, biases = jnp.zeros((model_config.vocab_size, hidden)), jnp.zeros(model_config.vocab_size)
-    values = log_uniform_candidate_sampler(jax.random.key(0), labels, config.num_sampled, True, table.shape[0])
-    tx = optimizer(config, 1e-3)
+    carry = (jnp.zeros((batch, hidden)), jnp.zeros((batch, hidden)))
+    operands = (inputs, cell.kernel[...], cell.recurrent_kernel[...], cell.bias[...])
+
+    def forward(*operands: jax.Array) -> jax.Array:
+        return lstm(*operands, carry, dtype)[0]
+
+    def both(*operands: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.vjp(forward, *operands)[1](d_outputs)
+
+    def timed(function: Callable, flop: int = 0) -> Part:
+        compiled = jax.jit(lambda *operands: function(*operands)).lower(*operands).compile()
+        return Part(lambda: jax.block_until_ready(compiled(*operands)), flop)
+
+    parts = {
+        "LSTM, forward": timed(forward, problem.lstm_flop),
+        "LSTM, forward and backward": timed(both, 3 * problem.lstm_flop),
+    }
+    with mock.patch("jaxlm.model.lstm.dot_f32", outer_product):
+        parts["LSTM, forward, without products"] = timed(forward)
+        parts["LSTM, forward and backward, without products"] = timed(both)
+    return parts
+
+
+def softmax_parts(problem: Problem) -> dict[str, Part]:
+    """The loss, the sampler and the update of the softmax rows."""
+    width, size, dtype = problem.softmax_size, problem.vocab_size, problem.compute_dtype
+    labels = jnp.asarray(problem.texts(1)[0][:, 1:].reshape(-1, 1))
+    outputs = jax.random.normal(jax.random.key(1), (problem.words, width))
+    table, biases = jnp.zeros((size, width)), jnp.zeros(size)
+    sample = jax.jit(lambda key: log_uniform_candidate_sampler(key, labels, problem.num_sampled, True, size))
+    values = sample(jax.random.key(0))
+    tx = optimizer(problem.train_config, 1e-3)
     indices = jnp.concatenate([labels[:, 0], values.sampled_candidates])
-    gradient = RowGradient(indices, jnp.ones((indices.size, hidden)))
+    gradient = RowGradient(indices, jnp.ones((indices.size, width)))
     updated = [jnp.zeros_like(table), tx.init(table)]  # donated
-
-    @jax.jit
-    def forward(*arguments):
-        return lstm(inputs, *arguments, carry, dtype)[0]
-
-    @jax.jit
-    def forward_and_backward(inputs, *arguments):
-        _, pullback = jax.vjp(lambda *operands: lstm(*operands, carry, dtype)[0], inputs, *arguments)
-        return pullback(d_outputs)
 
     @jax.jit
     def loss_and_gradient(table, biases, outputs):
@@ -69,82 +110,54 @@ def parts(
 
     @jax.jit(donate_argnums=(0, 1))
     def update(table, opt_state, gradient):
-        return update_rows(tx, table, opt_state, sum_duplicates(gradient, table.shape[0]))
-
-    def step() -> None:
-        whole[0], loss = jaxlm.train_step(whole[0], Batch(ids[:, :-1], ids[:, 1:]), 1e-3)
-        jax.block_until_ready(loss)
+        return update_rows(tx, table, opt_state, sum_duplicates(gradient, size))
 
     def update_in_place() -> None:
         updated[:] = jax.block_until_ready(update(*updated, gradient))
 
-    flop = 2 * words * 4 * hidden * (embedded_size + hidden)
-    sampled_flop = 6 * words * hidden * config.num_sampled
-    sample = jax.jit(
-        lambda key: log_uniform_candidate_sampler(key, labels, config.num_sampled, True, model_config.vocab_size)
-    )
-    calls = {
-        "whole step": step,
-        "LSTM, forward": lambda: jax.block_until_ready(forward(*kernels)),
-        "LSTM, forward and backward": lambda: jax.block_until_ready(forward_and_backward(inputs, *kernels)),
-        "loss and its gradient": lambda: jax.block_until_ready(loss_and_gradient(table, biases, outputs)),
-        "sampler": lambda: jax.block_until_ready(sample(jax.random.key(1))),
-        "duplicates and row updates": update_in_place,
+    return {
+        "loss and its gradient": Part(
+            lambda: jax.block_until_ready(loss_and_gradient(table, biases, outputs)), problem.loss_flop
+        ),
+        "sampler": Part(lambda: jax.block_until_ready(sample(jax.random.key(1)))),
+        "duplicates and row updates": Part(update_in_place),
     }
-    return calls, dict(zip(calls, (3 * flop + sampled_flop, flop, 3 * flop, sampled_flop, 0, 0), strict=True))
 
 
 def main(
-    vocab_size: int = 200_000,
-    embedding_size: int = 256,
-    hidden_size: int = 1024,
-    num_sampled: int = 1000,
-    batch_size: int = 32,
-    sequence_length: int = 35,
-    optimizer: Literal["adagrad", "adam"] = "adagrad",
+    problem: ProblemOptions = Problem(),  # noqa: B008
     compute_dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16"),
     repeats: int = 15,
 ) -> None:
-    """Prints a table.
+    """Prints a table for each data type.
 
     Args:
-      vocab_size: Number of words.
-      embedding_size: Width of an embedding row.
-      hidden_size: Width of the LSTM.
-      num_sampled: Sampled classes.
-      batch_size: Streams of text.
-      sequence_length: Time steps.
-      optimizer: Adagrad or Adam.
-      compute_dtypes: Data types of the factors of products.
+      problem: Sizes of the step; its `compute_dtype` has no effect.
+      compute_dtypes: Data types of the operands of products.
       repeats: Timed calls of each part.
     """
-    model_config = jaxlm.ModelConfig(vocab_size, embedding_size, hidden_size)
-    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    parts: dict[tuple[str, str], Part] = {}
     for dtype in compute_dtypes:
-        config = jaxlm.TrainConfig(
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            num_sampled=num_sampled,
-            optimizer=optimizer,
-            compute_dtype=dtype,
-        )
-        of_dtype, flop = parts(model_config, config)
-        calls |= {(dtype, name): call for name, call in of_dtype.items()}
-    times = interleaved(calls, repeats)
-    print(machine())
+        typed = dataclasses.replace(problem, compute_dtype=dtype)
+        found = {"whole step": whole_step(typed)} | lstm_parts(typed) | softmax_parts(typed)
+        parts |= {(dtype, name): part for name, part in found.items()}
+    times = interleaved({key: part.call for key, part in parts.items()}, repeats)
+    print(f"{machine()}\n{problem}")
     for dtype in compute_dtypes:
         speed = matmul_speed(dtype)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        calls[dtype, "whole step"]()
+        parts[dtype, "whole step"].call()
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         print(f"\n{dtype}: 2048 x 2048 products run at {speed / 1e9:.0f} GFLOP/s; a step has {faults:,} page faults")
         rows = []
-        for name, operations in flop.items():
-            floor = operations / speed
-            share = f"{floor / statistics.median(times[dtype, name]):.0%}" if operations else ""
-            rows.append([name, *milliseconds(times[dtype, name]), f"{1e3 * floor:.3g}", share])
+        for (of_dtype, name), part in parts.items():
+            if of_dtype == dtype:
+                seconds, floor = times[dtype, name], part.flop / speed
+                share = [f"{1e3 * floor:.3g}", f"{floor / statistics.median(seconds):.0%}"] if part.flop else ["", ""]
+                rows.append([name, *milliseconds(seconds), *share])
         print_table(["part", "median ms", "min ms", "floor ms", "share of floor"], rows)
 
 
 if __name__ == "__main__":
+    set_equal_terms()
     tyro.cli(main)

@@ -1,13 +1,15 @@
-"""Times jaxlm's training step beside what a user would choose instead.
+"""Times jaxlm's training step beside its alternatives.
 
-    python examples/benchmarks/train_step.py --peers keras-sampled tf-sparse torch-sparse
+    python examples/benchmarks/train_step.py --peers torch-sampled tf-sparse
 
-Each peer runs in a process of its own. They take turns in random order, one step at a time (`--steps` for more), so
-that noise affects all of them alike. The floor is that of the matrix products with sampled classes, at the speed of a
-2048 x 2048 product (on a GPU 8192 x 8192) in the same run, in float32 and in bfloat16. The torch peers need the extra
-`bench`.
+Each peer runs in a process of its own, with the same memory settings and threads. They take turns in random order, one
+step at a time (`--steps` for more), so that noise affects all of them alike. The floor is that of the matrix products
+with sampled classes, at the speed of a 2048 x 2048 product (on a GPU 8192 x 8192) in the same run. The torch peers need
+the extra `torch`. Peers take turns with Adagrad; "-adam" after a name gives Adam, "-float32" and "-bfloat16" another
+data type of products, and "torch-sampled-compiled" has its loss compiled by `torch.compile`.
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -17,46 +19,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import tyro
+from measure import EQUAL_TERMS, machine, matmul_speed, milliseconds, print_table, set_equal_terms
+from peers import make_peer, random_start
+from problem import Problem, ProblemOptions
 
-Peer = Literal[
-    "jaxlm-adam",
-    "jaxlm-float32",
-    "jaxlm-bfloat16",
-    "jax-dense",
-    "keras-full",
-    "keras-full-adam",
-    "keras-sampled",
-    "keras-sampled-adam",
-    "tf-sparse",
-    "torch-sparse",
-    "torch-sparse-bfloat16",
-    "torch-adaptive",
-]
+LEARNING_RATE = 1e-3
+PACKAGES = {"tensorflow": ("tf-", "keras-"), "torch": ("torch-",)}
+CHILD = EQUAL_TERMS | {"KERAS_BACKEND": "tensorflow", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
-def serve(name: str, sizes: list) -> None:
-    """Runs as many steps as each line on standard input says; answers with seconds a step, loss and peak memory."""
-    from peers import PEERS, Problem
-
-    problem = Problem(*sizes)
-    if name.endswith("-adam"):
-        name, problem = name.removesuffix("-adam"), problem._replace(optimizer="adam")
-    if name.endswith(("-float32", "-bfloat16")):
-        name, dtype = name.rsplit("-", 1)
-        problem = problem._replace(compute_dtype=dtype)
-    rng = np.random.default_rng(0)
-    step = PEERS[name](problem)
-    shape = (problem.batch_size, problem.sequence_length + 1)
-    for line in sys.stdin:
-        # log-uniform words, as in Zipf's law
-        texts = [np.exp(rng.random(shape) * np.log(problem.vocab_size)).astype(np.int32) - 1 for _ in range(int(line))]
+def serve(name: str, problem: Problem) -> None:
+    """Runs as many steps as each line on standard input says; answers with seconds per step, loss and peak memory."""
+    peer = make_peer(name, problem, random_start(problem))
+    for turn, line in enumerate(sys.stdin):
+        texts = problem.texts(int(line), seed=turn)
         start = time.perf_counter()
         for words in texts:
-            loss = step(np.ascontiguousarray(words[:, :-1]), np.ascontiguousarray(words[:, 1:]))
+            loss = peer.step(words[:, :-1].copy(), words[:, 1:].copy(), LEARNING_RATE)
         loss = float(loss)  # waits for all of them
         seconds = (time.perf_counter() - start) / len(texts)
         print("ANSWER", json.dumps([seconds, loss, peak_memory(name)]), flush=True)
@@ -80,20 +61,19 @@ def peak_memory(name: str) -> int:
 class Process:
     """A peer in a process of its own."""
 
-    def __init__(self, name: str, sizes: list):
+    def __init__(self, name: str, problem: Problem):
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "serve", name, json.dumps(sizes)],
+            [sys.executable, __file__, "serve", name, json.dumps(dataclasses.asdict(problem))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             cwd=Path(__file__).parent,
-            env=os.environ
-            | {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+            env=os.environ | CHILD,
         )
 
     def steps(self, number: int) -> list[float]:
-        """Runs steps and returns seconds a step, the last loss and peak bytes."""
+        """Runs steps and returns seconds per step, the last loss and peak bytes."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(f"{number}\n")
         self.process.stdin.flush()
@@ -103,45 +83,11 @@ class Process:
         raise RuntimeError(f"the process ended with code {self.process.wait()}; run it by hand: {self.process.args}")
 
 
-def main(
-    peers: tuple[Peer, ...] = ("keras-sampled", "tf-sparse", "torch-sparse"),
-    vocab_size: int = 200_000,
-    embedding_size: int = 256,
-    hidden_size: int = 1024,
-    num_sampled: int = 1000,
-    batch_size: int = 32,
-    sequence_length: int = 35,
-    optimizer: Literal["adagrad", "adam"] = "adagrad",
-    projection_size: int = 0,
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    steps: int = 1,
-    repeats: int = 15,
-    profile: bool = False,
-) -> None:
-    """Prints a table.
-
-    Args:
-      peers: What to compare with; all of them together take about 12 GB of memory.
-      vocab_size: Number of words.
-      embedding_size: Width of an embedding row.
-      hidden_size: Width of the LSTM.
-      num_sampled: Sampled classes.
-      batch_size: Streams of text.
-      sequence_length: Time steps.
-      optimizer: For all but tf-sparse and the torch peers, which use Adagrad, and those that name theirs.
-      projection_size: Width of a bottleneck between LSTM and softmax, of jaxlm and the torch peers; 0 for none.
-      compute_dtype: Of jaxlm's products; of others' where their name says so.
-      steps: Steps before a peer waits for its device; some more fit a GPU.
-      repeats: Timed turns of each.
-      profile: Whether to show where the time of jaxlm's step goes, too, in both data types.
-    """
-    sizes: list = [vocab_size, embedding_size, hidden_size, num_sampled, batch_size, sequence_length, optimizer]
-    names = ["jaxlm", *peers]
+def take_turns(names: list[str], problem: Problem, steps: int, repeats: int) -> dict[str, list[list[float]]]:
+    """Returns the answers of each peer."""
     processes = {}
-    for name in names:  # one after the other, since setting up takes memory and both cores
-        processes[name] = Process(
-            name, [*sizes, projection_size, *([compute_dtype] if name.startswith("jaxlm") else [])]
-        )
+    for name in names:  # one after the other, since setting up takes memory and all cores
+        processes[name] = Process(name, problem)
         for _ in range(3):
             processes[name].steps(steps)
     answers: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -150,38 +96,48 @@ def main(
         answers[name].append(processes[name].steps(steps))
     for process in processes.values():
         process.process.kill()
-    from measure import machine, matmul_speed, milliseconds, print_table
+    return answers
 
-    words = batch_size * sequence_length
-    flop = 6 * words * hidden_size * (4 * (embedding_size + hidden_size) + projection_size)
-    flop += 6 * words * (projection_size or hidden_size) * num_sampled
+
+def main(
+    peers: tuple[str, ...] = ("torch-sampled", "keras-sampled", "tf-sparse"),
+    problem: ProblemOptions = Problem(),  # noqa: B008
+    steps: int = 1,
+    repeats: int = 15,
+) -> None:
+    """Prints a table.
+
+    Args:
+      peers: Of jaxlm, jax-dense, keras-full, keras-sampled, tf-sparse, torch-sampled and torch-adaptive, with the
+        endings above; tf-sparse has Adagrad alone. The default ones together take about 12 GB of memory.
+      problem: Sizes of the step.
+      steps: Steps before a peer waits for its device; some more fit a GPU.
+      repeats: Timed turns of each.
+    """
+    names = ["jaxlm", *peers]
+    answers = take_turns(names, problem, steps, repeats)
     speeds = {dtype: matmul_speed(dtype) for dtype in ("float32", "bfloat16")}
     ours = statistics.median(seconds for seconds, _, _ in answers["jaxlm"])
     rows = []
     for name in names:
         times = [seconds for seconds, _, _ in answers[name]]
         median = statistics.median(times)
-        shares = [f"{flop / speed / median:.0%}" for speed in speeds.values()]
+        shares = [f"{problem.flop / speed / median:.0%}" for speed in speeds.values()]
         memory = f"{answers[name][-1][2] / 1e6:,.0f}"
-        rows.append([name, *milliseconds(times), f"{words / median:,.0f}", f"{median / ours:.2f}", *shares, memory])
-    prefixes = {"tensorflow": ("tf-", "keras-"), "torch": ("torch-",)}
-    print(machine(*(package for package, starts in prefixes.items() if any(n.startswith(starts) for n in names))))
-    print(
-        f"V {vocab_size:,}, E {embedding_size}, H {hidden_size}, S {num_sampled:,}, B {batch_size},"
-        f" T {sequence_length}, {optimizer}, compute_dtype {compute_dtype}"
-    )
+        speed = f"{problem.words / median:,.0f}"
+        rows.append([name, *milliseconds(times), speed, f"{median / ours:.2f}", *shares, memory])
+    print(machine(*(package for package, starts in PACKAGES.items() if any(n.startswith(starts) for n in names))))
+    print(problem)
     for dtype, each in speeds.items():
-        print(f"floor in {dtype}: {flop / 1e9:.1f} GFLOP at {each / 1e9:.0f} GFLOP/s = {1e3 * flop / each:.3g} ms")
+        floor = 1e3 * problem.flop / each
+        print(f"floor in {dtype}: {problem.flop / 1e9:.1f} GFLOP at {each / 1e9:.0f} GFLOP/s = {floor:.3g} ms")
     header = ["method", "median ms", "min ms", "words/s", "time over jaxlm's"]
     print_table([*header, *(f"share of {dtype} floor" for dtype in speeds), "peak memory MB"], rows)
-    if profile:
-        import step_parts
-
-        step_parts.main(*sizes, repeats=repeats)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
-        serve(sys.argv[2], json.loads(sys.argv[3]))
+        serve(sys.argv[2], Problem(**json.loads(sys.argv[3])))
     else:
+        set_equal_terms()
         tyro.cli(main)
