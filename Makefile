@@ -1,6 +1,6 @@
 # Makes .venv and runs the two things a newcomer wants; see README.md.
 PYENV = $(or $(PYENV_ROOT),$(HOME)/.pyenv)
-# the newest Python that works: 3.12 and 3.13 get a JAX that is a third faster on a processor than that of 3.11
+# the newest Python that works: 3.12 and 3.13 get a newer and faster JAX than 3.11
 PYTHON := $(or $(PYTHON),$(shell for minor in 13 12 11; do \
 	for python in python3.$$minor $$(ls -rvd $(PYENV)/versions/3.$$minor.*/bin/python 2>/dev/null) python3 python; do \
 	$$python -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, $$minor))" 2>/dev/null \
