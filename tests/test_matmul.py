@@ -17,8 +17,9 @@ from jaxlm.inference.perplexity import exact_loss
 from jaxlm.matmul import fast_dtype, matmul, transposed
 from jaxlm.model.language_model import LanguageModel, split_params
 from jaxlm.model.lstm import LSTM
+from jaxlm.training.evaluation import exact_and_training_loss
 from jaxlm.training.state import TrainState
-from jaxlm.training.step import exact_and_training_loss, jit_train_step, train_step
+from jaxlm.training.step import jit_train_step, train_step
 
 MODEL = ModelConfig(37, embedding_size=5, hidden_size=7, num_layers=2, projection_size=6)
 TRAIN = TrainConfig(batch_size=3, sequence_length=4, num_sampled=12, compute_dtype="bfloat16")

@@ -18,7 +18,7 @@ from jaxlm.model.language_model import LanguageModel, split_params
 from jaxlm.parallel.mesh import on_host
 from jaxlm.runs.checkpoint import Checkpoints, Progress
 from jaxlm.runs.directory import RunConfig, create_run, load_model
-from jaxlm.training.state import initial_opt_state
+from jaxlm.training.optimizer import initial_opt_state
 
 
 def load(directory: Path, *, keep_optimizer: bool = False) -> RunModel:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
 from jaxlm.data.batches import Batch
@@ -80,22 +81,30 @@ def open_examples(x: Any, y: Any, weights: Any, batch_size: int, name: str = "x"
 def _tuple(batch: Any, name: str) -> tuple[np.ndarray, ...]:
     fits = isinstance(batch, tuple | list) and len(batch) in (2, 3)
     require(fits, name, "batches of (x, y) or (x, y, sample_weight)", type(batch).__name__)
-    return tuple(map(np.asarray, batch))
+    return tuple(keras.tree.map_structure(np.asarray, part) for part in batch)
 
 
 def _open_arrays(x: Any, y: Any, weights: Any, batch_size: int, name: str) -> Examples:
     require(batch_size >= 1, "batch_size", "at least 1", batch_size)
-    arrays = [_array(x, name), _array(y, "y")] + ([] if weights is None else [_array(weights, "sample_weight")])
-    sizes = [len(array) for array in arrays]
+    inputs = keras.tree.map_structure(lambda part: _array(part, name), x) if _is_nested(x) else _array(x, name)
+    arrays = (inputs, _array(y, "y"), *(() if weights is None else (_array(weights, "sample_weight"),)))
+    sizes = [len(array) for array in keras.tree.flatten(arrays)]
     require(min(sizes) == max(sizes) > 0, name, "arrays with the same number of examples, at least one", sizes)
 
     def batches(seed: Seed) -> Iterator[tuple[np.ndarray, ...]]:
         order = None if seed is None else np.random.default_rng(seed).permutation(sizes[0])
         for start in range(0, sizes[0], batch_size):
             rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-            yield tuple(array[rows] for array in arrays)
+            yield tuple(keras.tree.map_structure(lambda array, rows=rows: array[rows], arrays))
 
     return Examples(batches, name)
+
+
+def _is_nested(x: Any) -> bool:
+    """Whether x is several inputs, and not the rows of one."""
+    return isinstance(x, dict) or (
+        isinstance(x, list | tuple) and bool(x) and all(hasattr(part, "shape") for part in x)
+    )
 
 
 def _array(value: Any, name: str) -> np.ndarray:
@@ -109,12 +118,13 @@ def _array(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def scan(examples: Examples, labels: Labels, keep_ids: bool = False) -> Shape:
+def scan(examples: Examples, labels: Labels, read_batch: Callable[..., Any], keep_ids: bool = False) -> Shape:
     """Reads all examples once: checks them and counts their labels.
 
     Args:
       examples: to read.
       labels: what they mean.
+      read_batch: from a batch of examples to inputs, labels, weights, and which labels count.
       keep_ids: whether to return the ids.
 
     Raises:
@@ -122,9 +132,10 @@ def scan(examples: Examples, labels: Labels, keep_ids: bool = False) -> Shape:
     """
     counts, shapes, ids, is_masked = np.zeros(labels.vocab_size, np.int64), [], [], False
     for batch in examples.batches(None):
-        x, y, _, valid = read(batch, labels, examples.name)
+        inputs, y, _, valid = read_batch(batch, examples.name)
+        x = inputs[0] if isinstance(inputs, tuple) else inputs
         np.add.at(counts, y[valid], 1)
-        shapes.append(x.shape)
+        shapes.append((len(x), x.shape[1] if x.ndim > 1 else 1))
         is_masked |= labels.mask_zero and not np.all(x)
         if keep_ids:
             ids.append(x[x != 0] if labels.mask_zero else x.ravel())
@@ -165,18 +176,23 @@ def read(
     return x, y, weights * valid, valid
 
 
+def class_ids(y: np.ndarray, vocab_size: int, last_only: bool) -> np.ndarray:
+    """Returns integer labels `[B, P]` of integer labels `[B]`, `[B, P]` or `[B, P, 1]`, or of one-hot ones."""
+    if y.ndim > 1 and y.shape[-1] == vocab_size and (last_only or y.ndim > 2) and vocab_size > 1:
+        found = y.argmax(axis=-1)
+        hot = np.take_along_axis(y, found[..., None], axis=-1)[..., 0]
+        right = bool(np.all(hot == 1) and np.all(np.count_nonzero(y, axis=-1) == 1))
+        require(right, "y", "integer labels, or one-hot ones", "rows that are not one-hot")
+        return found.astype(np.int32).reshape(len(y), -1)
+    return _integers(y.reshape(len(y), -1), "y")
+
+
 def _class_ids(y: np.ndarray, shape: tuple[int, int], labels: Labels) -> np.ndarray:
     """Returns integer labels `[B, P]`, also of one-hot ones."""
-    if y.shape == (*shape, labels.vocab_size) or (labels.last_only and y.shape == (shape[0], labels.vocab_size)):
-        one_hot = y.reshape(*shape, labels.vocab_size)
-        found = one_hot.argmax(axis=-1)
-        hot = np.take_along_axis(one_hot, found[..., None], axis=-1)[..., 0]
-        right = bool(np.all(hot == 1) and np.all(np.count_nonzero(one_hot, axis=-1) == 1))
-        require(right, "y", "integer labels, or one-hot ones", "rows that are not one-hot")
-        return found.astype(np.int32)
     expected = f"labels of shape [N{'' if labels.last_only else ', T'}], integer or one-hot, for ids of shape [N, T]"
-    require(y.size == shape[0] * shape[1] and y.shape[0] == shape[0], "y", expected, y.shape)
-    return _integers(y.reshape(shape), "y")
+    one_hot = y.shape == (*shape, labels.vocab_size) or (labels.last_only and y.shape == (shape[0], labels.vocab_size))
+    require(one_hot or (y.size == shape[0] * shape[1] and y.shape[0] == shape[0]), "y", expected, y.shape)
+    return class_ids(y, labels.vocab_size, labels.last_only)
 
 
 def _integers(values: np.ndarray, name: str) -> np.ndarray:
@@ -192,7 +208,7 @@ def _ids(values: np.ndarray, name: str, vocab_size: int) -> np.ndarray:
 
 
 def to_batch(
-    batch: tuple[np.ndarray, ...], labels: Labels, shape: Shape, rank: np.ndarray | None, name: str, *, mean: bool
+    batch: tuple[np.ndarray, ...], labels: Labels, shape: Shape, name: str, *, mean: bool
 ) -> tuple[Batch, float]:
     """Makes a batch for jaxlm from one of examples.
 
@@ -204,7 +220,6 @@ def to_batch(
       batch: ids, labels and maybe weights.
       labels: what they mean.
       shape: the sizes to fill up to.
-      rank: `[V]` the id in jaxlm of each id; None if they are the same.
       name: of the argument, for errors.
       mean: whether to weight as Keras' loss does, with the compiled reduction.
 
@@ -222,17 +237,17 @@ def to_batch(
             y, weights, valid = (np.take_along_axis(array, order, axis=1) for array in (y, weights, valid))
         x = np.where(x == 0, x[:, :1], x)
     total = float(weights.sum())
-    if mean:
-        weights = weights / (_divisor(labels.reduction, total, int(valid.sum())) or 1.0)
+    size = shape.batch_size * (1 if labels.last_only else shape.sequence_length)  # which the loss is the mean of
+    divisor = divisor_of(labels.reduction, total, int(valid.sum())) if mean else 1.0
+    weights = weights * (size / (divisor or 1.0))
     if np.any(weights):
         y = np.where(weights != 0, y, y[weights != 0][0])
     x, y, weights, positions = _fill(x, y, weights.astype(np.float32), positions, shape)
-    if rank is not None:
-        x, y = rank[x], rank[y]
     return Batch(x, y, True, positions, weights), total
 
 
-def _divisor(reduction: str | None, total: float, count: int) -> float:
+def divisor_of(reduction: str | None, total: float, count: int) -> float:
+    """Returns the number that Keras divides the sum of the weighted losses by."""
     if reduction == "sum":
         return 1.0
     return total if reduction == "mean_with_sample_weight" else float(count)

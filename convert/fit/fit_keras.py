@@ -1,26 +1,29 @@
 """`fit_keras`: trains a live Keras model in JAX with sampled softmax, with the arguments of `model.fit`."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from convert.fit.batches import read_any, to_any_batch
 from convert.fit.callbacks import callback_list, may_read_weights
 from convert.fit.compile_settings import keras_of
-from convert.fit.examples import Examples, Shape, open_examples, scan, to_batch
-from convert.fit.session import InitialBiases, InitialEmbeddings, LiveModel, open_live_model
+from convert.fit.examples import Examples, Labels, Shape, open_examples, read, scan, to_batch
+from convert.fit.network import Network
+from convert.fit.session import InitialBiases, InitialEmbeddings, Session, open_session
 from jaxlm.config import ComputeDtype, Sampler, TrainConfig
 from jaxlm.data.batches import Batch, place_streams, shard_batch
 from jaxlm.errors import InputError, require
-from jaxlm.inference.perplexity import exact_loss
-from jaxlm.model.language_model import split_params
-from jaxlm.parallel.mesh import Mesh
+from jaxlm.parallel.mesh import Mesh, on_host
 from jaxlm.runs.recorder import MAX_SKIPPED
 from jaxlm.runs.stop_signals import StopSignals
-from jaxlm.training.state import TrainState
+from jaxlm.training.evaluation import exact_batch_loss
+from jaxlm.training.state import TrainState, shard_state
 from jaxlm.training.step import train_step
 
 Verbose = Literal["auto", 0, 1, 2]
@@ -103,30 +106,34 @@ def fit_keras(
     """
     for argument, value in other.items():
         require(False, argument, "an argument that fit_keras has", value)
-    live = open_live_model(model, getattr(x, "shape", (0, None))[-1])
-    shuffle = not live.stateful if shuffle is None else shuffle
-    require(not (live.stateful and shuffle), "shuffle", "False for a stateful model", shuffle)
-    frozen = initial_embeddings is not None and not live.layers[0].trainable
+    session, labels = open_session(model, getattr(x, "shape", (0, None))[-1])
+    network, stateful = session.network, session.network.batch_size is not None
+    shuffle = not stateful if shuffle is None else shuffle
+    require(not (stateful and shuffle), "shuffle", "False for a stateful model", shuffle)
+    frozen = initial_embeddings is not None and "embedding" in network.frozen
     require(not frozen, "initial_embeddings", "None for an embedding that is not trainable", initial_embeddings)
+    require(mesh is None or network.structure is not None, "mesh", "None unless the body is LSTMs", mesh)
     size = 32 if batch_size is None else batch_size
     train, valid = _open(x, y, sample_weight, size, validation_split, validation_data, validation_batch_size or size)
-    shape = scan(train, live.labels, keep_ids=initial_embeddings is not None)
-    live = live.sorted_by(shape)
+    shape = scan(train, labels, partial(_read, network, labels), keep_ids=initial_embeddings is not None)
+    _check_shape(network, labels, shape)
     config = TrainConfig(
         batch_size=shape.batch_size,
         sequence_length=shape.sequence_length,
         num_sampled=num_sampled,
         sampler=sampler,
-        optimizer=live.compiled.optimizer,
-        initial_accumulator_value=live.compiled.initial_accumulator_value,
-        clip_norm=live.compiled.clip_norm,
-        clip_each=live.compiled.clip_each,
-        train_embedding=bool(live.layers[0].trainable),
+        clip_norm=session.optimizer.clip_norm,
+        clip_each=session.optimizer.clip_each,
         compute_dtype=compute_dtype,
         seed=seed,
     )
-    data = Data(train, shape, None if valid is None else (valid, scan(valid, live.labels)), shuffle)
-    state = live.read(config, shape, initial_biases, initial_embeddings, mesh)
+    checked = None if valid is None else (valid, scan(valid, labels, partial(_read, network, labels)))
+    data = Data(train, shape, checked, shuffle, labels)
+    state = session.read(config, shape.counts)
+    state = session.initialize(state, shape.counts, shape.ids, initial_biases, initial_embeddings)
+    if mesh is not None:
+        with on_host():
+            state = shard_state(state, mesh)
     shown = 1 if verbose == "auto" else verbose
     if shown:
         print(
@@ -134,8 +141,23 @@ def fit_keras(
         )
     params = {"epochs": epochs, "steps": shape.num_batches, "verbose": shown}
     hooks = callback_list(keras_of(model), model, list(callbacks or ()), bool(shown), **params)
-    _run_epochs(live, state, data, hooks, range(initial_epoch, epochs), may_read_weights(callbacks or ()))
+    _run_epochs(session, state, data, hooks, range(initial_epoch, epochs), may_read_weights(callbacks or ()))
     return model.history
+
+
+def _read(network: Network, labels: Labels, batch: Any, name: str) -> Any:
+    """Reads a batch of examples as the network needs it."""
+    return read(batch, labels, name) if network.structure is not None else read_any(batch, network, labels, name)
+
+
+def _check_shape(network: Network, labels: Labels, shape: Shape) -> None:
+    """Raises `InputError` if batches do not fit the states of a stateful model."""
+    size = network.batch_size
+    if size is not None:
+        require(shape.batch_size == size, "batch_size", f"{size}, as the stateful model has", shape.batch_size)
+        expected = f"a multiple of {size} examples of equal length, for a stateful model"
+        require(shape.is_regular, "x", expected, "another number or length")
+        require(not shape.is_masked, "x", "no 0 for a stateful model that masks it", "0")
 
 
 class Data(NamedTuple):
@@ -145,6 +167,7 @@ class Data(NamedTuple):
     shape: Shape
     valid: tuple[Examples, Shape] | None
     shuffle: bool
+    labels: Labels
 
 
 def _open(
@@ -172,10 +195,10 @@ def _open(
 
 
 def _run_epochs(
-    live: LiveModel, state: TrainState, data: Data, hooks: Any, epochs: range, write_each_epoch: bool
+    session: Session, state: TrainState, data: Data, hooks: Any, epochs: range, write_each_epoch: bool
 ) -> None:
     """Trains, and puts the weights back, whatever ends it."""
-    live.model.stop_training = False
+    session.model.stop_training = False
     step, is_written, logs = int(state.step), False, {}
     hooks.on_train_begin()
     with StopSignals() as stop:
@@ -183,31 +206,39 @@ def _run_epochs(
             for epoch in epochs:
                 hooks.on_epoch_begin(epoch)
                 losses = EpochLosses(hooks)
-                for batch, size in _train_batches(live, data, (state.config.seed, epoch)):
-                    state, loss = train_step(state, batch, live.compiled.learning_rate(step))
+                for batch, size in _train_batches(session.network, data, (state.config.seed, step)):
+                    state, loss = train_step(state, batch, session.optimizer.learning_rate(step))
                     step, is_written = step + 1, False
                     losses.add(loss, size)
                     stop.raise_if_requested()
                 logs = {"loss": losses.mean()}
                 if data.valid is not None:
-                    logs["val_loss"] = _validation_loss(live, state, *data.valid, stop)
+                    logs["val_loss"] = _validation_loss(session.network, state, data, stop)
                 if write_each_epoch:
-                    live.write(state, last=epoch == epochs[-1])
+                    session.write(state, last=epoch == epochs[-1])
                     is_written = True
                 hooks.on_epoch_end(epoch, logs)
-                if live.model.stop_training:
+                if session.model.stop_training:
                     break
         finally:
             if not is_written:
-                live.write(state, last=True)
+                session.write(state, last=True)
     hooks.on_train_end(logs)
 
 
-def _train_batches(live: LiveModel, data: Data, seed: tuple[int, int]) -> Iterator[tuple[Batch, int]]:
+def _to_batch(
+    network: Network, labels: Labels, batch: Any, shape: Shape, name: str, *, mean: bool
+) -> tuple[Batch, float]:
+    if network.structure is None:
+        return to_any_batch(batch, network, labels, name, mean=mean)
+    return to_batch(batch, labels, shape, name, mean=mean)
+
+
+def _train_batches(network: Network, data: Data, seed: tuple[int, int]) -> Iterator[tuple[Batch, int]]:
     """Yields the batches of an epoch, and how many examples each has."""
     for examples in data.train.batches(seed if data.shuffle else None):
-        batch, _ = to_batch(examples, live.labels, data.shape, live.rank, data.train.name, mean=True)
-        yield batch._replace(starts_epoch=not live.stateful), len(examples[0])
+        batch, _ = _to_batch(network, data.labels, examples, data.shape, data.train.name, mean=True)
+        yield batch._replace(starts_epoch=network.batch_size is None), len(examples[1])
 
 
 class EpochLosses:
@@ -248,14 +279,18 @@ class EpochLosses:
         self.hooks.on_train_batch_end(number, {"loss": float(np.mean(self.losses)) if self.losses else math.nan})
 
 
-def _validation_loss(live: LiveModel, state: TrainState, valid: Examples, shape: Shape, stop: StopSignals) -> float:
+def _validation_loss(network: Network, state: TrainState, data: Data, stop: StopSignals) -> float:
     """Returns the exact mean loss of the labels that count, each sequence from the zero state."""
-    graphdef, *params = split_params(state.model)
-    carry = jax.tree.map(partial(place_streams, mesh=state.mesh), state.model.initial_carry(shape.batch_size))
+    valid, shape = cast(tuple[Examples, Shape], data.valid)
+    carry = state.carry
+    if network.structure is not None:
+        zeros = [jnp.zeros((shape.batch_size, lstm.size)) for lstm in network.structure.config.lstm_layers]
+        carry = tuple((place_streams(array, state.mesh), place_streams(array, state.mesh)) for array in zeros)
+    state = dataclasses.replace(state, carry=carry)
     total, weight = 0.0, 0.0
     for examples in valid.batches(None):
-        batch, weights = to_batch(examples, live.labels, shape, live.rank, valid.name, mean=False)
-        loss, _ = exact_loss(graphdef, params, shard_batch(batch, state.mesh), carry)
+        batch, weights = _to_batch(network, data.labels, examples, shape, valid.name, mean=False)
+        loss = exact_batch_loss(state, shard_batch(batch, state.mesh))
         total, weight = total + float(loss), weight + weights
         stop.raise_if_requested()
     return total / weight if weight else math.nan

@@ -1,4 +1,4 @@
-"""`LiveModel`: a user's Keras model while jaxlm trains it. Its weights, optimizer and states go in and come back."""
+"""`Session`: the weights, states and optimizer of a live Keras model, read into a `TrainState` and written back."""
 
 import dataclasses
 import warnings
@@ -6,112 +6,96 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 from flax import nnx
 
-from convert.fit.compile_settings import Compiled, read_compiled, read_optimizer_state, write_optimizer_state
-from convert.fit.examples import Labels, Shape
-from convert.keras_models.in_memory import from_keras, load_into_keras
-from convert.keras_models.live_layers import as_array, read_live_model, states_of
-from convert.weights.id_order import KerasIds, frequency_order
-from convert.weights.optimizer_state import from_train_state, to_train_state
+from convert.fit.compile_settings import read_loss
+from convert.fit.examples import Labels
+from convert.fit.live_optimizer import LiveOptimizer, open_optimizer
+from convert.fit.network import Link, Network, Path, open_network
+from convert.keras_models.live_layers import as_array
 from jaxlm.config import TrainConfig
 from jaxlm.data.vocabulary import log_unigram
 from jaxlm.data.word_vectors import word_vectors
 from jaxlm.errors import InputError, require
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.parallel.mesh import Mesh, on_host
-from jaxlm.training.state import TrainState, gather_state, shard_state
+from jaxlm.parallel.mesh import on_host
+from jaxlm.training.settings import class_order, resolve_config
+from jaxlm.training.state import TrainState, gather_state
 
 InitialBiases = Literal["unigram"] | None
 InitialEmbeddings = Literal["counts"] | None
 
 
-class LiveModel(NamedTuple):
-    """A live Keras model, and how jaxlm sees it."""
+class Session(NamedTuple):
+    """A live Keras model while jaxlm trains it."""
 
     model: Any
-    layers: list[Any]  # those with weights: Embedding, LSTM, ..., Dense
-    labels: Labels
-    compiled: Compiled
-    keras_ids: KerasIds | None = None  # None if the ids are sorted by frequency
-    rank: np.ndarray | None = None  # [V] the id in jaxlm of each Keras id; None if they are the same
+    network: Network
+    optimizer: LiveOptimizer
 
-    @property
-    def stateful(self) -> list[Any]:
-        """The LSTM layers, if they keep their state between batches."""
-        return [layer for layer in self.layers if getattr(layer, "stateful", False)]
+    def read(self, config: TrainConfig, counts: np.ndarray) -> TrainState:
+        """Makes a training state of the model's weights, its states and its optimizer's state.
 
-    def sorted_by(self, shape: Shape) -> "LiveModel":
-        """Returns this model with ids sorted by how often they are labels.
-
-        Raises:
-          InputError: the model is stateful, and the batches do not fit its states.
+        Args:
+          config: of the training.
+          counts: `[V]` how often each id is a label.
         """
-        for layer in self.stateful:
-            size = states_of(layer)[0].shape[0]
-            require(shape.batch_size == size, "batch_size", f"{size}, as the stateful model has", shape.batch_size)
-            expected = f"a multiple of {size} examples of equal length, for a stateful model"
-            require(shape.is_regular, "x", expected, "another number or length")
-            require(not shape.is_masked, "x", "no 0 for a stateful model that masks it", "0")
-        order = frequency_order(shape.counts)
-        if order is None:
-            return self
-        return self._replace(keras_ids=KerasIds(order), rank=np.argsort(order).astype(np.int32))
+        config = resolve_config(config, self.network.vocab_size)
+        parts: dict[str, Any] = {"tables": {}, "dense": {}, "other": {}, "carry": {}}
+        for link in self.network.links:
+            _put(parts, link.path, _read(link.variable, link.transposed))
+        frozen = set(self.network.frozen)
+        if "biases" not in parts["tables"]:
+            parts["tables"]["biases"] = jnp.zeros(self.network.vocab_size, jnp.float32)
+            frozen.add("biases")
+        body, structure = self.network.body(config.compute_dtype), self.network.structure
+        if structure is None:
+            parts |= {name: [parts[name][i] for i in range(len(parts[name]))] for name in ("dense", "other")}
+        state = TrainState.for_body(
+            body,
+            parts["tables"],
+            parts["dense"],
+            config,
+            counts,
+            lookups=self.network.lookups,
+            other=parts["other"],
+            carry=self._carry(parts["carry"], config.batch_size),
+            tx=self.optimizer.rule,
+            frozen=frozen,
+            order=class_order(counts),
+        )
+        return self._with_optimizer_state(state)
 
-    def read(
-        self,
-        config: TrainConfig,
-        shape: Shape,
-        initial_biases: InitialBiases,
-        initial_embeddings: InitialEmbeddings,
-        mesh: Mesh | None,
-    ) -> TrainState:
-        """Makes a training state of the model's weights, its optimizer's state and its own states."""
-        if mesh is not None:  # no device of it has a whole table
-            with on_host():
-                return shard_state(self.read(config, shape, initial_biases, initial_embeddings, None), mesh)
-        model = from_keras(self.model)
-        optimizer = read_optimizer_state(self.model, self.layers, self.compiled, model.config)
-        if self.keras_ids is not None:
-            model, optimizer = self.keras_ids.model_for_run(model, optimizer)
-        counts = -np.sort(-shape.counts)
-        self._initialize(model, counts, shape, config.seed, initial_biases, initial_embeddings)
-        state = TrainState.create(model, config, counts)
-        if self.stateful:
-            states = [[jnp.array(as_array(array)) for array in states_of(layer)] for layer in self.stateful]
-            state = dataclasses.replace(state, carry=tuple((c, h) for h, c in states))
-        if optimizer is None:
-            return state
-        opt_state = to_train_state(optimizer, state.opt_state)
-        return dataclasses.replace(state, opt_state=opt_state, step=jnp.int32(optimizer.steps))
+    def _carry(self, states: dict[int, dict[int, jax.Array]], batch_size: int) -> Any:
+        """Returns the carry of a chain of LSTMs; a Keras body has its states among its other variables."""
+        if self.network.structure is None:
+            return ()
+        if states:
+            return tuple((states[i][0], states[i][1]) for i in range(len(states)))
+        sizes = [lstm.size for lstm in self.network.structure.config.lstm_layers]
+        return tuple((jnp.zeros((batch_size, size)), jnp.zeros((batch_size, size))) for size in sizes)
 
-    def _initialize(
-        self,
-        model: LanguageModel,
-        counts: np.ndarray,
-        shape: Shape,
-        seed: int,
-        initial_biases: InitialBiases,
-        initial_embeddings: InitialEmbeddings,
-    ) -> None:
-        """Starts tables anew where the user asks for it."""
-        if initial_biases is None and initial_embeddings is None:
-            return
-        has_biases = initial_biases is None or model.config.softmax_bias
-        require(has_biases, "initial_biases", "None for a softmax without biases", initial_biases)
-        vectors = None
-        if initial_embeddings is not None:
-            ids = shape.ids if self.rank is None else self.rank[shape.ids]
-            vectors = word_vectors(ids, model.config.vocab_size, model.config.embedding_size)
-        fresh = LanguageModel(model.config, log_unigram(counts), vectors, rngs=nnx.Rngs(seed))
-        if initial_biases is not None:
-            model.biases = fresh.biases
-        if initial_embeddings is not None:
-            model.embedding, model.weights = fresh.embedding, fresh.weights
+    def _with_optimizer_state(self, state: TrainState) -> TrainState:
+        """Returns a state with the number of steps and the slots of the model's optimizer."""
+        steps = jnp.int32(self.optimizer.steps())
+        opt_state = {name: dict(part) for name, part in state.opt_state.items()}
+        for part in opt_state.values():
+            part |= {"step": jnp.copy(steps), "u_product": jnp.float32(self.optimizer.u_product())}
+        state = dataclasses.replace(state, step=steps, opt_state=opt_state)
+        for link, slot, variable in self._slots():
+            path = _slot_path(link.path, slot)
+            state = _replace(state, path, _read(variable, link.transposed))
+        return state
+
+    def _slots(self) -> list[tuple[Link, str, Any]]:
+        """Returns each variable of the optimizer that belongs to a weight."""
+        links = [link for link in self.network.links if link.path[0] in ("tables", "dense") and link.trained]
+        return [(link, slot, variable) for link in links for slot, variable in self.optimizer.slots_of(link.variable)]
 
     def write(self, state: TrainState, *, last: bool) -> None:
-        """Puts a training state back into the model, its optimizer and its states.
+        """Puts a training state back into the model, its states and its optimizer.
 
         Args:
           state: to put back.
@@ -119,47 +103,113 @@ class LiveModel(NamedTuple):
         """
         if state.mesh is not None:
             with on_host():
-                state = gather_state(state)
-        elif not last:
-            state = jax.tree.map(jnp.copy, state)
-        model, optimizer, steps = state.model, None, int(state.step)
-        if self.compiled.has_state:
-            rate = self.compiled.learning_rate(steps)
-            optimizer = from_train_state(state.opt_state, state.config, rate, steps)
-        if self.keras_ids is not None:
-            model, optimizer = self.keras_ids.model_for_keras(model, optimizer)
-        load_into_keras(model, self.model)
-        if optimizer is not None:
-            write_optimizer_state(self.model, self.layers, self.compiled, optimizer, model.config)
-        for layer, carry in zip(self.stateful, state.carry, strict=False):  # none if the model is not stateful
-            for variable, array in zip(states_of(layer), carry[::-1], strict=True):
-                variable.assign(np.asarray(array))
+                state, last = gather_state(state), True
+        for link in self.network.links:
+            _write(link.variable, _get(state, link.path), link.transposed, last)
+        self.optimizer.build(self.model)
+        for link, slot, variable in self._slots():
+            _write(variable, _get(state, _slot_path(link.path, slot)), link.transposed, last)
+        self.optimizer.set_steps(int(state.step), float(state.opt_state["dense"]["u_product"]))
+
+    def initialize(
+        self,
+        state: TrainState,
+        counts: np.ndarray,
+        ids: np.ndarray,
+        initial_biases: InitialBiases,
+        initial_embeddings: InitialEmbeddings,
+    ) -> TrainState:
+        """Returns a state whose tables start anew where the user asks for it.
+
+        Args:
+          state: on one device.
+          counts: `[V]` how often each id is a label.
+          ids: `[N]` all ids that are read, one sequence after the other.
+          initial_biases: "unigram" for the log-probabilities of the labels.
+          initial_embeddings: "counts" for word vectors counted from `ids`.
+        """
+        tables = dict(state.tables)
+        if initial_biases is not None:
+            has_biases = any(link.path == ("tables", "biases") for link in self.network.links)
+            require(has_biases, "initial_biases", "None for a softmax without biases", initial_biases)
+            tables["biases"] = jnp.array(log_unigram(counts))
+        if initial_embeddings is not None:
+            structure = self.network.structure
+            if structure is None:
+                raise InputError("Invalid `initial_embeddings`: expected None unless the body is LSTMs.")
+            config = structure.config
+            ranks = np.arange(counts.size) if state.order is None else np.asarray(state.order.ranks)
+            vectors = word_vectors(ranks[ids], config.vocab_size, config.embedding_size)[ranks]
+            fresh = LanguageModel(config, None, vectors, rngs=nnx.Rngs(state.config.seed))
+            tables |= {"embedding": fresh.input_rows, "weights": fresh.weights[...]}
+        return dataclasses.replace(state, tables=tables)
 
 
-def open_live_model(model: Any, sequence_length: int | None) -> LiveModel:
-    """Reads what matters of a live model, and warns of settings that have no effect.
+def open_session(model: Any, sequence_length: int | None) -> tuple[Session, Labels]:
+    """Opens a live model for training, and warns of settings that have no effect.
 
     Args:
       model: of Keras; it is built if it is not.
       sequence_length: of its inputs, to build it with.
 
     Raises:
-      InputError: jaxlm cannot represent or train the model.
+      InputError: the model or its optimizer cannot be used.
     """
-    if not getattr(model, "built", False) and type(model).__name__ == "Sequential":
-        model.build((None, sequence_length))
-    layers, structure = read_live_model(model)
-    for layer in layers[1:]:
-        if not layer.trainable:
-            raise InputError(
-                f"Layer {layer.name!r} is not trainable, and fit_keras can keep only the embedding as it is."
-                " Set trainable=True."
-            )
-    compiled = read_compiled(model, structure.logits)
-    # the embedding's trainable=False is honoured
-    unused = (*compiled.unused, *(setting for setting in structure.ignored if not setting.endswith("trainable=False")))
+    network = open_network(model, sequence_length)
+    optimizer, loss = open_optimizer(model), read_loss(model, network.logits)
+    unused = (*optimizer.unused, *loss.unused, *network.unused)
     if unused:
         warnings.warn(f"fit_keras does not use: {', '.join(unused)}", stacklevel=3)
-    vocab_size = structure.config.vocab_size
-    labels = Labels(vocab_size, structure.last_only, structure.mask_zero, compiled.ignore_class, compiled.reduction)
-    return LiveModel(model, layers, labels, compiled)
+    masked = network.structure is not None and network.structure.mask_zero
+    labels = Labels(network.vocab_size, network.last_only, masked, loss.ignore_class, loss.reduction)
+    return Session(model, network, optimizer), labels
+
+
+def _slot_path(path: Path, slot: str) -> Path:
+    part, *rest = path
+    return ("opt_state", rest[0], slot) if part == "tables" else ("opt_state", "dense", slot, *rest)
+
+
+def _read(variable: Any, transposed: bool) -> jax.Array:
+    """Returns a copy of a variable of Keras: a step donates it, and Keras keeps its own."""
+    array = jnp.asarray(as_array(variable))
+    copy = _transpose(array) if transposed else jnp.array(array, copy=True)
+    return jax.block_until_ready(copy)
+
+
+def _write(variable: Any, array: jax.Array, transposed: bool, last: bool) -> None:
+    if transposed:
+        array = _transpose(array)
+    elif not last:
+        array = jnp.array(array, copy=True)
+    on_jax = isinstance(variable, keras.Variable) and keras.backend.backend() == "jax"
+    variable.assign(array if on_jax else np.asarray(array))
+
+
+_transpose = jax.jit(jnp.transpose)
+
+
+def _put(tree: dict[str, Any], path: Path, value: Any) -> None:
+    *folders, name = path
+    for folder in folders:
+        tree = tree.setdefault(folder, {})
+    tree[name] = value
+
+
+def _get(tree: Any, path: Path) -> Any:
+    for name in path:
+        tree = getattr(tree, name) if isinstance(name, str) and hasattr(tree, name) else tree[name]
+    return tree
+
+
+def _replace(tree: Any, path: Path, value: Any) -> Any:
+    """Returns a state, or a part of one, with another array at a path."""
+    if not path:
+        return value
+    name, *rest = path
+    if isinstance(tree, TrainState):
+        return dataclasses.replace(tree, **{name: _replace(getattr(tree, name), tuple(rest), value)})
+    if isinstance(tree, dict):
+        return tree | {name: _replace(tree[name], tuple(rest), value)}
+    items = [_replace(item, tuple(rest), value) if i == name else item for i, item in enumerate(tree)]
+    return type(tree)(items)

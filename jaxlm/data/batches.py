@@ -18,11 +18,12 @@ from jaxlm.token_ids import Ids
 class Batch(NamedTuple):
     """Words and the words that follow them."""
 
-    inputs: Ids  # [batch_size, sequence_length]
+    inputs: Any  # [batch_size, sequence_length] ids; a tuple of id arrays [batch_size, ...] for a body with several
     labels: Ids  # [batch_size, sequence_length]
     starts_epoch: bool | np.ndarray | jax.Array = False  # whether the LSTM starts from the zero state
     positions: Ids | None = None  # [batch_size, P] time steps that the labels [batch_size, P] belong to; None for all
-    weights: np.ndarray | jax.Array | None = None  # of the labels; the loss is the weighted sum, None for the mean
+    weights: np.ndarray | jax.Array | None = None  # of the labels; the loss is the mean of weight * loss
+    features: Any = ()  # other inputs of the body, arrays [batch_size, ...]
 
 
 def outputs_with_labels(batch: Batch, outputs: jax.Array, mesh: Mesh | None = None) -> jax.Array:
@@ -36,14 +37,13 @@ def outputs_with_labels(batch: Batch, outputs: jax.Array, mesh: Mesh | None = No
 
 
 def reduce_losses(batch: Batch, losses: jax.Array, mesh: Mesh | None = None) -> jax.Array:
-    """Returns the loss of a batch: the mean, or the weighted sum, of the losses of its labels, in any shape.
+    """Returns the loss of a batch: the mean of weight * loss over its labels, in any shape; without weights they are 1.
 
     On a mesh, `batch` is the part of a device, and `losses` those of all devices along `vocab`.
     """
-    if batch.weights is None:
-        return psum(losses.mean(), data_axes(mesh)) / mesh_shape(mesh)[0]
-    weights = all_gather_invariant(jnp.ravel(batch.weights), vocab_axes(mesh))
-    return psum((weights * losses.ravel()).sum(), data_axes(mesh))
+    if batch.weights is not None:
+        losses = all_gather_invariant(jnp.ravel(batch.weights), vocab_axes(mesh)) * losses.ravel()
+    return psum(losses.mean(), data_axes(mesh)) / mesh_shape(mesh)[0]
 
 
 def shard_batch(batch: Batch, mesh: Mesh | None) -> Batch:
@@ -57,10 +57,12 @@ def shard_batch(batch: Batch, mesh: Mesh | None) -> Batch:
 
 
 def weighted(batch: Batch, mesh: Mesh | None) -> Batch:
-    """Adds the weights of a mean if a mesh adds streams, which count for nothing."""
-    if batch.weights is not None or padded_streams(len(batch.inputs), mesh) == len(batch.inputs):
+    """Scales the weights if a mesh adds streams, which count for nothing, so that the mean stays the same."""
+    streams = len(batch.labels)
+    if padded_streams(streams, mesh) == streams:
         return batch
-    return batch._replace(weights=np.full(batch.labels.shape, 1.0 / batch.labels.size, np.float32))
+    weights = np.ones(batch.labels.shape, np.float32) if batch.weights is None else np.asarray(batch.weights)
+    return batch._replace(weights=weights * np.float32(padded_streams(streams, mesh) / streams))
 
 
 def place_streams(array: Any, mesh: Mesh | None) -> Any:

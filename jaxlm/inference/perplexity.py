@@ -88,7 +88,7 @@ def evaluate(
     with tqdm(total=expected, desc="evaluating", unit=" words", disable=None if progress else True, leave=False) as bar:
         for batch in evaluation_batches(ids, batch_size, sequence_length, max_tokens):
             loss, carry = exact_loss(graphdef, params, shard_batch(batch, model.mesh), carry)
-            total += float(loss)
+            total += float(loss) * batch.labels.size
             words = int(np.asarray(batch.weights).sum())
             count += words
             bar.update(words)

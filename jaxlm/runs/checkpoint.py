@@ -24,7 +24,7 @@ from jaxlm.model.language_model import LanguageModel, abstract_model, merge_para
 from jaxlm.parallel.mesh import Mesh, leaf_name, map_data, mesh_shape, sharded_dim
 from jaxlm.parallel.processes import is_first, is_peer_death, wait_for_all
 from jaxlm.runs.orbax_arrays import checkpointer, fits, ignore_closed_loops, quiet, sharding_of
-from jaxlm.training.state import initial_opt_state
+from jaxlm.training.optimizer import initial_opt_state
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
 PROGRESS_FILE, PROGRESS_FORMAT = "progress.json", 1

@@ -30,7 +30,8 @@ from jaxlm.runs.schedule import known_total_steps
 from jaxlm.runs.start import locked_run, starting_state, with_dtype_of_run
 from jaxlm.runs.stop_signals import StopSignals
 from jaxlm.token_ids import check_ids
-from jaxlm.training.state import TrainState, resolve_config
+from jaxlm.training.settings import resolve_config
+from jaxlm.training.state import TrainState
 from jaxlm.training.step import step_in_block
 
 logger = logging.getLogger(__name__)

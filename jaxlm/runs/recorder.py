@@ -23,8 +23,8 @@ from jaxlm.runs.checkpoint import Checkpoints, Progress
 from jaxlm.runs.directory import RunConfig, append_metrics, drop_metrics_after, save_config
 from jaxlm.runs.schedule import StepEstimate, learning_rate_schedule
 from jaxlm.runs.tensorboard import event_writer
+from jaxlm.training.evaluation import exact_and_training_loss
 from jaxlm.training.state import TrainState
-from jaxlm.training.step import exact_and_training_loss
 
 LOG_EVERY = 20  # steps averaged in a line of metrics.jsonl
 MAX_SKIPPED = 10  # steps in a row

@@ -9,30 +9,27 @@ import jax.numpy as jnp
 import optax
 
 from jaxlm.config import TrainConfig
-from jaxlm.model.lstm import Carry
 from jaxlm.parallel.collectives import psum
 from jaxlm.parallel.mesh import Mesh, vocab_axes
 from jaxlm.row_updates import RowGradient, global_norm, update_rows
-from jaxlm.training.state import TrainState, optimizer
+from jaxlm.training.body import BodyOutputs
+from jaxlm.training.optimizer import optimizer
+from jaxlm.training.state import TrainState
 
 
 def update(
-    state: TrainState, gradients: dict[str, Any], loss: jax.Array, learning_rate: jax.Array, carry: tuple[Carry, ...]
+    state: TrainState, gradients: dict[str, Any], loss: jax.Array, learning_rate: jax.Array, outputs: BodyOutputs
 ) -> TrainState:
     """Clips all gradients by their global norm, and updates every table and all dense parameters.
 
-    An embedding that is not trained stays as it is. If the loss or the norm is not finite, nothing is updated. No
+    If the loss or the norm is not finite, nothing is updated. No
     table is copied for that: the row updates are sent out of range instead.
     """
-    if not state.config.train_embedding:
-        gradients.pop("embedding", None)
-    if not state.model_config.softmax_bias:  # its biases are zeros, and stay so
-        gradients.pop("biases")
     norms = _norms(gradients, state.mesh)
     norm = optax.tree.norm(norms)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     gradients = _clip(gradients, norms, norm, state.config)
-    tx = optimizer(state.config, learning_rate)
+    tx = optimizer(state.config, learning_rate, state.tx)
     params: dict[str, Any] = state.tables | {"dense": state.dense}
     opt_state = dict(state.opt_state)
     for name, gradient in gradients.items():
@@ -51,7 +48,8 @@ def update(
         tables={name: params[name] for name in state.tables},
         dense=params["dense"],
         opt_state=opt_state,
-        carry=jax.tree.map(partial(jnp.where, finite), carry, state.carry),
+        other=jax.tree.map(partial(jnp.where, finite), outputs.other, state.other),
+        carry=jax.tree.map(partial(jnp.where, finite), outputs.carry, state.carry),
         skipped=skipped,
     )
 

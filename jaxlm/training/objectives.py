@@ -17,7 +17,7 @@ from jaxlm.losses.exact import exact_losses
 from jaxlm.losses.sampled import ClassRows, nce_loss_of_rows, sampled_softmax_loss_of_rows
 from jaxlm.matmul import product_dtype
 from jaxlm.parallel.collectives import all_gather_invariant, as_varying, local_rows, reduce_scatter, take_local_rows
-from jaxlm.parallel.mesh import Axes, Mesh, data_axes, vocab_axes
+from jaxlm.parallel.mesh import Axes, Mesh, data_axes, stream_axes, vocab_axes
 from jaxlm.row_updates import RowGradient
 from jaxlm.training.state import TrainState
 
@@ -80,30 +80,38 @@ def exact_loss_of(state: TrainState, labels: jax.Array) -> ExactLoss:
     """Returns the exact loss of a device's labels `[b, P]`, and of those of the others along `vocab`."""
     rows = state.tables["weights"], state.tables["biases"]
     labels = all_gather_invariant(labels.reshape(-1), vocab_axes(state.mesh))
-    return ExactLoss(rows, labels, state.model_config.vocab_size, state.mesh)
+    return ExactLoss(rows, labels, state.vocab_size, state.mesh)
 
 
 def training_loss_of(state: TrainState, key: jax.Array, labels: jax.Array) -> ExactLoss | SampledLoss:
     """Returns the loss of the config, for sampled ones after drawing candidates and gathering rows."""
-    config, mesh, vocab_size = state.config, state.mesh, state.model_config.vocab_size
+    config, mesh = state.config, state.mesh
     if config.loss == "full":
         return exact_loss_of(state, labels)
-    axes, num_labels = vocab_axes(mesh), config.batch_size * labels.shape[1]
+    axes, streams = vocab_axes(mesh), config.batch_size if stream_axes(mesh) else len(labels)  # a mesh may add some
+    num_labels = streams * (labels.size // len(labels))
     config = dataclasses.replace(config, compute_dtype=product_dtype(config.compute_dtype, labels.shape[1]))
     labels = all_gather_invariant(labels.reshape(-1, 1), axes)
-    arguments = (key, labels, config.num_sampled, True, vocab_size)
-    if state.unigrams is not None:
-        values = fixed_unigram_candidate_sampler(*arguments, state.unigrams)
-    elif config.sampler == "uniform":
-        values = uniform_candidate_sampler(*arguments)
-    else:
-        values = log_uniform_candidate_sampler(*arguments)
+    values = _draw(state, key, labels)
     candidates, share = values.sampled_candidates, _share_of(values, axes)
     rows = ClassRows(
         *(take_local_rows(state.tables[name], labels, axes) for name in ("weights", "biases")),
         *(_candidate_rows(state.tables[name], candidates, axes) for name in ("weights", "biases")),
     )
     return SampledLoss(rows, labels, candidates, num_labels, share, config, mesh)
+
+
+def _draw(state: TrainState, key: jax.Array, labels: jax.Array) -> SampledValues:
+    """Draws candidates; a sampler that expects ids by decreasing frequency draws ranks."""
+    config, order = state.config, state.order
+    if state.unigrams is not None:
+        arguments = (config.num_sampled, True, state.vocab_size, state.unigrams)
+        return fixed_unigram_candidate_sampler(key, labels, *arguments)
+    if config.sampler == "uniform":
+        return uniform_candidate_sampler(key, labels, config.num_sampled, True, state.vocab_size)
+    ranks = labels if order is None else order.ranks.at[labels].get(mode="fill", fill_value=-1)
+    values = log_uniform_candidate_sampler(key, ranks, config.num_sampled, True, state.vocab_size)
+    return values if order is None else values._replace(sampled_candidates=order.ids[values.sampled_candidates])
 
 
 def _share_of(values: SampledValues, axes: Axes) -> SampledValues:

@@ -1,28 +1,24 @@
 """`TrainState`: all that a training step reads and writes."""
 
 import dataclasses
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike
 
-from jaxlm.candidate_sampling.distributions import UnigramTable, unigram_table
+from jaxlm.candidate_sampling.distributions import UnigramTable
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.word_vectors import word_vectors
 from jaxlm.errors import require
-from jaxlm.matmul import fast_dtype
 from jaxlm.model.language_model import LanguageModel, merge_params, shard_model, split_params
-from jaxlm.model.lstm import Carry
 from jaxlm.parallel.mesh import (
     Mesh,
     leaf_name,
@@ -37,8 +33,9 @@ from jaxlm.parallel.mesh import (
     spec_of,
 )
 from jaxlm.parallel.processes import require_same
-
-logger = logging.getLogger(__name__)
+from jaxlm.training.body import Body, LanguageModelBody, split_tree
+from jaxlm.training.optimizer import Transformation, initial_opt_state
+from jaxlm.training.settings import ClassOrder, check_config, counted_unigrams, resolve_config
 
 
 @jax.tree_util.register_dataclass
@@ -51,28 +48,41 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, steps done.
-      tables: `embedding` `[V, E]` unless tied, `weights` `[V, softmax_size]`, `biases` `[V]`, updated by rows.
-      dense: the LSTM's and the bottleneck's parameters.
+      tables: softmax rows `weights` `[V, D]` and `biases` `[V]`, and those that are looked up before the body, such as
+        `embedding` `[V, E]`; all are updated by rows.
+      dense: the trained parameters of the body.
       opt_state: the Optax state of each table by its name, and of the dense parameters, "dense".
-      carry: LSTM state at the end of the last batch.
+      other: arrays of the body that no gradient updates.
+      carry: of the body, such as the LSTM state at the end of the last batch.
       key: `jax.random.key`; step n draws from `fold_in(key, n)`.
       skipped: int32 `[2]`, steps skipped because of a loss or gradient that was not finite: in all, and in a row.
       unigrams: the table of the unigram sampler, or None.
-      model_config: the `ModelConfig`.
+      order: the ids by frequency, for a sampler that expects them in this order; None if they are.
+      body: the `Body`.
+      lookups: the table that each array of `Batch.inputs` is looked up in.
+      frozen: tables without an update.
+      vocab_size: number of classes.
       config: the `TrainConfig`.
+      tx: the optimizer if it is not that of the config.
       mesh: the mesh that the state lies on; None for one device.
     """
 
     step: jax.Array
     tables: dict[str, jax.Array]
-    dense: dict[str, Any]
+    dense: Any
     opt_state: dict[str, Any]
-    carry: tuple[Carry, ...]
+    other: Any
+    carry: Any
     key: jax.Array
     skipped: jax.Array
     unigrams: UnigramTable | None
-    model_config: ModelConfig = field(metadata={"static": True})
+    order: ClassOrder | None
+    body: Body = field(metadata={"static": True})
+    lookups: tuple[str, ...] = field(metadata={"static": True})
+    frozen: tuple[str, ...] = field(metadata={"static": True})
+    vocab_size: int = field(metadata={"static": True})
     config: TrainConfig = field(metadata={"static": True})
+    tx: Transformation | None = field(metadata={"static": True})
     mesh: Mesh | None = field(metadata={"static": True})
 
     @classmethod
@@ -122,6 +132,9 @@ class TrainState:
         config: TrainConfig,
         unigram_counts: ArrayLike | None = None,
         *,
+        tx: Transformation | None = None,
+        frozen: Collection[str] = (),
+        order: ClassOrder | None = None,
         mesh: Mesh | None = None,
     ) -> "TrainState":
         """Makes the state before the first step. The model's arrays become the state's.
@@ -130,6 +143,10 @@ class TrainState:
           model: do not use it afterwards.
           config: how it is trained; a `num_sampled` larger than the vocabulary samples all of it.
           unigram_counts: `[vocab_size]` integer counts of the words, for the unigram sampler; 0 is taken as 1.
+          tx: an element-wise Optax transformation in place of the config's optimizer, such as
+            `optax.adamw(schedule)`; or a hashable function that makes one of the learning rate of a step.
+          frozen: parameters that stay as they are, such as "embedding" or "lstms/0/kernel".
+          order: of ids that are not sorted by frequency, as from `class_order`.
           mesh: onto which the model is copied, if it lies on one device.
 
         Raises:
@@ -140,27 +157,94 @@ class TrainState:
         if mesh is not None and model.mesh is None:
             model = shard_model(model, mesh)
         if model.mesh is None:
-            return cls._of_model(model, config, table)
+            return cls._of_model(model, config, table, tx, frozenset(frozen), order)
         _, *params = split_params(model)
 
         def create(params: Any, table: UnigramTable | None) -> TrainState:
-            return cls._of_model(merge_params(model.config, model.mesh, *params), config, table)
+            model_ = merge_params(model.config, model.mesh, *params)
+            return cls._of_model(model_, config, table, tx, frozenset(frozen), order)
 
         return _jit_on_mesh(create, model.mesh, params, table)
 
     @classmethod
-    def _of_model(cls, model: LanguageModel, config: TrainConfig, table: UnigramTable | None) -> "TrainState":
+    def for_body(
+        cls,
+        body: Body,
+        tables: dict[str, jax.Array],
+        dense: Any,
+        config: TrainConfig,
+        unigram_counts: ArrayLike | None = None,
+        *,
+        lookups: Sequence[str] = ("embedding",),
+        other: Any = (),
+        carry: Any = (),
+        tx: Transformation | None = None,
+        frozen: Collection[str] = (),
+        order: ClassOrder | None = None,
+    ) -> "TrainState":
+        """Makes the state before the first step of any model, on one device. The arrays become the state's.
+
+        Args:
+          body: a hashable function (dense, other, rows, features, carry, key) -> `BodyOutputs`.
+          tables: `weights` `[V, D]` and `biases` `[V]` of the softmax, and those of the lookups.
+          dense: the body's trained parameters.
+          config: as in `create`.
+          unigram_counts: as in `create`.
+          lookups: the table for each array of ids in `Batch.inputs`; a table may occur more than once.
+          other: arrays of the body that no gradient updates, such as moving averages.
+          carry: what the body passes from one batch to the next.
+          tx: as in `create`.
+          frozen: tables that stay as they are.
+          order: as in `create`.
+
+        Raises:
+          InputError: a table is missing, or `unigram_counts` do not fit.
+        """
+        missing = sorted({"weights", "biases", *lookups} - tables.keys())
+        require(not missing, "tables", "`weights`, `biases` and those of `lookups`", f"none named {missing}")
+        vocab_size = tables["weights"].shape[0]
+        config, unigrams = resolve_config(config, vocab_size), None
+        if config.sampler == "unigram" and config.loss != "full":
+            unigrams = counted_unigrams(unigram_counts, vocab_size)
+        static = {"body": body, "lookups": tuple(lookups), "frozen": tuple(sorted(frozen)), "tx": tx, "mesh": None}
+        return cls._fresh(tables, dense, other, carry, config, unigrams, order=order, vocab_size=vocab_size, **static)
+
+    @classmethod
+    def _of_model(
+        cls,
+        model: LanguageModel,
+        config: TrainConfig,
+        table: UnigramTable | None,
+        tx: Transformation | None = None,
+        frozen: frozenset[str] = frozenset(),
+        order: ClassOrder | None = None,
+    ) -> "TrainState":
         _, tables, dense = split_params(model)
-        opt_state = initial_opt_state(tables, dense, config)
+        dense, other = split_tree(dense, frozen)
+        kept = {"embedding": config.train_embedding, "biases": model.config.softmax_bias}
+        frozen = frozenset(tables) & (frozen | {name for name, trained in kept.items() if not trained})
         carry = model.initial_carry(padded_streams(config.batch_size, model.mesh))
-        key, skipped = jax.random.key(config.seed), jnp.zeros(2, jnp.int32)
-        arrays = (jnp.int32(0), tables, dense, opt_state, carry, key, skipped, table)
-        return cls(*arrays, model.config, config, model.mesh)
+        static = {
+            "body": LanguageModelBody(model.config, model.mesh, config.compute_dtype),
+            "lookups": ("weights" if model.config.tied else "embedding",),
+            "frozen": tuple(sorted(frozen)),
+            "vocab_size": model.config.vocab_size,
+        }
+        return cls._fresh(tables, dense, other, carry, config, table, order=order, tx=tx, mesh=model.mesh, **static)
+
+    @classmethod
+    def _fresh(
+        cls, tables: Any, dense: Any, other: Any, carry: Any, config: TrainConfig, unigrams: Any, **fields: Any
+    ) -> "TrainState":
+        arrays = {"tables": tables, "dense": dense, "other": other, "carry": carry, "unigrams": unigrams}
+        opt_state = initial_opt_state(tables, dense, config, fields["tx"])
+        counters = {"step": jnp.int32(0), "skipped": jnp.zeros(2, jnp.int32), "key": jax.random.key(config.seed)}
+        return cls(**arrays, **counters, opt_state=opt_state, config=config, **fields)
 
     @property
     def model(self) -> LanguageModel:
-        """The model with the current parameters. It is stale once the state is donated to the next step."""
-        return merge_params(self.model_config, self.mesh, self.tables, self.dense)
+        """The `LanguageModel` with the current parameters. It is stale once the state is donated to the next step."""
+        return cast(LanguageModelBody, self.body).model(self.tables, self.dense, self.other)
 
 
 def state_specs(state: TrainState) -> TrainState:
@@ -175,19 +259,22 @@ def state_specs(state: TrainState) -> TrainState:
 
 def shard_state(state: TrainState, mesh: Mesh) -> TrainState:
     """Copies a state that lies on one device onto a mesh."""
-    return dataclasses.replace(shard(state, mesh), mesh=mesh)
+    body = dataclasses.replace(cast(LanguageModelBody, state.body), mesh=mesh)
+    return dataclasses.replace(shard(state, mesh), mesh=mesh, body=body)
 
 
 def gather_state(state: TrainState) -> TrainState:
     """Copies a state from a mesh of this process' devices onto one device, without the padding of the mesh."""
-    sizes = {"rows": state.model_config.vocab_size, "streams": state.config.batch_size}
+    sizes = {"rows": state.vocab_size, "streams": state.config.batch_size}
 
     def copy(path: tuple, leaf: jax.Array) -> jax.Array:
         size = sizes.get(sharded_dim(leaf_name(path), leaf.ndim))
         return jnp.asarray(np.asarray(leaf) if size is None else np.asarray(leaf)[:size])
 
     arrays = jax.tree_util.tree_map_with_path(lambda path, leaf: map_data(partial(copy, path), leaf), state)
-    return dataclasses.replace(arrays, mesh=None)
+    return dataclasses.replace(
+        arrays, mesh=None, body=dataclasses.replace(cast(LanguageModelBody, state.body), mesh=None)
+    )
 
 
 def _jit_on_mesh(
@@ -197,45 +284,3 @@ def _jit_on_mesh(
     table = jax.tree.map(np.asarray, table)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(jax.eval_shape(create, arrays, table)))
     return jax.jit(create, out_shardings=shardings, donate_argnums=0)(arrays, table)
-
-
-def check_config(
-    config: TrainConfig, model: ModelConfig, unigram_counts: ArrayLike | None
-) -> tuple[TrainConfig, UnigramTable | None]:
-    """Checks a config and fills it in; returns it, and the table of the unigram sampler if it is used."""
-    separate = config.train_embedding or not model.tied
-    require(separate, "train_embedding", "True for tied rows, which are softmax rows too", config.train_embedding)
-    config = resolve_config(config, model.vocab_size)
-    if config.loss == "full" or config.sampler != "unigram":
-        return config, None
-    counts = np.asarray([] if unigram_counts is None else unigram_counts)
-    fits = counts.shape == (model.vocab_size,) and counts.dtype.kind in "iu"
-    expected = f"integer counts of shape ({model.vocab_size},)"
-    require(fits, "unigram_counts", expected, f"{counts.dtype} {counts.shape}")
-    return config, unigram_table(np.maximum(counts, 1))
-
-
-def resolve_config(config: TrainConfig, vocab_size: int) -> TrainConfig:
-    """Returns a config with what depends on the machine or on the vocabulary filled in; says so if that changes it.
-
-    `compute_dtype` "auto" becomes the fastest type; `num_sampled` becomes at most the size of the vocabulary.
-    """
-    if config.compute_dtype == "auto":
-        config = dataclasses.replace(config, compute_dtype=fast_dtype())
-    if config.loss == "full" or config.num_sampled <= vocab_size:
-        return config
-    logger.info("num_sampled is %d instead of %d: the vocabulary has no more words", vocab_size, config.num_sampled)
-    return dataclasses.replace(config, num_sampled=vocab_size)
-
-
-def optimizer(config: TrainConfig, learning_rate: jax.Array | float) -> optax.GradientTransformation:
-    """Returns the Optax transformation for table rows and dense parameters alike."""
-    if config.optimizer == "adagrad":
-        return optax.adagrad(learning_rate, config.initial_accumulator_value)
-    return optax.adam(learning_rate) if config.optimizer == "adam" else optax.sgd(learning_rate)
-
-
-def initial_opt_state(tables: dict[str, jax.Array], dense: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """Returns the Optax state of each table by its name, and of the dense parameters, "dense", before any step."""
-    tx = optimizer(config, 0.0)
-    return {name: tx.init(table) for name, table in tables.items()} | {"dense": tx.init(dense)}

@@ -9,35 +9,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import PartitionSpec
 
 from jaxlm.data.batch_blocks import BatchBlock
 from jaxlm.data.batches import Batch, batch_specs, outputs_with_labels, reduce_losses, shard_batch
 from jaxlm.errors import require
-from jaxlm.matmul import in_float32, product_dtype, product_precision
-from jaxlm.model.language_model import merge_params
-from jaxlm.model.lstm import Carry
+from jaxlm.matmul import product_precision
 from jaxlm.parallel.collectives import (
     all_gather_invariant,
     as_varying,
     local_gradient,
-    local_rows,
     lookup,
     nan_unless_valid,
     on_mesh,
 )
-from jaxlm.parallel.mesh import Axes, padded_streams, stream_axes, vocab_axes
+from jaxlm.parallel.mesh import Axes, stream_axes, vocab_axes
 from jaxlm.row_updates import RowGradient, sum_duplicates
 from jaxlm.token_ids import Ids, check_ids
 from jaxlm.training.apply_gradients import update
-from jaxlm.training.objectives import ExactLoss, Gradient, SampledLoss, exact_loss_of, training_loss_of
+from jaxlm.training.body import BodyOutputs
+from jaxlm.training.objectives import Gradient, training_loss_of
 from jaxlm.training.state import TrainState, state_specs
 
 EVERYWHERE = PartitionSpec()
 
 
 def train_step(
-    state: TrainState, batch: Batch | tuple[Ids, Ids], learning_rate: jax.typing.ArrayLike
+    state: TrainState, batch: Batch | tuple[Ids, Ids], learning_rate: jax.typing.ArrayLike | None = None
 ) -> tuple[TrainState, jax.Array]:
     """Runs one training step: loss and gradients on the touched rows, clipping, update in place.
 
@@ -50,7 +49,7 @@ def train_step(
       batch: a `Batch`, or a pair of inputs and labels, each `[batch_size, sequence_length]` integer ids, where each
         label is the word after the input. The LSTM state carries over from the last batch, unless the batch
         says `starts_epoch`. Its `positions` and `weights` say which outputs have labels, and what each counts.
-      learning_rate: scalar.
+      learning_rate: scalar; not read if the state was made with an Optax transformation that has its own.
 
     Returns:
       The new state, and the training loss in nats, NaN if the step was skipped. A sampled loss is not
@@ -65,6 +64,10 @@ def train_step(
 
 
 def _checked_rate(state: TrainState, learning_rate: Any) -> jax.Array | np.ndarray:
+    needed = state.tx is None or not isinstance(state.tx, optax.GradientTransformation)
+    expected = "a learning rate, unless the state has an Optax transformation with its own"
+    require(not needed or learning_rate is not None, "learning_rate", expected, learning_rate)
+    learning_rate = 0.0 if learning_rate is None else learning_rate
     if state.mesh is None:
         return jnp.asarray(learning_rate, jnp.float32)
     # a mesh of several processes takes no array of a single device
@@ -73,20 +76,33 @@ def _checked_rate(state: TrainState, learning_rate: Any) -> jax.Array | np.ndarr
 
 
 def _checked(state: TrainState, batch: Batch) -> Batch:
-    vocab_size, batch_size = state.model_config.vocab_size, state.config.batch_size
-    inputs = check_ids("inputs", batch.inputs, vocab_size, ndim=2)
-    labels = check_ids("labels", batch.labels, vocab_size, ndim=2)
+    many = isinstance(batch.inputs, tuple)
+    given = batch.inputs if many else (batch.inputs,)
+    found = f"{len(given)}"
+    require(len(given) == len(state.lookups), "inputs", f"{len(state.lookups)} arrays of ids, one per lookup", found)
+    inputs = []
+    for name, ids in zip(state.lookups, given, strict=True):
+        ndim = np.ndim(ids) if many else 2
+        size = state.vocab_size if state.mesh is not None else state.tables[name].shape[0]
+        inputs.append(check_ids("inputs", ids, size, ndim))
+        fits = inputs[-1].shape[0] == (state.config.batch_size if jax.tree.leaves(state.carry) else len(batch.labels))
+        fits = fits and inputs[-1].size > 0
+        expected = f"shape [{state.config.batch_size}, sequence_length], as the state was made for"
+        require(fits, "inputs", expected, inputs[-1].shape)
+    labels = check_ids("labels", batch.labels, state.vocab_size, ndim=2)
     positions, weights, source = batch.positions, batch.weights, "inputs"
     if positions is not None:
-        positions, source = check_ids("positions", positions, inputs.shape[1], ndim=2), "positions"
-    expected = inputs.shape if positions is None else positions.shape
-    require(labels.shape == expected, "labels", f"the shape of the {source}, {expected}", labels.shape)
+        positions, source = check_ids("positions", positions, inputs[0].shape[1], ndim=2), "positions"
+    if positions is not None or not many:
+        shape = inputs[0].shape if positions is None else positions.shape
+        require(labels.shape == shape, "labels", f"the shape of the {source}, {shape}", labels.shape)
     if weights is not None:
         weights = weights if isinstance(weights, jax.Array) else np.asarray(weights, np.float32)
-        require(weights.shape == expected, "weights", f"the shape of the labels, {expected}", weights.shape)
-    fits = inputs.shape[0] == batch_size and inputs.shape[1] > 0
-    require(fits, "inputs", f"shape [{batch_size}, sequence_length], as the state was made for", inputs.shape)
-    return shard_batch(Batch(inputs, labels, batch.starts_epoch, positions, weights), state.mesh)
+        require(weights.shape == labels.shape, "weights", f"the shape of the labels, {labels.shape}", weights.shape)
+    checked = batch._replace(
+        inputs=tuple(inputs) if many else inputs[0], labels=labels, positions=positions, weights=weights
+    )
+    return shard_batch(checked, state.mesh)
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -105,87 +121,72 @@ def step_in_block(state: TrainState, block: BatchBlock) -> tuple[TrainState, jax
 
 def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, jax.Array]:
     """Runs a step on the streams and the rows of one device."""
-    mesh = state.mesh
-    inputs, labels = jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
-    sampling_key, dropout_key = _keys(state)
-    streams = jnp.arange(padded_streams(state.config.batch_size, mesh))
-    dropout_keys = jax.vmap(partial(jax.random.fold_in, dropout_key))(local_rows(streams, stream_axes(mesh)))
+    mesh, inputs, labels = state.mesh, id_arrays(batch), jnp.asarray(batch.labels)
+    sampling_key, dropout_key = step_keys(state)
     loss_function = training_loss_of(state, sampling_key, labels)
 
-    def batch_loss(dense: dict[str, Any], embedded: jax.Array, rows: Any) -> tuple[jax.Array, tuple[Carry, ...]]:
-        model = merge_params(state.model_config, mesh, state.tables, as_varying(dense, stream_axes(mesh)))
-        dtype = product_dtype(state.config.compute_dtype, inputs.shape[1])
-        hidden, carry = model.hidden(embedded, _initial_carry(state, batch), dropout_keys, dtype)
-        losses = loss_function.losses(rows, outputs_with_labels(batch, hidden, mesh))
-        return reduce_losses(batch, losses, mesh), carry
+    def batch_loss(dense: Any, looked_up: tuple[jax.Array, ...], rows: Any) -> tuple[jax.Array, BodyOutputs]:
+        dense = as_varying(dense, stream_axes(mesh))
+        outputs = state.body(dense, state.other, looked_up, batch.features, initial_carry(state, batch), dropout_key)
+        losses = loss_function.losses(rows, outputs_with_labels(batch, outputs.hidden, mesh))
+        return reduce_losses(batch, losses, mesh) + outputs.loss, outputs
 
     with product_precision(state.config.compute_dtype):
         value_and_grad = jax.value_and_grad(batch_loss, argnums=(0, 1, 2), has_aux=True)
-        embedded = lookup(state.model.input_rows, inputs, vocab_axes(mesh))
-        (loss, carry), (d_dense, d_embedded, d_rows) = value_and_grad(state.dense, embedded, loss_function.rows)
-    loss = nan_unless_valid(loss, (inputs, labels), state.model_config.vocab_size, mesh)
-    gradients = _combine(state, _embedding_gradient(state, inputs, d_embedded), loss_function.table_gradients(d_rows))
-    new_state = update(state, gradients | {"dense": d_dense}, loss, learning_rate, carry)
+        looked_up = look_up(state, inputs)
+        (loss, outputs), (d_dense, d_looked_up, d_rows) = value_and_grad(state.dense, looked_up, loss_function.rows)
+    loss = nan_unless_valid(loss, (*inputs, labels), state.vocab_size, mesh)
+    gradients = _combine(state, inputs, d_looked_up, loss_function.table_gradients(d_rows))
+    new_state = update(state, gradients | {"dense": d_dense}, loss, learning_rate, outputs)
     return new_state, jnp.where(new_state.skipped[1] > 0, jnp.nan, loss)
 
 
-def _embedding_gradient(state: TrainState, inputs: jax.Array, d_embedded: jax.Array) -> RowGradient:
-    """Returns the gradient of the embedding, in the rows of all streams; rows may repeat."""
-    axes, batch_size = stream_axes(state.mesh), state.config.batch_size
-    indices, values = (all_gather_invariant(x, axes)[:batch_size] for x in (inputs, d_embedded))
-    return RowGradient(indices.reshape(-1), values.reshape(-1, values.shape[-1]))
+def id_arrays(batch: Batch) -> tuple[jax.Array, ...]:
+    """Returns the ids of each lookup."""
+    return tuple(map(jnp.asarray, batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)))
 
 
-@jax.jit
-@in_float32
-def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Computes the exact loss and the training loss of one batch with the same parameters, without dropout.
-
-    Their difference is what sampling hides. If it grows, sample more classes.
-
-    Args:
-      state: not donated.
-      batch: of ids, as from `shard_batch` if the state lies on a mesh.
-
-    Returns:
-      Two scalars in nats per word.
-    """
-    specs = state_specs(state), batch_specs(batch, state.mesh)
-    return on_mesh(_exact_and_training_loss, state.mesh, specs, EVERYWHERE)(state, batch)
+def look_up(state: TrainState, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Returns the rows of each array of ids."""
+    axes = vocab_axes(state.mesh)
+    return tuple(lookup(state.tables[name], ids, axes) for name, ids in zip(state.lookups, inputs, strict=True))
 
 
-def _exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    mesh, inputs, labels = state.mesh, jnp.asarray(batch.inputs), jnp.asarray(batch.labels)
-    embedded = lookup(state.model.input_rows, inputs, vocab_axes(mesh))
-    hidden = outputs_with_labels(batch, state.model.hidden(embedded, _initial_carry(state, batch))[0], mesh)
-
-    def loss(function: ExactLoss | SampledLoss) -> jax.Array:
-        return reduce_losses(batch, function.losses(function.rows, hidden), mesh)
-
-    return loss(exact_loss_of(state, labels)), loss(training_loss_of(state, _keys(state)[0], labels))
-
-
-def _keys(state: TrainState) -> jax.Array:
+def step_keys(state: TrainState) -> jax.Array:
     """Returns the sampling key and the dropout key of the step."""
     return jax.random.split(jax.random.fold_in(state.key, state.step))
 
 
-def _initial_carry(state: TrainState, batch: Batch) -> tuple[Carry, ...]:
+def initial_carry(state: TrainState, batch: Batch) -> Any:
+    """Returns the carry that a batch starts with."""
     return jax.tree.map(lambda leaf: jnp.where(batch.starts_epoch, jnp.zeros_like(leaf), leaf), state.carry)
 
 
-def _combine(state: TrainState, embedding: RowGradient, gradients: dict[str, Gradient]) -> dict[str, Gradient]:
-    """Returns the gradient of each table in a device's rows, which are distinct; tied rows have two gradients."""
-    tables, axes = state.tables, vocab_axes(state.mesh)
-    if "embedding" in tables:
-        gradients = gradients | {"embedding": embedding}
-    else:
-        gradients = gradients | {"weights": _add_rows(gradients["weights"], embedding, axes)}
+def _combine(
+    state: TrainState,
+    inputs: tuple[jax.Array, ...],
+    d_looked_up: tuple[jax.Array, ...],
+    gradients: dict[str, Gradient],
+) -> dict[str, Gradient]:
+    """Returns the gradient of each trained table in a device's rows, which are distinct.
+
+    A table that is looked up twice, or whose rows are tied to those of the softmax, has several gradients.
+    """
+    tables, axes = state.tables, stream_axes(state.mesh)
+    streams = state.config.batch_size if axes else None  # a mesh may add some
+    for name, ids, d_rows in zip(state.lookups, inputs, d_looked_up, strict=True):
+        ids, d_rows = (all_gather_invariant(x, axes)[:streams] for x in (ids, d_rows))
+        rows = RowGradient(ids.reshape(-1), d_rows.reshape(-1, *d_rows.shape[ids.ndim :]))
+        both = _add_rows(gradients[name], rows, vocab_axes(state.mesh)) if name in gradients else rows
+        gradients = gradients | {name: both}
     return {
-        name: sum_duplicates(local_gradient(gradient, tables[name].shape[0], axes), tables[name].shape[0])
+        name: sum_duplicates(
+            local_gradient(gradient, tables[name].shape[0], vocab_axes(state.mesh)), tables[name].shape[0]
+        )
         if isinstance(gradient, RowGradient)
         else gradient
         for name, gradient in gradients.items()
+        if name not in state.frozen
     }
 
 

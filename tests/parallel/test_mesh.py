@@ -32,8 +32,9 @@ from jaxlm.runs.directory import RunConfig, load_model
 from jaxlm.runs.loop import resume, train
 from jaxlm.runs.recorder import RunLogger
 from jaxlm.runs.start import mesh_of_run
+from jaxlm.training.evaluation import exact_and_training_loss
 from jaxlm.training.state import TrainState, state_specs
-from jaxlm.training.step import exact_and_training_loss, jit_train_step, train_step
+from jaxlm.training.step import jit_train_step, train_step
 
 VOCAB_SIZE, BATCH_SIZE = 53, 6  # neither of them divides by any number of devices
 MODEL = ModelConfig(VOCAB_SIZE, embedding_size=5, hidden_size=7, num_layers=2, dropout=0.3)

@@ -27,8 +27,9 @@ from jaxlm.errors import InputError
 from jaxlm.losses.sampled import nce_loss, sampled_softmax_loss
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.lstm import ACCELERATOR_UNROLL
+from jaxlm.training.evaluation import exact_and_training_loss
 from jaxlm.training.state import TrainState
-from jaxlm.training.step import exact_and_training_loss, jit_train_step, step_in_block, train_step
+from jaxlm.training.step import jit_train_step, step_in_block, train_step
 
 MODEL = ModelConfig(50, embedding_size=5, hidden_size=7, num_layers=2)
 CHAIN_SIZES = CHAIN | {"hidden_size": 6}  # replaces that of MODEL
@@ -94,7 +95,7 @@ def dense_training(config: TrainConfig, model: LanguageModel, words: list[Batch]
     opt_state, carry = transform.init(params), model.initial_carry(config.batch_size)
     for step, batch in enumerate(words):
         inputs, labels, positions = batch.inputs, batch.labels.reshape(-1, 1), batch.positions
-        weights = 1 / labels.size if batch.weights is None else batch.weights.reshape(-1)
+        weights = (1 if batch.weights is None else batch.weights.reshape(-1)) / labels.size
         sampling_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
 
         def loss(params, inputs=inputs, labels=labels, key=sampling_key, carry=carry, positions=positions, w=weights):

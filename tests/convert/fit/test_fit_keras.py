@@ -236,8 +236,7 @@ def test_training_continues_with_the_optimizer_state(kind, module):
     def train(*fits):
         model = make(module)
         model.set_weights([0.3 * array for array in model.get_weights()])  # so that no gradient is as small as epsilon
-        settings = {"epsilon": 1e-9} if kind == "Adam" else {}  # nearer to Optax' 1e-8, which counts differently
-        model.compile(getattr(module.optimizers, kind)(0.02, **settings), "sparse_categorical_crossentropy", **EAGER)
+        model.compile(getattr(module.optimizers, kind)(0.02), "sparse_categorical_crossentropy", **EAGER)
         for first, fit in enumerate(fits):
             fit(model, first)
         return model
@@ -462,26 +461,29 @@ def test_what_cannot_be_used_is_refused_in_one_line(arguments, model, message):
         np.testing.assert_array_equal(one, other)
 
 
-def test_layers_that_are_not_trainable_are_refused():
+def test_layers_that_are_not_trainable_stay_as_they_are():
     model = make()
     model.layers[1].trainable = False
-    with pytest.raises(InputError, match=f"Layer '{model.layers[1].name}' is not trainable"):
-        fit_keras(model, X, Y)
+    before = model.get_weights()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    fit_keras(model, X, Y, **QUIET)
+    frozen = [id(variable) for variable in model.layers[1].variables]
+    for variable, old in zip(model.weights, before, strict=True):
+        assert np.array_equal(old, np.array(variable)) == (id(variable) in frozen), variable.path
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "loss", "named"),
+    ("loss", "named"),
     [
-        (keras.optimizers.RMSprop(0.01), "sparse_categorical_crossentropy", ["optimizer RMSprop"]),
-        (keras.optimizers.Adam(0.01, beta_1=0.5, clipvalue=1.0), "mse", ["beta_1=0.5", "clipvalue=1.0", "loss mse"]),
-        (keras.optimizers.SGD(0.01, momentum=0.9), lambda y, p: keras.ops.mean(p), ["momentum=0.9", "loss <lambda>"]),
-        ("adam", keras.losses.CategoricalCrossentropy(label_smoothing=0.1), ["label_smoothing=0.1"]),
-        ("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["from_logits=True"]),
+        ("mse", ["loss mse"]),
+        (lambda y, p: keras.ops.mean(p), ["loss <lambda>"]),
+        (keras.losses.CategoricalCrossentropy(label_smoothing=0.1), ["label_smoothing=0.1"]),
+        (keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["from_logits=True"]),
     ],
 )
-def test_compiled_settings_without_effect_are_named(optimizer, loss, named):
+def test_compiled_settings_without_effect_are_named(loss, named):
     model = make()
-    model.compile(optimizer, loss, metrics=["accuracy"])
+    model.compile("adam", loss, metrics=["accuracy"])
     with pytest.warns(UserWarning, match="fit_keras does not use") as warning:
         fit_keras(model, X, Y, **QUIET)
     for text in [*named, "metrics=['accuracy']"]:

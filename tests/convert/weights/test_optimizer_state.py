@@ -16,7 +16,8 @@ from convert.weights.optimizer_state import from_train_state, to_train_state
 from convert.weights.table import language_model_weights, to_keras_weights
 from jaxlm.config import TrainConfig
 from jaxlm.errors import InputError
-from jaxlm.training.state import TrainState, optimizer
+from jaxlm.training.optimizer import optimizer
+from jaxlm.training.state import TrainState
 
 
 @pytest.mark.parametrize("name", ["adam", "adagrad"])

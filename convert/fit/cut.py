@@ -1,0 +1,176 @@
+"""Cuts a Keras model into looked-up embeddings, a body and the last Dense layer."""
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+
+from jaxlm.errors import InputError
+
+ADVICE = "fit_keras trains models that end in Dense(V), with a softmax or logits"
+
+
+class Lookup(NamedTuple):
+    """One use of an Embedding."""
+
+    layer: Any
+    ids: Any  # symbolic tensor
+    outputs: Any  # symbolic tensor
+
+
+class Cut(NamedTuple):
+    """The parts of a model of Keras 3."""
+
+    lookups: tuple[Lookup, ...]
+    features: tuple[Any, ...]  # the model's other inputs that the body reads, symbolic tensors
+    body: Any  # keras.Model([outputs of the lookups, features], inputs of the head)
+    head: Any  # the last Dense layer
+    logits: bool  # whether no softmax follows
+
+
+_CUTS: weakref.WeakKeyDictionary[Any, Cut] = weakref.WeakKeyDictionary()  # each cut adds nodes to the layers
+
+
+def cut_model(model: Any) -> Cut:
+    """Cuts a functional or Sequential model of Keras 3.
+
+    Raises:
+      InputError: it does not end in a Dense layer whose rows can be sampled; names the layer and the reason.
+    """
+    if model not in _CUTS:
+        _CUTS[model] = _cut(model)
+    return _CUTS[model]
+
+
+def _cut(model: Any) -> Cut:
+    inputs, outputs = keras.tree.flatten(model.inputs), keras.tree.flatten(model.outputs)
+    if len(outputs) != 1:
+        raise InputError(f"The model has {len(outputs)} outputs; {ADVICE}, and one output.")
+    hidden, head, logits = _head(_without_models(model, inputs, outputs[0]))
+    kept: set[int] = set()  # embeddings whose weights the body reads elsewhere, too
+    while True:
+        lookups, features = _lookups(hidden, kept)
+        body = keras.Model([*(lookup.outputs for lookup in lookups), *features], hidden)
+        variables = {id(variable) for variable in body.variables}
+        if id(head.kernel) in variables:
+            raise InputError(f"Layer {head.name!r} is used in the body, too; {ADVICE} that is used once.")
+        shared = {id(lookup.layer) for lookup in lookups if id(lookup.layer.embeddings) in variables}
+        if not shared:
+            return Cut(tuple(lookups), tuple(features), body, head, logits)
+        kept |= shared
+
+
+def _without_models(model: Any, inputs: list[Any], output: Any) -> Any:
+    """Returns the output of the graph in which the models inside the model are replaced by their layers."""
+    functional = getattr(model, "_functional", None) or model
+    if not any(_is_model(layer) for layer in functional.layers):
+        return output
+
+    def expand(operation: Any) -> Callable[..., Any]:
+        def call(*arguments: Any, **settings: Any) -> Any:
+            if not _is_model(operation) or settings:  # such as training=False
+                return operation(*arguments, **settings)
+            inner = getattr(operation, "_functional", None) or operation
+            return inner._run_through_graph(keras.tree.flatten(arguments), expand)
+
+        return call
+
+    return keras.tree.flatten(functional._run_through_graph(inputs, expand))[0]
+
+
+def _is_model(operation: Any) -> bool:
+    return isinstance(operation, keras.Sequential) or type(operation).__name__ == "Functional"
+
+
+def _node(tensor: Any) -> tuple[Any, Any]:
+    """Returns the operation that made a symbolic tensor, and the node of that call."""
+    history = tensor._keras_history
+    return history.operation, history.operation._inbound_nodes[history.node_index]
+
+
+def _head(output: Any) -> tuple[Any, Any, bool]:
+    """Returns the inputs of the last Dense layer, the layer, and whether no softmax follows it."""
+    tensor, softmax = output, False
+    while True:
+        layer, node = _node(tensor)
+        inner = layer.layer if type(layer).__name__ == "TimeDistributed" else layer
+        kind = type(inner).__name__
+        inputs = node.input_tensors
+        if kind in ("Activation", "Softmax", "Dense") and len(inputs) == 1:
+            softmax |= _is_softmax(inner)
+            if kind == "Dense":
+                _check_head(inner)
+                return inputs[0], inner, not softmax
+            tensor = inputs[0]
+            continue
+        tied = " with the rows of an Embedding" if kind in ("ReversibleEmbedding", "Matmul", "Einsum") else ""
+        raise InputError(f"The model ends in {kind} ({layer.name!r}){tied}; {ADVICE}.")
+
+
+def _is_softmax(layer: Any) -> bool:
+    """Whether a layer applies a softmax; raises `InputError` if it applies something else."""
+    if type(layer).__name__ == "Softmax":
+        name = "softmax" if layer.axis in (-1, [-1]) else f"softmax over axis {layer.axis}"
+    else:
+        name = getattr(layer.activation, "__name__", str(layer.activation))
+    if name not in ("softmax", "linear"):
+        raise InputError(f"Layer {layer.name!r} applies {name}; {ADVICE}.")
+    return name == "softmax"
+
+
+def _check_head(layer: Any) -> None:
+    if getattr(layer, "lora_enabled", False):
+        raise InputError(
+            f"Layer {layer.name!r} has LoRA, which fit_keras cannot sample; use LoRA in the layers before it."
+        )
+    if getattr(layer, "quantization_mode", None):
+        raise InputError(f"Layer {layer.name!r} is quantized ({layer.quantization_mode}), which cannot be trained.")
+    if not hasattr(layer, "kernel"):
+        raise InputError(f"Layer {layer.name!r} is not built yet; call the model once.")
+
+
+def _lookups(hidden: Any, kept: set[int]) -> tuple[list[Lookup], list[Any]]:
+    """Returns the embeddings to look up before the body, by the order of their use, and the other inputs it reads."""
+    lookups: list[Lookup] = []
+    features: list[Any] = []
+    seen: set[int] = set()
+
+    def visit(tensor: Any) -> None:
+        if id(tensor) in seen:
+            return
+        seen.add(id(tensor))
+        layer, node = _node(tensor)
+        if node.is_input:
+            features.append(tensor)
+        elif _is_table(layer) and id(layer) not in kept and all(map(_is_plain, node.input_tensors)):
+            lookups.append(Lookup(layer, node.input_tensors[0], tensor))
+        else:
+            for each in node.input_tensors:
+                visit(each)
+
+    visit(hidden)
+    return lookups, features
+
+
+def _is_table(layer: Any) -> bool:
+    """Whether a layer is an Embedding that is nothing but a table."""
+    return (
+        type(layer) is keras.layers.Embedding
+        and not getattr(layer, "lora_enabled", False)
+        and not getattr(layer, "quantization_mode", None)
+        and layer.embeddings_constraint is None
+        and layer.embeddings_regularizer is None
+    )
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether a tensor depends on inputs alone, and on no weights, states or random numbers."""
+    return all(not getattr(operation, "variables", ()) for operation in _operations(tensor))
+
+
+def _operations(tensor: Any) -> Iterator[Any]:
+    layer, node = _node(tensor)
+    yield layer
+    for each in node.input_tensors:
+        yield from _operations(each)

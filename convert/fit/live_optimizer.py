@@ -1,0 +1,134 @@
+"""`LiveOptimizer`: the optimizer that a live model was compiled with; its settings, its learning rate and its state."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from convert.fit.optimizers import OPTIMIZERS, KerasOptimizer
+from convert.keras_models.live_layers import as_array
+from jaxlm.config import ScheduleConfig, TrainConfig
+from jaxlm.errors import InputError
+
+DEFAULT = KerasOptimizer("Adam", (("amsgrad", False), ("beta_1", 0.9), ("beta_2", 0.999), ("epsilon", 1e-7)))
+NOT_HAD = {  # settings that would change what a step does
+    "use_ema": "the averages of all rows, which would be read in each step",
+    "gradient_accumulation_steps": "gradients kept from step to step",
+}
+HOW = "Compile the model with one of: " + ", ".join(OPTIMIZERS) + "."
+
+
+class LiveOptimizer(NamedTuple):
+    """The optimizer of a live model."""
+
+    rule: KerasOptimizer = DEFAULT
+    outer: Any = None  # as compiled; None if the model is not
+    inner: Any = None  # inside of wrappers, such as LossScaleOptimizer
+    clip_norm: float = TrainConfig.clip_norm
+    clip_each: bool = False
+    unused: tuple[str, ...] = ()  # settings without effect, in words
+
+    @property
+    def has_state(self) -> bool:
+        """Whether its state is read and written."""
+        return self.inner is not None and not _is_legacy(self.inner)
+
+    def learning_rate(self, step: int) -> float:
+        """Returns the learning rate of a step, from 0. It is read at each step, since callbacks change it."""
+        if self.inner is None:
+            return ScheduleConfig.learning_rate
+        rate = getattr(self.inner, "_learning_rate", None)
+        rate = self.inner.learning_rate if rate is None else rate
+        if callable(rate):
+            return float(as_array(rate(step) if hasattr(rate, "get_config") else rate()))
+        return float(as_array(self.inner.learning_rate))
+
+    def steps(self) -> int:
+        """Returns the number of steps it has done."""
+        return 0 if self.inner is None else int(as_array(self.inner.iterations))
+
+    def set_steps(self, steps: int, u_product: float) -> None:
+        """Sets the number of steps, and the product that Nadam keeps."""
+        if self.inner is not None:
+            self.inner.iterations.assign(steps)
+            if self.has_state and hasattr(self.inner, "_u_product"):
+                self.inner._u_product.assign(u_product)
+
+    def u_product(self) -> float:
+        """Returns the product that Nadam keeps."""
+        product = getattr(self.inner, "_u_product", None)
+        return 1.0 if product is None else float(as_array(product))
+
+    def build(self, model: Any) -> None:
+        """Makes the variables of its state, if there are none yet."""
+        if self.has_state and not self.is_built():
+            owner = self.outer if hasattr(self.outer, "built") else self.inner
+            owner.build(model.trainable_variables)
+
+    def is_built(self) -> bool:
+        """Whether it has variables."""
+        return bool(getattr(self.inner, "built", getattr(self.inner, "_built", False)))  # Keras 3, tf_keras
+
+    def slots_of(self, variable: Any) -> Iterator[tuple[str, Any]]:
+        """Yields the name and the variable of each slot of a trained weight."""
+        if not self.has_state or not self.is_built():
+            return
+        if hasattr(self.inner, "_get_variable_index"):
+            index = self.inner._get_variable_index(variable)
+        else:
+            index = self.inner._index_dict[self.inner._var_key(variable)]
+        for slot in self.rule.slots:
+            found = getattr(self.inner, f"_{slot}", None)
+            yield slot, (getattr(self.inner, slot) if found is None else found)[index]
+
+
+def open_optimizer(model: Any) -> LiveOptimizer:
+    """Opens the optimizer that a model was compiled with; Adam if it was not.
+
+    Raises:
+      InputError: it is not element-wise, or has a setting that would change what a step does.
+    """
+    outer = getattr(model, "optimizer", None)
+    if outer is None or not hasattr(outer, "get_config"):
+        return LiveOptimizer()
+    inner = outer
+    while getattr(inner, "inner_optimizer", None) is not None:
+        inner = inner.inner_optimizer
+    kind, legacy = type(inner).__name__, _is_legacy(inner)
+    if kind not in OPTIMIZERS or (legacy and kind not in ("Adam", "SGD", "Adagrad")):
+        raise InputError(f"Invalid `optimizer`: fit_keras has no {kind}, whose update is not element-wise. {HOW}")
+    settings = dict(inner.get_config())
+    for name, reason in NOT_HAD.items():
+        if settings.get(name):
+            raise InputError(
+                f"Invalid `optimizer`: expected {kind} without {name}, which needs {reason}."
+                f" Received: {name}={settings[name]}."
+            )
+    if getattr(inner, "_exclude_from_weight_decay", None):
+        raise InputError(f"Invalid `optimizer`: expected {kind} with weight decay for all weights, or none.")
+    unused = [f"the state of the legacy optimizer {kind}, which begins anew"] if legacy else []
+    if legacy and settings.get("decay"):
+        raise InputError(f"Invalid `optimizer`: expected {kind} without decay. Compile with a schedule instead.")
+    names = (
+        "beta_1",
+        "beta_2",
+        "rho",
+        "epsilon",
+        "amsgrad",
+        "momentum",
+        "nesterov",
+        "centered",
+        "weight_decay",
+        "clipvalue",
+    )
+    chosen: dict[str, Any] = {name: settings.get(name) for name in (*names, "initial_accumulator_value")}
+    chosen |= {name: _number(value) for name, value in chosen.items()}
+    each, together = settings.get("clipnorm"), settings.get("global_clipnorm")
+    rule = KerasOptimizer(kind, tuple(sorted(chosen.items())))
+    return LiveOptimizer(rule, outer, inner, float(each or together or 0.0), bool(each), tuple(unused))
+
+
+def _number(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool) else float(as_array(value))
+
+
+def _is_legacy(optimizer: Any) -> bool:
+    return "legacy" in type(optimizer).__module__

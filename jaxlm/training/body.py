@@ -1,0 +1,91 @@
+"""The body of a model: the part between the looked-up rows of its tables and its outputs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import ComputeDtype, ModelConfig
+from jaxlm.matmul import product_dtype
+from jaxlm.model.language_model import LanguageModel, abstract_model, merge_params, split_params
+from jaxlm.parallel.collectives import local_rows
+from jaxlm.parallel.mesh import Mesh, padded_streams, stream_axes
+
+
+class BodyOutputs(NamedTuple):
+    """The result of a body."""
+
+    hidden: jax.Array  # [batch_size, ..., D], the inputs of the softmax
+    carry: Any = ()  # for the next batch
+    other: Any = ()  # the arrays that no gradient updates, such as moving averages
+    loss: jax.Array | float = 0.0  # added to the loss of the labels, such as a regularizer
+
+
+# (dense, other, rows, features, carry, key) -> BodyOutputs. `rows` are those of each array of `Batch.inputs`,
+# `features` those of the batch. Without a key, as in evaluation, there is no dropout. It must be hashable, since it is
+# static: a function, or a frozen dataclass; another one compiles the step again.
+Body = Callable[[Any, Any, tuple[jax.Array, ...], Any, Any, jax.Array | None], BodyOutputs]
+
+
+@dataclass(frozen=True)
+class LanguageModelBody:
+    """The body of a `LanguageModel`: its LSTM stack, bottleneck and Dense layers.
+
+    Attributes:
+      config: of the model.
+      mesh: of the model.
+      dtype: of the factors of products in training.
+    """
+
+    config: ModelConfig
+    mesh: Mesh | None
+    dtype: ComputeDtype
+
+    def __call__(
+        self, dense: Any, other: Any, rows: tuple[jax.Array, ...], features: Any, carry: Any, key: jax.Array | None
+    ) -> BodyOutputs:
+        """Returns outputs `[batch, time, softmax_size]`, as a `Body`."""
+        (embedded,) = rows
+        keys, dtype = None, product_dtype(self.dtype, embedded.shape[1])
+        if key is None:
+            dtype = "float32"
+        else:  # a key for each stream, whatever device it lies on
+            streams = local_rows(jnp.arange(padded_streams_of(len(embedded), self.mesh)), stream_axes(self.mesh))
+            keys = jax.vmap(lambda stream: jax.random.fold_in(key, stream))(streams)
+        _, tables, _ = split_params(abstract_model(self.config, self.mesh))  # which it does not read
+        hidden, carry = self.model(tables, dense, other).hidden(embedded, carry, keys, dtype)
+        return BodyOutputs(hidden, carry, other)
+
+    def model(self, tables: Any, dense: Any, other: Any) -> LanguageModel:
+        """Returns the model that has the given arrays."""
+        return merge_params(self.config, self.mesh, tables, merge_trees(dense, other))
+
+
+def padded_streams_of(local: int, mesh: Mesh | None) -> int:
+    """Returns the number of streams of all devices, given that of one."""
+    return local if mesh is None else padded_streams(local * mesh.size, mesh)
+
+
+def split_tree(tree: dict, names: frozenset[str], prefix: str = "") -> tuple[dict, dict]:
+    """Splits a nested dict in two: the leaves without the names, such as "lstms/0/kernel", and those with them."""
+    rest: dict = {}
+    named: dict = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        parts: tuple
+        if isinstance(value, dict):
+            parts = split_tree(value, names, f"{name}/")
+        else:
+            parts = (None, value) if name in names else (value, None)
+        for target, part in zip((rest, named), parts, strict=True):
+            if part is not None and (not isinstance(part, dict) or part):
+                target[key] = part
+    return rest, named
+
+
+def merge_trees(first: dict, second: dict) -> dict:
+    """The inverse of `split_tree`."""
+    both = {key: merge_trees(first[key], second[key]) for key in first.keys() & second.keys()}
+    return {**first, **second, **both}

@@ -1,0 +1,68 @@
+"""The losses of a batch without dropout: exact, and sampled as in the next step."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxlm.data.batches import Batch, batch_specs, outputs_with_labels, reduce_losses
+from jaxlm.matmul import in_float32
+from jaxlm.parallel.collectives import nan_unless_valid, on_mesh
+from jaxlm.training.objectives import ExactLoss, SampledLoss, exact_loss_of, training_loss_of
+from jaxlm.training.state import TrainState, state_specs
+from jaxlm.training.step import id_arrays, initial_carry, look_up, step_keys
+
+EVERYWHERE = PartitionSpec()
+
+
+@jax.jit
+@in_float32
+def exact_batch_loss(state: TrainState, batch: Batch) -> jax.Array:
+    """Computes the exact loss of one batch, the mean of weight * loss in nats.
+
+    Args:
+      state: not donated.
+      batch: of ids, as from `shard_batch` if the state lies on a mesh.
+    """
+    specs = state_specs(state), batch_specs(batch, state.mesh)
+    return on_mesh(_exact_batch_loss, state.mesh, specs, EVERYWHERE)(state, batch)
+
+
+def _exact_batch_loss(state: TrainState, batch: Batch) -> jax.Array:
+    function = exact_loss_of(state, jnp.asarray(batch.labels))
+    losses = function.losses(function.rows, evaluation_outputs(state, batch))
+    ids = (*id_arrays(batch), jnp.asarray(batch.labels))
+    return nan_unless_valid(reduce_losses(batch, losses, state.mesh), ids, state.vocab_size, state.mesh)
+
+
+@jax.jit
+@in_float32
+def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Computes the exact loss and the training loss of one batch with the same parameters, without dropout.
+
+    Their difference is what sampling hides. If it grows, sample more classes.
+
+    Args:
+      state: not donated.
+      batch: of ids, as from `shard_batch` if the state lies on a mesh.
+
+    Returns:
+      Two scalars in nats per word.
+    """
+    specs = state_specs(state), batch_specs(batch, state.mesh)
+    return on_mesh(_exact_and_training_loss, state.mesh, specs, EVERYWHERE)(state, batch)
+
+
+def _exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    labels, hidden = jnp.asarray(batch.labels), evaluation_outputs(state, batch)
+
+    def loss(function: ExactLoss | SampledLoss) -> jax.Array:
+        return reduce_losses(batch, function.losses(function.rows, hidden), state.mesh)
+
+    return loss(exact_loss_of(state, labels)), loss(training_loss_of(state, step_keys(state)[0], labels))
+
+
+def evaluation_outputs(state: TrainState, batch: Batch) -> jax.Array:
+    """Returns the outputs `[N, D]` of the body that have labels, without dropout; inside of `jax.jit`."""
+    rows, carry = look_up(state, id_arrays(batch)), initial_carry(state, batch)
+    outputs = state.body(state.dense, state.other, rows, batch.features, carry, None)
+    return outputs_with_labels(batch, outputs.hidden, state.mesh)
