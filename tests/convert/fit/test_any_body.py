@@ -1,0 +1,231 @@
+"""`fit_keras` of bodies that jaxlm does not have, against Keras' own `fit`, under Keras' JAX backend."""
+
+import pytest
+from convert_helpers import run_python
+
+PRELUDE = """
+import warnings; warnings.simplefilter("ignore")
+import keras, numpy as np, convert
+L, V, rng = keras.layers, 23, np.random.default_rng(0)
+EXACT = {"num_sampled": V, "sampler": "uniform", "compute_dtype": "float32"}
+
+def embed(ids, **settings): return L.Embedding(V, 5, **settings)(ids)
+def head(x): return L.Dense(V, activation="softmax")(x)
+def simple(body, **settings):
+    ids = keras.Input((6,), dtype="int32")
+    return keras.Model(ids, head(body(embed(ids, **settings))))
+
+def data(model, zeros=False):
+    inputs = [rng.integers(0 if zeros else 1, V, (10, 6)) if "int" in tensor.dtype else
+              rng.random((10, tensor.shape[1])).astype("float32") for tensor in model.inputs]
+    if zeros: inputs[0][:, :2] = 0
+    return inputs if len(inputs) > 1 else inputs[0], rng.integers(0, V, (10, *model.outputs[0].shape[1:-1]))
+
+def start(model):
+    for variable in model.weights:
+        if "float" in variable.dtype and "moving" not in variable.path:
+            variable.assign(0.5 * rng.normal(size=variable.shape))
+    return model.get_weights()
+
+def compare(name, model, optimizer, rtol=2e-3, zeros=False, **settings):
+    (x, y), weights, results = data(model, zeros), start(model), []
+    for fit in (model.fit, lambda *a, **k: convert.fit_keras(model, *a, **k, **EXACT)):
+        model.set_weights(weights)
+        model.compile(type(optimizer).from_config(optimizer.get_config()), "sparse_categorical_crossentropy")
+        history = fit(x, y, **{"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0} | settings)
+        results.append((model.get_weights(), history.history["loss"], int(model.optimizer.iterations)))
+    (theirs, their_loss, steps), (ours, our_loss, our_steps) = results
+    assert steps == our_steps, (name, steps, our_steps)
+    np.testing.assert_allclose(our_loss, their_loss, rtol=1e-4, err_msg=name)
+    for variable, one, other, before in zip(model.weights, ours, theirs, weights, strict=True):
+        moved = np.abs(other - before).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=rtol * max(moved, 1e-2), err_msg=f"{name} {variable.path}")
+    print("equal:", name, type(optimizer).__name__)
+"""
+
+BODIES = """
+def attention(x):
+    x = L.LayerNormalization()(x)
+    return L.Add()([x, L.MultiHeadAttention(2, 3)(x, x, use_causal_mask=True)])
+def residual(x):
+    first = L.LSTM(5, return_sequences=True)(x)
+    return L.Add()([first, L.LSTM(5, return_sequences=True)(first)])
+def shared():
+    table, a, b = L.Embedding(V, 5), keras.Input((6,), dtype="int32"), keras.Input((6,), dtype="int32")
+    return keras.Model([a, b], head(L.Concatenate()([L.GRU(4)(table(a)), L.GRU(4)(table(b))])))
+def two_inputs():
+    ids, price = keras.Input((6,), dtype="int32"), keras.Input((3,))
+    return keras.Model([ids, price], head(L.Concatenate()([L.GRU(4)(embed(ids)), L.Dense(3)(price)])))
+def seq2seq():
+    source, target = keras.Input((6,), dtype="int32"), keras.Input((6,), dtype="int32")
+    _, state = L.GRU(7, return_state=True)(embed(source, mask_zero=True))
+    decoded = L.GRU(7, return_sequences=True)(L.Embedding(V, 4)(target), initial_state=state)
+    return keras.Model([source, target], L.TimeDistributed(L.Dense(V, activation="softmax"))(decoded))
+class Positions(L.Layer):
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = L.Embedding(V, 5), L.Embedding(6, 5)
+    def call(self, ids): return self.words(ids) + self.places(keras.ops.arange(6))
+def composite():
+    ids = keras.Input((6,), dtype="int32")
+    return keras.Model(ids, head(L.GRU(4, return_sequences=True)(Positions()(ids))))
+def nested():
+    inner = keras.Sequential([keras.Input((6,), dtype="int32"), L.Embedding(V, 5), L.GRU(4, return_sequences=True)])
+    return keras.Sequential([keras.Input((6,), dtype="int32"), inner, L.Dense(V), L.Softmax()])
+def frozen():
+    model = simple(lambda x: L.Dense(4)(L.GRU(4, return_sequences=True)(x)))
+    model.layers[1].trainable = model.layers[2].trainable = False
+    return model
+def lora():
+    model = simple(lambda x: L.Dense(4)(L.GRU(4, return_sequences=True)(x)))
+    model.layers[1].enable_lora(2), model.layers[3].enable_lora(2)
+    return model
+sequence = {"return_sequences": True}
+MODELS = {
+    "GRU": lambda: simple(L.GRU(7, **sequence)),
+    "Bidirectional, last word": lambda: simple(L.Bidirectional(L.LSTM(4))),
+    "Conv, BatchNormalization": lambda: simple(lambda x: L.BatchNormalization()(L.Conv1D(6, 3, padding="causal")(x))),
+    "attention, LayerNormalization": lambda: simple(attention),
+    "residual LSTMs": lambda: simple(residual),
+    "mask_zero": lambda: simple(L.GRU(6, **sequence), mask_zero=True),
+    "mask_zero, last word": lambda: simple(L.GRU(6), mask_zero=True),
+    "shared Embedding": shared,
+    "two inputs": two_inputs,
+    "seq2seq": seq2seq,
+    "composite": composite,
+    "nested": nested,
+    "regularizer": lambda: simple(L.GRU(4, kernel_regularizer="l2", **sequence)),
+    "frozen": frozen,
+    "LoRA": lora,
+}
+for name in NAMES:
+    for number, optimizer in enumerate((keras.optimizers.SGD(0.3), keras.optimizers.Adagrad(0.1))):
+        if number == len(name) % 2 or ALL:
+            compare(name, MODELS[name](), optimizer, zeros="mask" in name)
+"""
+
+QUICK = ["GRU", "mask_zero, last word", "shared Embedding", "two inputs", "composite", "frozen"]
+REST = [
+    "Bidirectional, last word",
+    "Conv, BatchNormalization",
+    "attention, LayerNormalization",
+    "residual LSTMs",
+    "mask_zero",
+    "seq2seq",
+    "nested",
+    "regularizer",
+    "LoRA",
+]
+
+
+def run_under_jax(code: str) -> str:
+    result = run_python("-c", PRELUDE + code, KERAS_BACKEND="jax")
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [QUICK, pytest.param(REST, marks=pytest.mark.exhaustive)])
+def test_steps_equal_keras_fit(names):
+    """With every class a candidate, drawn uniformly: SGD's and Adagrad's steps, losses and other variables."""
+    every = names is REST
+    out = run_under_jax(f"NAMES, ALL = {names!r}, {every}\n{BODIES}")
+    assert out.count("equal:") == len(names) * (1 + every)
+
+
+# each id once in a batch of one: lazy updates are the dense ones
+OPTIMIZERS = """
+O = keras.optimizers
+OPTIMIZERS = [
+    O.Adam(0.02, amsgrad=True), O.AdamW(0.02, weight_decay=0.1), O.Nadam(0.02), O.Adamax(0.02, beta_1=0.8),
+    O.RMSprop(0.02, momentum=0.5, centered=True), O.Adagrad(0.1, clipvalue=0.01), O.Adadelta(1.0), O.Lion(0.01),
+    O.SGD(0.1, momentum=0.9, nesterov=True), O.SGD(0.1, momentum=0.9, global_clipnorm=0.1),
+    O.LossScaleOptimizer(O.Adam(O.schedules.ExponentialDecay(0.02, 1, 0.9), epsilon=1e-5)),
+]
+ids = keras.Input((V,), dtype="int32")
+model = keras.Model(ids, head(L.Conv1D(6, 3, padding="causal")(embed(ids))))
+text = np.stack([np.random.default_rng(i).permutation(V) for i in range(2)])
+weights = start(model)
+quiet = {"batch_size": 1, "verbose": 0, "shuffle": False}
+def ours(): convert.fit_keras(model, text, text[:, ::-1], **quiet, **EXACT)
+def keras_fit(): model.fit(text, text[:, ::-1], **quiet)
+for optimizer in OPTIMIZERS:
+    results = []
+    for fits in ((keras_fit, keras_fit), (ours, ours), (ours, keras_fit), (keras_fit, ours)):
+        model.set_weights(weights)
+        model.compile(type(optimizer).from_config(optimizer.get_config()), "sparse_categorical_crossentropy")
+        for fit in fits: fit()
+        assert int(model.optimizer.iterations) == 4
+        results.append(model.get_weights())
+    for other in results[1:]:
+        for one, two, before in zip(results[0], other, weights):
+            gap, moved = np.linalg.norm(one - two), np.linalg.norm(one - before)
+            assert gap < 2e-3 * moved, (optimizer.name, gap, moved)
+    print("equal:", optimizer.name)
+for optimizer in (O.Adafactor(), O.Ftrl(), O.SGD(use_ema=True), O.Adam(gradient_accumulation_steps=2)):
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    try: ours()
+    except convert.InputError as error: print("refused:", type(optimizer).__name__, error)
+"""
+
+
+@pytest.mark.slow
+def test_every_optimizer_takes_the_steps_of_keras_and_continues():
+    out = run_under_jax(OPTIMIZERS.replace("convert.InputError", "ValueError"))
+    assert out.count("equal:") == 11
+    refused = [line for line in out.splitlines() if line.startswith("refused:")]
+    assert len(refused) == 4 and "no Adafactor" in refused[0] and "use_ema=True" in refused[2]
+
+
+ENDS = """
+def sequence_model(layer): return simple(layer)
+class Stop(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2: raise RuntimeError("a callback")
+for name, call in (("keras", None), ("ours", None)):
+    keras.utils.set_random_seed(0)
+    model = simple(L.GRU(4, return_sequences=True))
+    rng = np.random.default_rng(0)
+    (x, y), weights = data(model), start(model)
+    model.compile(keras.optimizers.SGD(0.3, momentum=0.9), "sparse_categorical_crossentropy")
+    settings = {"batch_size": 4, "shuffle": False, "verbose": 0}
+    try:
+        if name == "keras": model.fit(x, y, epochs=2, **settings)
+        else: convert.fit_keras(model, x, y, epochs=9, callbacks=[Stop()], **settings, **EXACT)
+    except RuntimeError: print("raised")
+    found = [np.array(v) for v in [*model.weights, *model.optimizer.variables]]
+    if name == "keras": expected = found
+for one, other in zip(found, expected, strict=True): np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+np.testing.assert_allclose(
+    convert.fit_keras(model, x, y, verbose=0, validation_data=(x, y)).history["val_loss"][0],
+    model.evaluate(x, y, verbose=0), rtol=1e-5)
+def refusal(model):
+    try: convert.fit_keras(model, *data(model), verbose=0)
+    except ValueError as error: print("refused:", error)
+ids = keras.Input((6,), dtype="int32")
+table = L.Embedding(V, 5); hidden = L.GRU(5, return_sequences=True)(table(ids))
+refusal(keras.Model(ids, keras.ops.matmul(hidden, keras.ops.ones((5, V)))))
+refusal(keras.Model(ids, [L.Dense(V)(hidden), L.Dense(V)(hidden)]))
+refusal(keras.Model(ids, L.Dense(V, activation="sigmoid")(hidden)))
+head_of_lora = keras.Model(ids, L.Dense(V)(hidden)); head_of_lora.layers[-1].enable_lora(2); refusal(head_of_lora)
+"""
+
+
+@pytest.mark.slow
+def test_whatever_ends_a_call_leaves_the_weights_of_the_last_step_and_val_loss_is_exact():
+    lines = run_under_jax(ENDS).splitlines()
+    assert lines[0] == "raised"
+    refused = [line for line in lines if line.startswith("refused:")]
+    for line, text in zip(refused, ["Matmul", "2 outputs", "applies sigmoid", "has LoRA"], strict=True):
+        assert text in line
+
+
+OTHER_BACKEND = """
+model = keras.Sequential([keras.Input((6,)), L.Embedding(V, 5), L.GRU(4), L.Dense(V)])
+convert.fit_keras(model, np.ones((4, 6)), np.ones(4))
+"""
+
+
+def test_other_backends_say_what_to_set():
+    result = run_python("-c", PRELUDE + OTHER_BACKEND, KERAS_BACKEND="tensorflow")
+    assert result.returncode and "KERAS_BACKEND=jax before Keras is imported" in result.stderr.splitlines()[-1]
