@@ -40,6 +40,9 @@ from .runs.directory import load_model as load_model
 from .runs.loop import resume as resume
 from .runs.loop import train as train
 from .runs.schedule import learning_rate_schedule as learning_rate_schedule
+from .training.body import Body as Body
+from .training.body import BodyOutputs as BodyOutputs
+from .training.settings import class_order as class_order
 from .training.state import TrainState as TrainState
 from .training.step import train_step as train_step
 
