@@ -1,4 +1,4 @@
-"""Files and directories that are written whole or not at all, with checksums."""
+"""Atomic writes of files and directories, and checksums."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ CHECKSUMS_FORMAT = 1
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write a file or directory at; moves it into place at the end.
+    """Yields a temporary path for a file or directory next to `path`; moves it into place at the end.
 
     After an error nothing is left behind, and what was at `path` is untouched. A directory may only
     replace an empty one.
@@ -49,7 +49,7 @@ def _remove(path: Path) -> None:
 
 
 def readable_size(size: float) -> str:
-    """Returns a number of bytes for people.
+    """Formats a number of bytes.
 
     >>> readable_size(31_600), readable_size(2_500_000)
     ('31.6 kB', '2.5 MB')
@@ -58,13 +58,13 @@ def readable_size(size: float) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
+    """Writes a text file atomically."""
     with staged(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: dict[str, Any], version: int) -> None:
-    """Writes a JSON object with the number of its format and a checksum, whole or not at all."""
+    """Writes a JSON object with the number of its format and a checksum, atomically."""
     value = {"format": version, "checksum": _json_checksum(value)} | value
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
@@ -129,11 +129,11 @@ def write_checksums(directory: Path) -> None:
 
 
 def verify_checksums(directory: Path, *names: str) -> None:
-    """Checks the files below a directory against its checksums.json, at the speed of reading.
+    """Checks the files below a directory against its checksums.json.
 
     Args:
-      directory: with checksums.json in it.
-      names: files to check; none for all of them.
+      directory: has a checksums.json.
+      names: files to check; all of them by default.
 
     Raises:
       InputError: a file is missing, or was changed; names it.

@@ -1,4 +1,4 @@
-"""Matrix products of training: factors of one data type, float32 sums."""
+"""Matrix products of training: operands of one data type, float32 sums."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,7 @@ def dot_f32(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def cast_operand(x: jax.Array, dtype: ComputeDtype) -> jax.Array:
-    """Casts an operand of `dot_f32`. The barrier keeps the cast, and what comes before it, out of the product."""
+    """Casts an operand of `dot_f32`. The barrier keeps XLA from fusing the cast into the product."""
     return jax.lax.optimization_barrier(x if dtype == "float32" else x.astype(dtype))
 
 
@@ -41,7 +41,7 @@ def matmul(a: jax.Array, b: jax.Array, dtype: ComputeDtype = "float32") -> jax.A
     Args:
       a: `[M, K]` float32.
       b: `[K, N]` float32.
-      dtype: of the operands.
+      dtype: data type of the operands.
 
     >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4)), "bfloat16").dtype
     dtype('float32')
@@ -65,18 +65,18 @@ matmul.defvjp(_forward, _backward)
 
 
 def product_dtype(dtype: ComputeDtype, time: int) -> ComputeDtype:
-    """Returns the data type of factors for words `[batch_size, time]`.
+    """Returns the data type of operands for words `[batch_size, time]`.
 
-    Float32 for a single time step: to XLA that is no loop, and it chooses layouts that a processor refuses in bfloat16.
+    Float32 for a single time step: XLA sees no loop there, and chooses layouts that processors lack in bfloat16.
     """
     return "float32" if time == 1 else dtype
 
 
 def product_precision(dtype: ComputeDtype) -> AbstractContextManager:
-    """Returns a context in which the products of float32 arrays have factors of a data type.
+    """Returns a context in which the products of float32 arrays have operands of a data type.
 
-    Without it, JAX rounds them on a GPU (to TensorFloat32) and on a TPU (to bfloat16). A precision that the user asks
-    of JAX, by `jax_default_matmul_precision`, takes the place of float32.
+    Without it, JAX rounds them on a GPU (to TensorFloat32) and on a TPU (to bfloat16). The user's own
+    `jax_default_matmul_precision` takes precedence over float32.
     """
     if dtype == "bfloat16" and jax.default_backend() != "cpu":  # a processor has no such products of some sizes
         return jax.default_matmul_precision("BF16_BF16_F32")
@@ -85,7 +85,7 @@ def product_precision(dtype: ComputeDtype) -> AbstractContextManager:
 
 
 def in_float32(function: Callable) -> Callable:
-    """Decorates a function whose products have float32 factors, as those of evaluation."""
+    """Decorates a function to compute its products with float32 operands."""
 
     @wraps(function)
     def wrapped(*arguments: Any) -> Any:
@@ -98,7 +98,7 @@ def in_float32(function: Callable) -> Callable:
 def fast_dtype() -> ComputeDtype:
     """Returns the data type whose products are fastest on this machine's default device.
 
-    "bfloat16" on a GPU or a TPU, and on a processor with instructions for it, AMX or AVX512_BF16.
+    "bfloat16" on a GPU or a TPU, and on a processor with bfloat16 instructions, AMX or AVX512_BF16.
     """
     if jax.default_backend() != "cpu":
         return "bfloat16"

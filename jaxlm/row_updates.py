@@ -1,4 +1,4 @@
-"""Rows of tables: looking them up, their gradients, and Optax steps on those rows alone, in place."""
+"""Lookups, gradients and in-place Optax updates of rows of tables."""
 
 from typing import Any, NamedTuple
 
@@ -65,8 +65,9 @@ def update_rows(
     transformation is lazy: moments and weight decay of untouched rows stand still.
 
     Args:
-      tx: element-wise, learning rate included, such as `optax.adam(1e-3)`, `optax.adagrad(0.1)`, `optax.adamw(1e-3)`
-        or a chain of such. Clip by the global norm before, since one table does not see all gradients.
+      tx: an element-wise transformation, learning rate included, such as `optax.adam(1e-3)`, `optax.adagrad(0.1)`,
+        `optax.adamw(1e-3)` or a chain of such. Clip by the global norm beforehand, since one table does not see all
+        gradients.
       table: `[V, ...]` float.
       opt_state: `tx.init(table)`. Leaves of the table's shape are updated by rows.
       gradient: with distinct indices, as from `sum_duplicates`.

@@ -1,4 +1,4 @@
-"""Checks of word ids where they can be read without waiting for a device."""
+"""Checks of word ids that do not wait for a device."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from jaxlm.errors import InputError, require
 
 Ids = jax.Array | np.ndarray
-BLOCK = 1 << 22  # ids looked at together: a memory-mapped text is never read as a whole
+BLOCK = 1 << 22  # ids per block: a memory-mapped text is never read as a whole
 
 
 def check_ids(argument: str, ids: jax.Array | ArrayLike, vocab_size: int, ndim: int = 1) -> Ids:
@@ -19,7 +19,7 @@ def check_ids(argument: str, ids: jax.Array | ArrayLike, vocab_size: int, ndim: 
     for the device; the functions that look them up turn an id out of range into NaN.
 
     Args:
-      argument: what the caller calls them.
+      argument: name of the argument in the caller.
       ids: integers.
       vocab_size: number of words V.
       ndim: expected number of dimensions.
@@ -28,6 +28,7 @@ def check_ids(argument: str, ids: jax.Array | ArrayLike, vocab_size: int, ndim: 
       InputError: the shape, the type or a value does not fit.
     """
     found: Ids = ids if isinstance(ids, jax.Array) else np.asarray(ids)
+    require(found.dtype.kind not in "US", argument, "ids, as from `Vocabulary.encode`", "text")
     shape = "[N]" if ndim == 1 else "[batch_size, sequence_length]"
     require(found.ndim == ndim, argument, f"integer ids of shape {shape}", f"shape {found.shape}")
     require(found.dtype.kind in "iu", argument, f"integer ids of shape {shape}", f"dtype {found.dtype}")
@@ -42,7 +43,7 @@ def check_ids(argument: str, ids: jax.Array | ArrayLike, vocab_size: int, ndim: 
 
 
 def id_range(ids: np.ndarray) -> tuple[int, int]:
-    """Returns the lowest and the highest id, `ids` not being empty."""
+    """Returns the lowest and the highest of at least one id."""
     return min(int(block.min()) for block in blocks(ids)), max(int(block.max()) for block in blocks(ids))
 
 

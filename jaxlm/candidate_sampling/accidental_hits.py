@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from jaxlm.errors import require
 
-HIT_WEIGHT = np.finfo(np.float32).min  # what TensorFlow adds to the logit of an accidental hit
+HIT_WEIGHT = np.finfo(np.float32).min  # TensorFlow adds it to the logit of an accidental hit
 
 
 class AccidentalHits(NamedTuple):
@@ -17,7 +17,7 @@ class AccidentalHits(NamedTuple):
 
     indices: jax.Array  # [N * num_true] int32, the example
     ids: jax.Array  # [N * num_true] int32, the position among the candidates
-    weights: jax.Array  # [N * num_true] float32, the lowest float: what to add to the logit
+    weights: jax.Array  # [N * num_true] float32, the lowest float, added to the logit
 
 
 def compute_accidental_hits(

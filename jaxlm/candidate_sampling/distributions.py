@@ -1,4 +1,4 @@
-"""The distributions that candidate samplers draw from: 64 random bits to a proposed id, accepted or not."""
+"""Distributions of the candidate samplers: each turns 64 random bits into a proposed id, accepted or not."""
 
 import math
 from typing import NamedTuple

@@ -88,7 +88,7 @@ def log_uniform_probability(ids: jax.Array, range_max: int) -> jax.Array:
 def uniform_candidate_sampler(
     key: jax.Array, true_classes: Classes, num_sampled: int, unique: bool, range_max: int
 ) -> SampledValues:
-    """Samples classes uniformly, P(k) = 1 / range_max. Else like `log_uniform_candidate_sampler`.
+    """Samples classes uniformly, P(k) = 1 / range_max; otherwise like `log_uniform_candidate_sampler`.
 
     References:
       `tf.random.uniform_candidate_sampler`.
@@ -117,7 +117,7 @@ def fixed_unigram_candidate_sampler(
     range_max: int,
     unigrams: UnigramTable,
 ) -> SampledValues:
-    """Samples classes by given weights. Else like `log_uniform_candidate_sampler`.
+    """Samples classes by given weights; otherwise like `log_uniform_candidate_sampler`.
 
     Args:
       key, true_classes, num_sampled, unique, range_max: as there. With `unique`, at least
@@ -157,7 +157,9 @@ def learned_unigram_candidate_sampler(
     range_max: int,
     state: LearnedUnigrams,
 ) -> tuple[SampledValues, LearnedUnigrams]:
-    """Samples classes by how often they were true classes so far, plus one. Else like `log_uniform_candidate_sampler`.
+    """Samples classes by their counts as true classes so far, plus one.
+
+    Otherwise like `log_uniform_candidate_sampler`.
 
     Args:
       key, true_classes, num_sampled, unique, range_max: as there.
@@ -192,7 +194,7 @@ def _learned_unigram(
 def all_candidate_sampler(
     key: jax.Array | None, true_classes: Classes, num_sampled: int, unique: bool, range_max: int
 ) -> SampledValues:
-    """Returns every class once, each with an expected count of 1. This makes a sampled loss exact, for tests.
+    """Returns every class once, with an expected count of 1, which makes a sampled loss exact, for tests.
 
     Args:
       key: not used.
@@ -237,7 +239,7 @@ def _with_counts(
     true_classes: jax.Array,
     probability: Callable[[jax.Array], jax.Array],
 ) -> SampledValues:
-    """Adds the expected counts, from the probabilities and the number of draws it took."""
+    """Adds the expected counts, computed from the probabilities and the number of draws."""
     num_sampled = candidates.size
 
     def expected_count(ids: jax.Array) -> jax.Array:

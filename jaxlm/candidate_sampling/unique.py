@@ -1,4 +1,4 @@
-"""Draws until enough distinct ids are found, in fixed shapes, and counts how many draws it took."""
+"""Draws of distinct ids in fixed shapes, with the number of draws it took."""
 
 import math
 from collections.abc import Callable
@@ -18,14 +18,14 @@ DrawState = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # candidates, cou
 
 
 class Block(NamedTuple):
-    """So many draws at a time."""
+    """The number of draws at a time."""
 
     num_draws: int
     suffices: bool  # whether one block fills the sample, except in an 8-sigma event
 
 
 def zipf_block(num_sampled: int, unique: bool, range_max: int) -> Block:
-    """Guesses the draws needed for a distribution that is known only at run time: as many as for Zipf's law."""
+    """Returns the block for Zipf's law, a guess for a distribution that is known only at run time."""
     n = np.unique(np.geomspace(1, range_max + 1, 200).astype(int))
     start, count = n[:-1], np.diff(n)
     probability = np.log1p(count / start) / count / math.log(range_max + 1)
@@ -78,7 +78,7 @@ def draw(
     empty = jnp.full(num_sampled, range_max, jnp.int32)  # range_max marks a free slot
     state = draw_block((empty, zero, zero, zero), carried=False)
     until_full = partial(jax.lax.while_loop, lambda state: state[1] < num_sampled, draw_block)
-    if block.suffices:  # an accelerator asks its host whether a loop goes on; a second block takes less time
+    if block.suffices:  # on an accelerator a loop waits for the host; a second block takes less time
         state = jax.lax.platform_dependent(state, cpu=until_full, default=draw_block)
     else:
         state = until_full(state)
@@ -92,7 +92,7 @@ def first_occurrences(ids: jax.Array, present: jax.Array, range_max: int) -> jax
 
 
 def first_occurrences_by_sorting(ids: jax.Array, present: jax.Array) -> jax.Array:
-    """As `first_occurrences`, with one sort: an accelerator need not ask its host whether a loop goes on."""
+    """Computes `first_occurrences` with one sort, without the round trips of a loop to the host of an accelerator."""
     ids = jnp.where(present, ids, -1)
     order = jnp.argsort(ids, stable=True)
     ordered = ids[order]
@@ -101,7 +101,7 @@ def first_occurrences_by_sorting(ids: jax.Array, present: jax.Array) -> jax.Arra
 
 
 def first_occurrences_by_hashing(ids: jax.Array, present: jax.Array, range_max: int) -> jax.Array:
-    """As `first_occurrences`, without a sort.
+    """Computes `first_occurrences` without a sort.
 
     Each id writes its position to a bucket, and the lowest one stays. If ids share a bucket, those that lost it to
     another id try again with another hash.

@@ -122,7 +122,7 @@ def next_words(
 
     model, vocabulary, _ = load_model(run, mesh=open_mesh())
     _, start = _encode_prompt(vocabulary, prompt)
-    for word, probability in zip(*most_likely(model, start, min(k, len(vocabulary))), strict=True):
+    for word, probability in zip(*most_likely(model, start, k), strict=True):
         print(f"{probability:.6f}\t{vocabulary.words[word]}")
 
 
@@ -152,7 +152,6 @@ def neighbors(
     ids = [vocabulary.ids[word] for word in words]
     print("word", "table", "neighbor", "cosine", sep="\t")
     avoid = vocabulary.placeholders
-    k = min(k, len(vocabulary) - len(avoid) - 1)
     found = {table: nearest_words(model, ids, k, table=table, avoid=avoid) for table in TABLES}
     for n, word in enumerate(words):
         for table, (neighbor_ids, cosines) in found.items():

@@ -202,7 +202,7 @@ def evaluate(
         raise InputError(f"{data or config.data} has another vocabulary than {run}; name the right corpus with `data`.")
     for split in ("valid", "test"):
         tokens = getattr(corpus, split)
-        result = evaluate_model(model, tokens, max_tokens=max_tokens, batch_size=batch_size, progress=True)
+        result = evaluate_model(model, tokens, max_tokens=max_tokens, batch_size=batch_size)
         streams = min(batch_size, tokens.size - 1)
         _print_evaluation(split, result, corpus, f", read as {streams} streams, each from the zero state")
 

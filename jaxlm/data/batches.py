@@ -119,18 +119,18 @@ def train_batch(
 
 
 def train_batches(tokens: np.ndarray, config: TrainConfig, num_steps: int, first_step: int = 0) -> Iterator[Batch]:
-    """Yields the batches of steps `first_step` to `num_steps` - 1, over as many epochs as that takes.
+    """Yields `num_steps` batches, from step `first_step` on, over as many epochs as that takes.
 
     Args:
       tokens: `[N]` integer ids, such as `Corpus.train`.
       config: its `batch_size` and `sequence_length` are used.
-      num_steps: number of steps of the whole training.
-      first_step: steps already done.
+      num_steps: number of batches.
+      first_step: number of steps already done.
 
     Raises:
       InputError: the text is too short for one batch.
     """
-    for step in range(first_step, num_steps):
+    for step in range(first_step, first_step + num_steps):
         yield train_batch(tokens, step, config.batch_size, config.sequence_length)
 
 

@@ -1,4 +1,4 @@
-"""Text from a prompt, one word at a time. The state carries over, so no word is computed twice."""
+"""Generation of text from a prompt, word by word, with the LSTM state carried over."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -27,26 +27,26 @@ def generate(
     top_p: float = 1.0,
     avoid: ArrayLike = (),
     stop: int | None = None,
-    key: jax.Array,
+    key: jax.Array | None = None,
 ) -> list[int]:
-    """Draws words one after the other from the model's exact distribution.
+    """Draws words from the model's exact distribution, one after the other.
 
     Args:
       model: the language model.
-      prompt: `[N]` integer ids to continue, at least one.
+      prompt: `[N]` integer ids to continue, at least one; `Vocabulary.encode` makes them of text.
       num_words: number of words to draw.
-      temperature: divides the logits; 0 takes the most likely word.
+      temperature: divides the logits; 0 takes the most likely word, without randomness.
       top_k: draw among the k most likely words; 0 for all.
       top_p: draw among the most likely words that together have this probability, after temperature and `top_k`.
-      avoid: ids never to draw, such as that of `<unk>`.
+      avoid: ids that are never drawn, such as that of `<unk>`.
       stop: id after which to stop, such as that of `<eos>`.
-      key: a `jax.random.key`.
+      key: a `jax.random.key`; not needed at a temperature of 0.
 
     Returns:
       `num_words` ids, without the prompt; fewer if `stop` was drawn, which is then the last one.
 
     Raises:
-      InputError: the prompt is empty, an id on the host is out of range, or an argument is out of range.
+      InputError: the prompt is empty, an id on the host or an argument is out of range, or `key` is missing.
 
     References:
       Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, https://arxiv.org/abs/1904.09751, for `top_p`.
@@ -56,8 +56,10 @@ def generate(
     >>> len(generate(model, [3, 1, 4], 5, key=jax.random.key(0)))
     5
     """
+    require(key is not None or temperature == 0, "key", "a jax.random.key, or a `temperature` of 0", key)
+    keys = (jax.random.key(0) if key is None else key)[None]
     words = draw_words(
-        model, prompt, num_words, temperature=temperature, top_k=top_k, top_p=top_p, avoid=avoid, keys=key[None]
+        model, prompt, num_words, temperature=temperature, top_k=top_k, top_p=top_p, avoid=avoid, keys=keys
     )
     drawn = []
     for (word,) in words:
@@ -83,7 +85,7 @@ def draw_words(
     Args:
       keys: `[num_samples]` of `jax.random.key`; each text is the one that `generate` draws with its key.
 
-    The other arguments, and what is raised, are those of `generate`.
+    The other arguments and errors are those of `generate`.
     """
     vocab_size = model.config.vocab_size
     ids = check_ids("prompt", prompt, vocab_size)
@@ -91,14 +93,14 @@ def draw_words(
     require(ids.size >= 1, "prompt", "at least one word", ids.size)
     require(num_words >= 0, "num_words", "at least 0", num_words)
     require(temperature >= 0, "temperature", "at least 0", temperature)
-    require(0 <= top_k <= vocab_size, "top_k", f"0 to {vocab_size}, the size of the vocabulary", top_k)
+    require(top_k >= 0, "top_k", "at least 0", top_k)
     require(0 < top_p <= 1, "top_p", "a probability above 0, at most 1", top_p)
     banned = jnp.zeros(vocab_size, bool).at[avoided].set(True)
-    return _words(model, ids, num_words, _Choice(top_k, top_p < 1), banned, temperature, top_p, keys)
+    return _words(model, ids, num_words, _Choice(min(top_k, vocab_size), top_p < 1), banned, temperature, top_p, keys)
 
 
 class _Choice(NamedTuple):
-    """What decides the program that draws."""
+    """Static settings of the compiled program."""
 
     top_k: int
     has_top_p: bool
@@ -174,9 +176,9 @@ def _next_words(
 
 
 def _nucleus(logits: jax.Array, top_p: jax.Array | np.float32) -> jax.Array:
-    """Keeps the most likely classes of `[N, V]` that together reach a probability; the others get minus infinity."""
+    """Sets the logits `[N, V]` of all but the most likely classes, which together reach `top_p`, to minus infinity."""
     descending = -jnp.sort(-logits, axis=1)
     probabilities = jax.nn.softmax(descending, axis=1)
-    before = jnp.cumsum(probabilities, axis=1) - probabilities  # what more likely classes have
+    before = jnp.cumsum(probabilities, axis=1) - probabilities  # of more likely classes
     lowest = jnp.where(before < top_p, descending, jnp.inf).min(axis=1, keepdims=True)
     return jnp.where(logits < lowest, -jnp.inf, logits)

@@ -1,4 +1,4 @@
-"""What a model has learned of words: the nearest ones, and those that come next."""
+"""Nearest neighbors of words and next-word predictions."""
 
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -36,20 +36,20 @@ class NextWords(NamedTuple):
 def nearest_words(
     model: LanguageModel, words: ArrayLike, k: int = 10, *, table: Table = "embedding", avoid: ArrayLike = ()
 ) -> NearestWords:
-    """Finds the words whose rows point in the directions nearest to those of some words.
+    """Finds the nearest neighbors of words by the cosine similarity of their rows.
 
     cosine = row @ other / (norm(row) * norm(other))
 
     Args:
       model: the language model.
       words: `[N]` integer ids.
-      k: number of neighbors, fewer than the vocabulary has words besides this one and `avoid`.
-      table: "embedding" rows, what a word means to the LSTM, or "softmax" rows, where it may stand. If the model
-        is tied, they are the same.
-      avoid: ids to leave out, such as that of `<unk>`.
+      k: maximum number of neighbors; fewer if the vocabulary has fewer other words, `avoid` not counted.
+      table: "embedding" rows, the inputs of the LSTM, or "softmax" rows, its outputs. They are the same if the model is
+        tied.
+      avoid: ids that are left out, such as that of `<unk>`.
 
     Returns:
-      `NearestWords`, without the words themselves.
+      `NearestWords`. A word is not its own neighbor.
 
     Raises:
       InputError: an id is out of range, or an argument is.
@@ -62,11 +62,11 @@ def nearest_words(
     vocab_size = model.config.vocab_size
     ids = np.asarray(check_ids("words", words, vocab_size))
     avoided = np.asarray(check_ids("avoid", np.asarray(avoid, np.int32), vocab_size))
-    others = vocab_size - 1 - np.unique(avoided).size
-    require(1 <= k <= others, "k", f"1 to {others}, the number of other words", k)
+    require(k >= 1, "k", "at least 1", k)
+    k = min(k, max(vocab_size - 1 - np.unique(avoided).size, 0))
     require(table in TABLES, "table", "'embedding' or 'softmax'", table)
     rows = model.weights if table == "softmax" or model.embedding is None else model.embedding
-    banned = jnp.zeros(rows.shape[0], bool).at[avoided].set(True).at[vocab_size:].set(True)  # what is padding, too
+    banned = jnp.zeros(rows.shape[0], bool).at[avoided].set(True).at[vocab_size:].set(True)  # and rows of padding
     found = [_nearest(rows[...], jnp.int32(word), banned, k) for word in ids]
     return NearestWords(*(np.stack([np.asarray(part) for part in parts]) for parts in zip(*found, strict=True)))
 
@@ -85,8 +85,8 @@ def next_words(model: LanguageModel, prompt: ArrayLike, k: int = 10) -> NextWord
 
     Args:
       model: the language model.
-      prompt: `[N]` integer ids, at least one.
-      k: number of words.
+      prompt: `[N]` integer ids, at least one; `Vocabulary.encode` makes them of text.
+      k: maximum number of words; all if the vocabulary has fewer.
 
     Returns:
       `NextWords`.
@@ -101,12 +101,12 @@ def next_words(model: LanguageModel, prompt: ArrayLike, k: int = 10) -> NextWord
     """
     ids = np.asarray(check_ids("prompt", prompt, model.config.vocab_size))
     require(ids.size >= 1, "prompt", "at least one word", ids.size)
-    require(1 <= k <= model.config.vocab_size, "k", f"1 to {model.config.vocab_size}, the vocabulary", k)
+    require(k >= 1, "k", "at least 1", k)
     graphdef, params = nnx.split(model)
     carry = model.initial_carry(1)
     for word in ids:
         hidden, carry = read_word(graphdef, params, jnp.int32(word), carry)
-    return NextWords(*map(np.asarray, _most_likely(graphdef, params, hidden, k)))
+    return NextWords(*map(np.asarray, _most_likely(graphdef, params, hidden, min(k, model.config.vocab_size))))
 
 
 @partial(jax.jit, static_argnums=(0, 3))

@@ -1,4 +1,4 @@
-"""Exact evaluation: full softmax over all classes, LSTM state carried, no `[N, V]` logits anywhere."""
+"""Exact evaluation: full softmax over all classes, LSTM state carried, logits in blocks of classes."""
 
 import math
 from functools import partial
@@ -52,17 +52,17 @@ def evaluate(
     batch_size: int = 32,
     sequence_length: int = 35,
     max_tokens: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Evaluation:
     """Computes the exact loss of a model on a text: full softmax in float32, summed in double.
 
     Args:
       model: the language model.
       tokens: `[N]` integer ids, at least two. Each but the first is predicted once.
-      batch_size: contiguous streams read side by side, each from the zero state.
+      batch_size: number of contiguous streams read in parallel, each from the zero state.
       sequence_length: time steps of a batch. The state carries over, so this does not affect the result.
       max_tokens: maximum number of words, spread evenly over the text; 0 for all.
-      progress: whether to show a progress bar.
+      progress: whether to show a progress bar on a terminal.
 
     Returns:
       An `Evaluation`.
@@ -100,7 +100,7 @@ def evaluate(
 def exact_loss(
     graphdef: nnx.GraphDef, params: Any, batch: Batch, carry: tuple[Carry, ...]
 ) -> tuple[jax.Array, tuple[Carry, ...]]:
-    """Returns the exact loss of a batch, as its weights say, and the carry after it.
+    """Returns the exact loss of a batch, weighted by its weights, and the carry after it.
 
     Args:
       graphdef, params: of `split_params`.

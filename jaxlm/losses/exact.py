@@ -22,7 +22,7 @@ def linear_cross_entropy(
     biases: ArrayLike | None = None,
     block_size: int = 2048,
 ) -> jax.Array:
-    """Computes the exact softmax cross-entropy of a linear layer, without ever holding all logits.
+    """Computes the exact softmax cross-entropy of a linear layer in blocks of classes.
 
     loss = logsumexp(inputs @ weights.T + biases) - logit of the label, over blocks of classes with a
     running log-sum-exp. The backward pass computes each block's logits again.
@@ -67,15 +67,15 @@ def exact_losses(
     axes: Axes = (),
     block_size: int = 2048,
 ) -> jax.Array:
-    """Computes `linear_cross_entropy` of classes whose rows are cut along axes of a mesh, each device having a shard.
+    """Computes `linear_cross_entropy` of classes whose rows are sharded along axes of a mesh.
 
     Args:
       inputs: `[N, D]` float32, the same along the axes.
       weights, biases: the shard of a device, `[R, D]` and `[R]` float32.
-      labels: `[N]` integer, the true classes; a label that no device has gives the logit 0.
+      labels: `[N]` integer, the true classes; a label outside all shards gives the logit 0.
       num_classes: number of classes V; rows from there on are padding.
-      axes: along which the rows are cut.
-      block_size: as there.
+      axes: axes along which the rows are sharded.
+      block_size: as in `linear_cross_entropy`.
 
     Returns:
       `[N]` float32.

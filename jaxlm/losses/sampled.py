@@ -188,7 +188,7 @@ def _check_shapes(
 def _sampled_values(
     values: SampledValues | None, key: jax.Array | None, labels: jax.Array, num_sampled: int, num_classes: int
 ) -> SampledValues:
-    """Draws candidates if none are given, or checks the given ones."""
+    """Checks the given candidates, or draws candidates if none are given."""
     if values is None:
         if key is None:
             raise InputError("Invalid `key`: expected a jax.random.key, or `sampled_values`. Received: None.")
@@ -250,9 +250,9 @@ def sampled_softmax_loss_of_rows(
       inputs: `[N, D]` float.
       sampled_values: result of a candidate sampler.
       remove_accidental_hits, subtract_log_q: as in `sampled_softmax_loss`.
-      dtype: of the factors of the product with the candidates.
-      axes: of a mesh, along which each device has its own share of the distinct candidates, -1 for none, and zeros
-        for the rows of labels that it does not have.
+      dtype: data type of the operands of the product with the candidates.
+      axes: axes of a mesh along which the distinct candidates are sharded, with -1 as padding; rows of labels of other
+        shards are zeros.
 
     Returns:
       `[N]` float32, the loss of each example in nats.

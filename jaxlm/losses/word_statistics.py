@@ -1,4 +1,4 @@
-"""What a softmax says of one class: log-probability, rank, and the entropy of the distribution, block by block."""
+"""Per-word statistics of the softmax, block by block: log-probability, rank, entropy."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from jaxlm.row_updates import take_rows
 
 
 class WordStatistics(NamedTuple):
-    """What a softmax says of one class for each of N inputs."""
+    """Log-probability and rank of a class, and entropy of the softmax, for each of N inputs."""
 
     log_probabilities: jax.Array  # [N] float32, of the labels, in nats
     ranks: jax.Array  # [N] int32, 1 for the most likely class
@@ -42,7 +42,7 @@ def word_statistics(
       `WordStatistics`.
 
     References:
-      `linear_cross_entropy`, whose pass over the classes this is.
+      `linear_cross_entropy`, for the pass over blocks of classes.
 
     >>> statistics = word_statistics(jnp.ones((1, 1)), jnp.log(jnp.array([[1.0], [4.0], [3.0]])), jnp.array([2]))
     >>> float(jnp.exp(statistics.log_probabilities[0])), int(statistics.ranks[0])

@@ -1,4 +1,4 @@
-"""Where a model's rows start: at word vectors, or at random numbers."""
+"""Initial values of embedding and softmax rows, and of kernels."""
 
 from functools import partial
 
@@ -36,7 +36,7 @@ def initial_weights(config: ModelConfig, vectors: jax.Array | None, rngs: nnx.Rn
 
 
 def _uniform(key: jax.Array, shape: tuple[int, int], limit: float, mesh: Mesh | None) -> jax.Array:
-    """Draws from [-limit, limit], and adds the rows of zeros of a mesh. A row is the same on any mesh."""
+    """Draws from [-limit, limit]; rows of padding are zeros. A row is the same on any mesh."""
     if mesh is None:
         return _uniform_in_blocks(key, shape, limit)
     rows = jnp.arange(padded_rows(shape[0], mesh))
@@ -66,5 +66,5 @@ def _uniform_rows(key: jax.Array, rows: jax.Array, width: int, limit: float) -> 
 
 
 def glorot_uniform(rngs: nnx.Rngs, shape: tuple[int, int]) -> jax.Array:
-    """Returns a kernel, as Keras initializes it."""
+    """Returns a kernel with Keras' initial values."""
     return jax.nn.initializers.glorot_uniform()(rngs.params(), shape, jnp.float32)

@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class RowParam(nnx.Param):
-    """A table of which each step touches only a few rows. `split_params` separates it from dense parameters."""
+    """A table with row-sparse updates. `split_params` separates it from dense parameters."""
 
 
 class Dense(nnx.Module):
@@ -33,7 +33,7 @@ class Dense(nnx.Module):
 
     Args:
       input_size: width of the inputs.
-      config: its width, activation and whether it has a bias.
+      config: width, activation and use of a bias.
       rngs: with a `params` stream.
 
     Attributes:
@@ -68,8 +68,8 @@ class LanguageModel(nnx.Module):
       word_vectors: `[vocab_size, embedding_size]` float32 with a mean square of 1, from which embedding and
         softmax rows start (`jaxlm.word_vectors`), the next largest gain. None starts them at random.
       rngs: with a `params` stream.
-      mesh: that the tables are made for (`jaxlm.make_mesh`): rows of zeros make its shards equal, and random numbers
-        are others than without one. `TrainState.from_corpus` puts them there.
+      mesh: the mesh of the tables (`jaxlm.make_mesh`): rows of zeros pad them to shards of equal size, and random
+        numbers differ from those without one. `TrainState.from_corpus` moves the tables onto it.
 
     Attributes:
       embedding: `[vocab_size, embedding_size]` float32, the word vectors or uniform in [-1, 1]. Both are wider
@@ -126,12 +126,12 @@ class LanguageModel(nnx.Module):
 
     @property
     def input_rows(self) -> jax.Array:
-        """The embedding, which is the softmax rows if they are tied."""
+        """The embedding rows, or the softmax rows if the model is tied."""
         return (self.weights if self.embedding is None else self.embedding)[...]
 
     def embed(self, inputs: jax.Array) -> jax.Array:
         """Returns the embedding rows `[..., embedding_size]` of ids `[...]`; NaN for ids out of range."""
-        if self.mesh is not None:  # rows from there on make shards equal, and are not words
+        if self.mesh is not None:  # rows of padding are not words
             inputs = jnp.where(inputs < self.config.vocab_size, inputs, -1)
         return take_rows(self.input_rows, inputs)
 
@@ -186,9 +186,9 @@ class LanguageModel(nnx.Module):
 
 
 def split_params(model: LanguageModel) -> tuple[nnx.GraphDef, dict[str, jax.Array], dict[str, Any]]:
-    """Splits a model, or an abstract one, into its structure, its tables and its dense parameters.
+    """Splits a model, abstract or not, into its structure, its tables and its dense parameters.
 
-    The inverse is `nnx.merge(graphdef, tables, dense)`, or `merge_params` where the config is known.
+    The inverse is `nnx.merge(graphdef, tables, dense)`, or `merge_params` given the config.
     """
     graphdef, *params = nnx.split(model, RowParam, nnx.Param)
     tables, dense = map(nnx.to_pure_dict, params)
@@ -198,7 +198,7 @@ def split_params(model: LanguageModel) -> tuple[nnx.GraphDef, dict[str, jax.Arra
 def merge_params(
     config: ModelConfig, mesh: Mesh | None, tables: dict[str, jax.Array], dense: dict[str, Any]
 ) -> LanguageModel:
-    """Makes the model on a mesh, or on one device, that has the given tables and dense parameters."""
+    """Makes a model on a mesh, or on one device, of tables and dense parameters."""
     return nnx.merge(_graphdef(config, mesh), tables, dense)
 
 
@@ -208,25 +208,25 @@ def _graphdef(config: ModelConfig, mesh: Mesh | None) -> nnx.GraphDef:
 
 
 def shard_model(model: LanguageModel, mesh: Mesh) -> LanguageModel:
-    """Copies a model that lies on one device onto a mesh, without another copy of a table on any device."""
+    """Copies a model from one device onto a mesh, without another copy of a table on any device."""
     _, tables, dense = split_params(model)
     sharded = shard({"tables": tables, "dense": dense}, mesh)
     return merge_params(model.config, mesh, sharded["tables"], sharded["dense"])
 
 
 def require_one_device(model: LanguageModel) -> None:
-    """Raises `InputError` if a model lies on a mesh."""
+    """Raises `InputError` if a model is on a mesh."""
     shape = None if model.mesh is None else dict(model.mesh.shape)
-    require(shape is None, "model", "one on a single device, as `load_model` reads it without a mesh", shape)
+    require(shape is None, "model", "a model on a single device, as from `load_model` without a mesh", shape)
 
 
 def abstract_model(config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
-    """Returns a model on a mesh, or on one device, that has the shapes of its arrays alone."""
+    """Returns a model whose arrays are shapes and types without values."""
     return nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0), mesh=mesh))
 
 
 def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str, mesh: Mesh | None) -> jax.Array | None:
-    """Returns an array of a row for each word, after checking its shape, with the rows of zeros of a mesh."""
+    """Checks the shape of an array with one row per word; returns it padded for a mesh."""
     if rows is None:
         return None
     rows, padded = jnp.asarray(rows, jnp.float32), (padded_rows(shape[0], mesh), *shape[1:])

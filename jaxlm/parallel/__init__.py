@@ -1,4 +1,4 @@
-"""Devices and processes that train one model together: the mesh, its collectives, and decisions of process 0.
+"""Training on several devices and processes: the mesh, collectives, and the decisions of process 0.
 
 Imports: the modules at the root of `jaxlm`.
 """

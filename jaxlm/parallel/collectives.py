@@ -1,7 +1,7 @@
-"""What the devices of a mesh tell each other within a program that runs on all of them.
+"""Collectives across the mesh, used inside `jax.shard_map`.
 
-The functions that take `axes` run inside of `jax.shard_map`, where arrays are the parts of a device. Without axes, as
-on a single device, they do nothing.
+The functions that take `axes` work on the shards of one device. Without axes, as on a single device, they return their
+arguments.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from jaxlm.row_updates import RowGradient, take_rows
 
 
 def on_mesh(function: Callable, mesh: Mesh | None, in_specs: Any, out_specs: Any) -> Callable:
-    """Returns a function of arrays on a mesh that runs a given one on each device, on its part of them."""
+    """Returns a function of sharded arrays that applies `function` to the shards of each device."""
     if mesh is None:
         return function
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
@@ -28,33 +28,33 @@ def psum(x: Any, axes: Axes) -> Any:
 
 
 def pmax(x: jax.Array, axes: Axes) -> jax.Array:
-    """Takes the highest along axes; not differentiated."""
+    """Returns the maximum along axes; not differentiated."""
     x = jax.lax.stop_gradient(x)
     return jax.lax.pmax(x, axes) if axes else x
 
 
 def all_gather(x: jax.Array, axes: Axes) -> jax.Array:
-    """Joins the rows of all devices along axes, to be used by each in its own way: the gradients are summed."""
+    """Concatenates the rows of all devices along axes, for a different use on each device: gradients are summed."""
     return jax.lax.all_gather(x, axes, tiled=True) if axes else x
 
 
 def all_gather_invariant(x: jax.Array, axes: Axes) -> jax.Array:
-    """Joins the rows of all devices along axes, to be used by all in the same way; not differentiated."""
+    """Concatenates the rows of all devices along axes, for the same use on each device; not differentiated."""
     return jax.lax.all_gather(x, axes, tiled=True, to="invarying") if axes else x
 
 
 def reduce_scatter(x: jax.Array, axes: Axes) -> jax.Array:
-    """Sums arrays along axes; each device receives its share of the rows."""
+    """Sums arrays along axes; each device receives its shard of the rows."""
     return jax.lax.psum_scatter(x, axes, tiled=True) if axes else x
 
 
 def as_varying(tree: Any, axes: Axes) -> Any:
-    """Lets arrays that are the same along axes be used by each device in its own way: the gradients are summed."""
+    """Marks arrays that are replicated along axes for a different use on each device: gradients are summed."""
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), tree) if axes else tree
 
 
 def local_rows(x: jax.Array, axes: Axes) -> jax.Array:
-    """Returns the share of a device of rows that all have: the inverse of `all_gather`."""
+    """Returns a device's shard of replicated rows, the inverse of `all_gather`."""
     if not axes:
         return x
     size = x.shape[0] // jax.lax.axis_size(axes)
@@ -62,7 +62,7 @@ def local_rows(x: jax.Array, axes: Axes) -> jax.Array:
 
 
 def local_ids(ids: jax.Array, num_rows: int, axes: Axes) -> jax.Array:
-    """Returns ids counted from the first row of a device's shard `[num_rows]`; `num_rows` for rows that others have."""
+    """Returns ids counted from the first row of a device's shard `[num_rows]`; `num_rows` for rows of other shards."""
     if not axes:
         return ids
     local = ids - jax.lax.axis_index(axes) * num_rows
@@ -70,19 +70,19 @@ def local_ids(ids: jax.Array, num_rows: int, axes: Axes) -> jax.Array:
 
 
 def take_local_rows(shard: jax.Array, ids: jax.Array, axes: Axes) -> jax.Array:
-    """Returns the rows of ids, zeros for rows that other devices have: the sum over all is `take_rows`."""
+    """Returns the rows of ids, zeros for rows of other shards: the sum over all devices is `take_rows`."""
     if not axes:
         return take_rows(shard, ids)
     return shard.at[local_ids(ids, shard.shape[0], axes)].get(mode="fill", fill_value=0)
 
 
 def lookup(shard: jax.Array, ids: jax.Array, axes: Axes) -> jax.Array:
-    """Returns the rows `[b, T, ...]` of a device's own ids `[b, T]`, from the devices that have them."""
+    """Returns the rows `[b, T, ...]` of the ids `[b, T]` of a device, from all shards."""
     return reduce_scatter(take_local_rows(shard, all_gather_invariant(ids, axes), axes), axes)
 
 
 def local_gradient(gradient: RowGradient, num_rows: int, axes: Axes) -> RowGradient:
-    """Returns the part of a gradient that is in a device's shard `[num_rows]`, with zeros for the rest."""
+    """Returns the part of a gradient in a device's shard `[num_rows]`, with zeros for the rest."""
     if not axes:
         return gradient
     indices = local_ids(gradient.indices, num_rows, axes)

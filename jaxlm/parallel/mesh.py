@@ -1,7 +1,7 @@
-"""The mesh of devices, and how tables and streams of text lie on it.
+"""The mesh of devices, and the sharding of tables and streams of text on it.
 
-Rows of tables are cut along `vocab`, into contiguous shards that are padded to equal sizes and the same along `data`.
-Streams of text lie along both axes.
+Rows of tables are sharded along `vocab`, in contiguous shards that are padded to equal sizes, and replicated along
+`data`. Streams of text are sharded along both axes.
 """
 
 from collections.abc import Callable
@@ -27,13 +27,13 @@ def make_mesh(data: int = 1, vocab: int | None = None) -> Mesh:
 
     Args:
       data: number of replicas of the tables.
-      vocab: number of shards of the tables; None for as many as there are devices for.
+      vocab: number of shards of the tables; None uses all devices.
 
     Returns:
       A mesh with the axes "data" and "vocab", for `TrainState.from_corpus` and `jaxlm.train`.
 
     Raises:
-      InputError: there are more or fewer devices.
+      InputError: the sizes do not fit the number of devices.
 
     References:
       `jax.make_mesh`; Shoeybi et al. 2019, Megatron-LM, https://arxiv.org/abs/1909.08053, section 3, for the rows.
@@ -41,49 +41,54 @@ def make_mesh(data: int = 1, vocab: int | None = None) -> Mesh:
     >>> dict(make_mesh(data=1, vocab=1).shape)
     {'data': 1, 'vocab': 1}
     """
+    return _make_mesh(data, vocab, DATA, VOCAB)
+
+
+def _make_mesh(data: int, vocab: int | None, data_name: str, vocab_name: str) -> Mesh:
+    """Makes the mesh of `make_mesh`; errors name the arguments as the caller calls them."""
     devices = jax.devices()
-    require(1 <= data <= len(devices), "data_shards", f"1 to {len(devices)}, one for each device", data)
+    require(1 <= data <= len(devices), data_name, f"1 to {len(devices)}, the number of devices", data)
     vocab = len(devices) // data if vocab is None else vocab
     # of several processes, one without a part in the mesh would have no work
     lowest, highest = (len(devices) if jax.process_count() > 1 else 1), len(devices)
-    expected = f"{lowest} to {highest} shards in all, one for each device"
-    require(lowest <= data * vocab <= highest, "vocab_shards", expected, f"{data} x {vocab}")
+    expected = f"{lowest} to {highest} shards in all, the number of devices"
+    require(lowest <= data * vocab <= highest, vocab_name, expected, f"{data} x {vocab}")
     return jax.make_mesh((data, vocab), (DATA, VOCAB), (AxisType.Auto, AxisType.Auto), devices=devices[: data * vocab])
 
 
 def open_mesh(config: MeshConfig = MeshConfig()) -> Mesh | None:  # noqa: B008
     """Returns the mesh of a config, by default of all devices; None if that is one device."""
-    mesh = make_mesh(config.data_shards, config.vocab_shards or None)
+    mesh = _make_mesh(config.data_shards, config.vocab_shards or None, "data_shards", "vocab_shards")
     return mesh if mesh.size > 1 else None
 
 
 def vocab_axes(mesh: Mesh | None) -> Axes:
-    """Returns the axes along which the rows of tables are cut."""
+    """Returns the axes along which the rows of tables are sharded."""
     return _axes(mesh, VOCAB)
 
 
 def data_axes(mesh: Mesh | None) -> Axes:
-    """Returns the axes along which tables are the same and streams are not."""
+    """Returns the axes along which tables are replicated and streams are sharded."""
     return _axes(mesh, DATA)
 
 
 def stream_axes(mesh: Mesh | None) -> Axes:
-    """Returns the axes along which streams lie."""
+    """Returns the axes along which streams are sharded."""
     return _axes(mesh, DATA, VOCAB)
 
 
 def _axes(mesh: Mesh | None, *names: str) -> Axes:
-    """Returns those of the names along which there is more than one device: others need no collective."""
+    """Returns the axes with more than one device; the others need no collective."""
     return () if mesh is None else tuple(name for name in names if mesh.shape[name] > 1)
 
 
 def row_spec(mesh: Mesh | None) -> PartitionSpec:
-    """Returns how a table lies on a mesh."""
+    """Returns the `PartitionSpec` of a table."""
     return PartitionSpec(vocab_axes(mesh))
 
 
 def stream_spec(mesh: Mesh | None) -> PartitionSpec:
-    """Returns how an array of a row for each stream lies on a mesh."""
+    """Returns the `PartitionSpec` of an array with one row per stream."""
     return PartitionSpec(stream_axes(mesh))
 
 
@@ -98,7 +103,7 @@ def leaf_name(path: tuple) -> str:
 
 
 def sharded_dim(name: str, ndim: int) -> Literal["rows", "streams", ""]:
-    """Returns along what an array of a `TrainState` is cut, given its name, such as "tables/weights"; "" if nowhere."""
+    """Returns whether an array of a `TrainState`, such as "tables/weights", is sharded by rows, by streams or not."""
     part, *rest = name.split("/")
     if part == "tables" or (part == "opt_state" and rest[0] != "dense" and ndim):
         return "rows"
@@ -106,18 +111,18 @@ def sharded_dim(name: str, ndim: int) -> Literal["rows", "streams", ""]:
 
 
 def spec_of(name: str, ndim: int, mesh: Mesh | None) -> PartitionSpec:
-    """Returns how an array of a `TrainState` lies on a mesh."""
+    """Returns the `PartitionSpec` of an array of a `TrainState`."""
     specs = {"rows": row_spec(mesh), "streams": stream_spec(mesh), "": PartitionSpec()}
     return specs[sharded_dim(name, ndim)]
 
 
 def padded_rows(num_rows: int, mesh: Mesh | None) -> int:
-    """Returns the number of rows of a table, with those that make its shards equal."""
+    """Returns the number of rows of a table, padded to shards of equal size."""
     return num_rows if mesh is None else _round_up(num_rows, mesh.shape[VOCAB])
 
 
 def padded_streams(num_streams: int, mesh: Mesh | None) -> int:
-    """Returns the number of streams, with those that make the parts of the devices equal."""
+    """Returns the number of streams, padded to the same number per device."""
     return num_streams if mesh is None else _round_up(num_streams, mesh.size)
 
 
@@ -126,7 +131,7 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def pad(array: Any, size: int) -> Any:
-    """Adds rows of zeros to an array up to a size."""
+    """Pads an array with rows of zeros up to a size."""
     if array.shape[0] == size:
         return array
     numpy = jnp if isinstance(array, jax.Array) else np
@@ -134,10 +139,10 @@ def pad(array: Any, size: int) -> Any:
 
 
 def on_host() -> AbstractContextManager:
-    """Returns a context in which JAX uses the processor, if it may."""
+    """Returns a context in which JAX uses the processor, unless JAX_PLATFORMS excludes it."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
+    except RuntimeError:
         return nullcontext()
 
 
@@ -149,12 +154,12 @@ def map_data(function: Callable[[jax.Array], Any], leaf: jax.Array) -> Any:
 
 
 def place(array: np.ndarray, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
-    """Puts an array of the host, the same in all processes, onto a mesh; each device receives its part alone."""
+    """Shards an array of the host, the same in all processes, over a mesh; each device receives its shard alone."""
     return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
 
 
 def shard(tree: Any, mesh: Mesh) -> Any:
-    """Copies the arrays of a `TrainState`, or of a tree with some of its parts, from one device onto a mesh."""
+    """Copies the arrays of a `TrainState`, or of a part of one, from one device onto a mesh."""
 
     def copy(path: tuple, leaf: jax.Array) -> jax.Array:
         name, array = leaf_name(path), np.asarray(leaf)

@@ -1,4 +1,4 @@
-"""Several processes that train one model: they start together, process 0 decides for all, and none outlives another."""
+"""Training in several processes: start, detection of dead processes, and the decisions of process 0."""
 
 import logging
 import zlib
@@ -16,17 +16,19 @@ from jaxlm.parallel.mesh import DATA, VOCAB
 
 HEARTBEAT_SECONDS = 10  # after which a process that does not answer is taken for dead
 SIGNS_OF_DEATH = ("Gloo", "NCCL", "UNAVAILABLE", "coordination service", "DEADLINE_EXCEEDED")
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")  # in this process, whatever library reports it
 START_SECONDS = 120  # within which all processes must have started
 
 
 def initialize_processes(config: ProcessConfig) -> None:
-    """Joins the other processes. Call it before anything else of JAX. Messages of process 0 alone are shown.
+    """Connects to the other processes. Call it before any other function of JAX. Only process 0 shows messages.
 
     Args:
-      config: where process 0 is, and which this is; what it leaves out JAX finds out under SLURM and Kubernetes.
+      config: the address of process 0 and the number of this process; under SLURM and Kubernetes JAX detects omitted
+        values.
 
     Raises:
-      InputError: the others cannot be found or reached.
+      InputError: the other processes cannot be found or reached.
 
     References:
       `jax.distributed.initialize`.
@@ -50,23 +52,26 @@ def initialize_processes(config: ProcessConfig) -> None:
 
 
 def is_peer_death(error: BaseException) -> bool:
-    """Returns whether an error of JAX says that another process is gone; XLA has no type of its own for it."""
-    return jax.process_count() > 1 and any(word in str(error) for word in SIGNS_OF_DEATH)
+    """Returns whether an error of JAX means that another process has died; XLA has no type of its own for it."""
+    message = str(error)
+    if jax.process_count() == 1 or any(word.lower() in message.lower() for word in OUT_OF_MEMORY):
+        return False
+    return any(word in message for word in SIGNS_OF_DEATH)
 
 
 def is_first() -> bool:
-    """Returns whether this is process 0, which decides and writes."""
+    """Returns whether this is process 0, which makes the decisions and writes the files."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Waits until all processes have come to the same point."""
+    """Waits until all processes have reached the same point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def from_first(value: int) -> int:
-    """Returns the value that process 0 has."""
+    """Returns the value of process 0."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
@@ -76,27 +81,27 @@ def on_first(function: Callable[[], Any]) -> None:
     """Runs a function in process 0 alone, while the others wait.
 
     Raises:
-      InputError: process 0 failed; it says why.
+      InputError: the function failed in process 0.
     """
     error: Exception | None = None
     if is_first():
         try:
             function()
-        except Exception as raised:  # of any kind: the others wait to hear of it
+        except Exception as raised:  # of any kind: the other processes wait for the outcome
             error = raised
     if from_first(error is not None):
-        raise error or InputError("Process 0 could not begin; it says why.")
+        raise error or InputError("Process 0 failed to start; see its output.")
 
 
 def require_same(value: bytes, advice: str) -> None:
-    """Checks that all processes have the same.
+    """Checks that a value is the same in all processes.
 
     Args:
-      value: to compare.
-      advice: what to do if this process differs from process 0.
+      value: the value of this process.
+      advice: end of the error message, a remedy.
 
     Raises:
-      InputError: it differs.
+      InputError: the value differs from that of process 0.
     """
     if jax.process_count() == 1:
         return
@@ -106,7 +111,7 @@ def require_same(value: bytes, advice: str) -> None:
 
 
 class Decision(NamedTuple):
-    """What all processes do after a step."""
+    """The next action of all processes after a step."""
 
     stop: bool = False
     save: bool = False
@@ -114,7 +119,7 @@ class Decision(NamedTuple):
 
 
 class Decisions:
-    """Lets process 0 decide, and any process ask to stop. Several processes learn it one step later, without waiting.
+    """Distributes the decisions of process 0, and requests of any process to stop, one step late, without waiting.
 
     Args:
       mesh: of the run; None for one device.
@@ -130,7 +135,7 @@ class Decisions:
             self.sum = jax.jit(lambda rows: rows.sum(axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def exchange(self, own: Decision) -> Decision:
-        """Returns the decision that holds now, given what this process would do."""
+        """Returns the decision in force now, given the one this process would make."""
         if self.mesh is None or jax.process_count() == 1:
             return own
         # a request stays true until it is met, and is made once

@@ -139,6 +139,9 @@ class TrainState:
     ) -> "TrainState":
         """Makes the state before the first step. The model's arrays become the state's.
 
+        The model keeps its initial values: `config.word_vectors` has no effect here, and `config.seed` affects
+        sampling and dropout only. `from_corpus` uses both to initialize a model.
+
         Args:
           model: do not use it afterwards.
           config: how it is trained; a `num_sampled` larger than the vocabulary samples all of it.

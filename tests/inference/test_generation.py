@@ -90,11 +90,19 @@ def test_same_key_same_words_and_none_on_request(model):
     assert generate(model, prompt, 0, key=jax.random.key(1)) == []
 
 
+def test_a_temperature_of_0_needs_no_key_and_top_k_may_exceed_the_vocabulary(model):
+    drawn = generate(model, [3, 4], 9, temperature=0, key=jax.random.key(1))
+    assert generate(model, [3, 4], 9, temperature=0) == drawn
+    all_words, more = (generate(model, [3, 4], 20, top_k=k, key=jax.random.key(1)) for k in (9, 10))
+    assert all_words == more
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"temperature": -1.0},
-        {"top_k": 10},
+        {"top_k": -1},
+        {"key": None},
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"num_words": -1},

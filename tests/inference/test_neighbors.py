@@ -38,7 +38,14 @@ def test_next_words_have_the_highest_probabilities():
     np.testing.assert_allclose(probabilities, expected[ids], rtol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"k": 0}, {"k": 23}, {"words": [23]}, {"avoid": [-1]}, {"table": "other"}])
+def test_a_small_vocabulary_has_fewer_words_than_asked_for():
+    model = make_random_model()
+    assert sorted(next_words(model, [3], k=100).ids) == list(range(23))
+    ids = nearest_words(model, [3, 20], k=100, avoid=[7]).ids
+    assert [sorted(each) for each in ids] == [[i for i in range(23) if i not in (word, 7)] for word in (3, 20)]
+
+
+@pytest.mark.parametrize("change", [{"k": 0}, {"words": [23]}, {"avoid": [-1]}, {"table": "other"}])
 def test_wrong_arguments_raise(change):
     with pytest.raises(InputError, match=next(iter(change))):
         nearest_words(make_random_model(), **({"words": [1]} | change))

@@ -26,7 +26,7 @@ from jaxlm.inference.perplexity import evaluate
 from jaxlm.inference.scoring import score
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel import mesh as meshes
-from jaxlm.parallel.mesh import make_mesh, padded_streams, stream_spec
+from jaxlm.parallel.mesh import make_mesh, open_mesh, padded_streams, stream_spec
 from jaxlm.runs.checkpoint import Checkpoints, Progress
 from jaxlm.runs.directory import RunConfig, load_model
 from jaxlm.runs.loop import resume, train
@@ -301,8 +301,12 @@ def test_a_process_reads_its_own_streams_alone():
     [((0, 8), "data"), ((9, None), "data"), ((3, 3), "vocab"), ((1, 9), "vocab"), ((1, 0), "vocab")],
 )
 def test_meshes_that_do_not_fit_the_devices_raise(shape, argument):
-    with pytest.raises(InputError, match=f"`{argument}_shards`: expected 1 to 8"):
+    with pytest.raises(InputError, match=f"Invalid `{argument}`: expected 1 to 8"):
         make_mesh(*shape)
+    if 0 not in shape:
+        data, vocab = shape
+        with pytest.raises(InputError, match=f"Invalid `{argument}_shards`: expected 1 to 8"):
+            open_mesh(MeshConfig(vocab or 0, data))
 
 
 @pytest.mark.exhaustive
@@ -345,7 +349,7 @@ def test_the_nearest_words_are_those_of_one_device():
     models = [TrainState.create(make_model(MODEL), TRAIN, mesh=mesh).model for mesh in (None, make_mesh(1, 8))]
     one, many = (nearest_words(model, [3, 52], k=50, table="softmax") for model in models)
     np.testing.assert_array_equal(many.ids, one.ids)
-    with pytest.raises(InputError, match="one on a single device"):
+    with pytest.raises(InputError, match="a model on a single device"):
         next(score(models[1], Vocabulary(tuple(map(str, range(VOCAB_SIZE))), None, "whitespace"), ["3 1"]))
 
 

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from helpers import final_arrays
 
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.data.corpus import Corpus
+from jaxlm.parallel.processes import is_peer_death
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import load_config, read_metrics
 from jaxlm.runs.loop import train
@@ -26,6 +28,25 @@ OPTIONS = (
     " --learning-rate=0.03 --eval-tokens=100 --eval-every=100 --save-steps=20 --compute-dtype=float32"
     " --optimizer=sgd --decay-fraction=0"
 )
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:3121", True),
+        ("UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats)", True),
+        ("NCCL operation ncclAllReduce() failed: remote process exited or there was a network error", True),
+        ("NCCL operation ncclCommInitRank() failed: unhandled cuda error. Last NCCL error: out of memory", False),
+        ("NCCL operation ncclGroupEnd() failed: Failed to CUDA malloc 2147483648 bytes: 'out of memory'", False),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4096 bytes for NCCL", False),
+        ("INVALID_ARGUMENT: shapes do not match", False),
+    ],
+)
+def test_running_out_of_memory_is_no_death_of_a_peer(monkeypatch, message, expected):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert is_peer_death(RuntimeError(message)) == expected
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    assert not is_peer_death(RuntimeError(message))
 
 
 def free_port() -> int:
