@@ -1,4 +1,4 @@
-"""The wheel and the source archive: built, installed into fresh environments, and used from outside the repository."""
+"""The wheel and the source archive: built, complete, and installed into a fresh environment."""
 
 import email
 import shutil
@@ -33,26 +33,28 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_archives_install_and_run_without_the_repository(archives, tmp_path):
+def test_the_wheel_installs_and_runs_without_the_repository(archives, tmp_path):
     assert [path.name for path in archives] == [
         f"jaxlm-{jaxlm.__version__}-py3-none-any.whl",
         f"jaxlm-{jaxlm.__version__}.tar.gz",
     ]
-    for archive in archives:
-        environment = tmp_path / archive.name
-        run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
-        (packages,) = environment.glob("lib/python*/site-packages")
-        # the dependencies come from the environment of the tests; its editable jaxlm does not, since .pth files of a
-        # directory on the path are not read
-        (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-        python = environment / "bin" / "python"
-        options = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet", "--ignore-installed"]
-        run(python, "-m", "pip", "install", *options, archive, cwd=tmp_path)
-        where = run(python, "-c", "import jaxlm, convert; print(jaxlm.__file__, convert.__file__)", cwd=tmp_path)
-        assert all(str(packages) in path for path in where.split())
-        run(python, "-c", "import jaxlm.candidate_sampling; from jaxlm import *; from convert import *", cwd=tmp_path)
-        assert "prepare" in run(environment / "bin" / "jaxlm", "--help", cwd=tmp_path)
-        assert "to-keras" in run(environment / "bin" / "jaxlm-convert", "--help", cwd=tmp_path)
+    wheel = archives[0]  # built from the source archive
+    environment = tmp_path / "environment"
+    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    # the dependencies come from the environment of the tests; its editable jaxlm does not, since .pth files of a
+    # directory on the path are not read
+    (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    python = environment / "bin" / "python"
+    options = ["--no-deps", "--no-index", "--quiet", "--ignore-installed"]
+    run(python, "-m", "pip", "install", *options, wheel, cwd=tmp_path)
+    code = (
+        "import jaxlm, convert, jaxlm.candidate_sampling; from jaxlm import *; from convert import *;"
+        "print(jaxlm.__file__, convert.__file__)"
+    )
+    assert all(str(packages) in path for path in run(python, "-c", code, cwd=tmp_path).split())
+    assert "prepare" in run(environment / "bin" / "jaxlm", "--help", cwd=tmp_path)
+    assert "to-keras" in run(environment / "bin" / "jaxlm-convert", "--help", cwd=tmp_path)
 
 
 @pytest.mark.slow
