@@ -1,6 +1,7 @@
 """The wheel and the source archive: built, complete, and installed into a fresh environment."""
 
 import email
+import os
 import shutil
 import site
 import subprocess
@@ -17,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*command: object, cwd: Path) -> str:
-    result = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

@@ -2,3 +2,7 @@
 
 Imports: the root, `weights`, `checks` and `keras_models`.
 """
+
+from jaxlm.errors import require_packages
+
+require_packages("keras", "keras")
