@@ -1,6 +1,7 @@
 """Atomic writes of files and directories, and checksums."""
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from jaxlm.errors import InputError, reason
 
 CHECKSUMS_FILE = "checksums.json"
 CHECKSUMS_FORMAT = 1
+
+PathLike = str | os.PathLike[str]
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from convert.keras_models.words import read_vocabulary, vocabulary_warnings
 from convert.weights.id_order import KerasIds
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.corpus import VOCABULARY_FILE
-from jaxlm.data.tokenization import Tokenization, read_chunks
+from jaxlm.data.text_files import read_chunks
+from jaxlm.data.tokenization import Tokenization
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
 from jaxlm.runs.directory import CONFIG_FILE
@@ -110,7 +111,7 @@ def encode_text(text: Path, vocabulary_file: Path | None, *models: Path) -> np.n
     """Returns the ids of a text, `[N]` int32, as the compared models expect them.
 
     Args:
-      text: plain, .gz or .xz.
+      text: file, plain or compressed, or "-" for the standard input.
       vocabulary_file: None takes that of the run among the models.
       models: those compared.
 

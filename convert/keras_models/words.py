@@ -1,13 +1,14 @@
 """The words of a Keras model, from the files that people have of them."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from convert.weights.id_order import KerasIds, frequency_order
-from jaxlm.data.tokenization import KerasTokenizer, Tokenization, read_chunks, tokenization_of
+from jaxlm.data.text_files import read_text
+from jaxlm.data.tokenization import KerasTokenizer, Tokenization, tokenization_of
 from jaxlm.data.vocabulary import EOS, MAX_COUNT, PAD, UNK, UNUSED, Vocabulary
+from jaxlm.data.word_lists import read_words
 from jaxlm.errors import InputError
 
 KERAS_UNK = "[UNK]"  # of `TextVectorization`, whose ids 0 and 1 are PAD and this
@@ -126,7 +127,7 @@ def _with_reserved_words(path: Path, found: KerasWords, unk: str | None, eos: st
 
 def _load_json(path: Path) -> Any:
     try:
-        value = json.loads("".join(read_chunks([path])))
+        value = json.loads(read_text(path))
         return json.loads(value) if isinstance(value, str) else value  # json.dump of what `to_json` returned
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
@@ -210,14 +211,4 @@ def _read_text(path: Path) -> KerasWords:
             f"{path} is a pickle, which could run any code, so it is not read. Where you trust it, write it as JSON:"
             " open('tokenizer.json', 'w').write(tokenizer.to_json())."
         )
-    lines = "".join(read_chunks([path])).removesuffix("\n").split("\n")
-    for blank in "\t", " ":
-        pairs = [re.fullmatch(rf"(.*){blank}(\d{{1,18}})", line) for line in lines]
-        if all(pairs):
-            return _from_list([pair[1] for pair in pairs if pair], [int(pair[2]) for pair in pairs if pair])
-        if blank == "\t" and any("\t" in line for line in lines):
-            number = next(n for n, pair in enumerate(pairs, start=1) if not pair)
-            raise InputError(
-                f"{path}: expected lines of a word, or a word, a tab and a count. Line {number} has no count."
-            )
-    return _from_list(lines)
+    return _from_list(*read_words(path))

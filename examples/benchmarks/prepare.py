@@ -19,7 +19,8 @@ from measure import interleaved, machine, milliseconds, print_table
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from jaxlm.data.corpus import prepare
-from jaxlm.data.tokenization import PATTERNS, PieceEncoder, read_chunks
+from jaxlm.data.text_files import read_chunks
+from jaxlm.data.tokenization import PATTERNS, PieceEncoder
 from jaxlm.data.vocabulary import UNK
 
 COMMANDS = ("read", "tokenize", "prepare")
@@ -48,7 +49,7 @@ def main(text: Path | None = None, /, repeats: int = 3) -> None:
     """Prints a table.
 
     Args:
-      text: Plain, .gz or .xz; None makes two million words.
+      text: Plain or compressed; None makes two million words.
       repeats: Timed processes of each.
     """
     with tempfile.TemporaryDirectory() as name:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from jaxlm.cli.arguments import OptionalPath, RunPath
+from jaxlm.cli.arguments import OptionalPath, RunPath, require_given_once
 from jaxlm.cli.command_line import enable_compilation_cache, run_command, show_messages
 from jaxlm.cli.generation import generate, neighbors, next_words
 from jaxlm.cli.scoring import rescore, score
@@ -16,6 +16,7 @@ from jaxlm.cli.training import doctor, evaluate, prepare, report, resume, train
 __all__ = ["OptionalPath", "RunPath", "main", "run", "run_command", "show_messages"]
 
 COMMANDS = (prepare, train, resume, evaluate, score, rescore, generate, next_words, neighbors, report, doctor)
+SEVERAL_VALUES = ("--valid", "--test", "--drop", "--costs")  # options
 
 app = tyro.extras.SubcommandApp()
 for command in COMMANDS:
@@ -24,7 +25,12 @@ for command in COMMANDS:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Runs the command line, by default that of the process; returns the exit code."""
-    return run_command(lambda: app.cli(prog="jaxlm", description=__doc__, args=args), *COMMANDS)
+
+    def command() -> int | None:
+        require_given_once(sys.argv[1:] if args is None else args, *SEVERAL_VALUES)
+        return app.cli(prog="jaxlm", description=__doc__, args=args)
+
+    return run_command(command, *COMMANDS)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""How --help names what a command takes."""
+"""Argument types of the commands, with their names in --help."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,9 @@ Texts = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar=
 Data = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
 RunPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 TextOrInput = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="[FILE|-]")]
+Paths = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
+Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD [WORD ...]")]
+OptionalWord = Annotated[str | None, tyro.conf.arg(metavar="WORD")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 OptionalPositional = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]")]
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
@@ -48,3 +52,10 @@ Step = Annotated[TrainConfig, made_by(TrainConfig), tyro.conf.OmitArgPrefixes]
 Schedule = Annotated[ScheduleConfig, made_by(ScheduleConfig), tyro.conf.OmitArgPrefixes]
 Devices = Annotated[MeshConfig, made_by(MeshConfig), tyro.conf.OmitArgPrefixes]
 Processes = Annotated[ProcessConfig, made_by(ProcessConfig), tyro.conf.OmitArgPrefixes]
+
+
+def require_given_once(args: Sequence[str], *options: str) -> None:
+    """Raises `InputError` if an option that takes several values is repeated: the parser would keep the last alone."""
+    for option in options:
+        if sum(arg == option or arg.startswith(f"{option}=") for arg in args) > 1:
+            raise InputError(f"{option} is given twice; expected all of its values after one {option}.")

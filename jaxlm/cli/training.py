@@ -17,11 +17,14 @@ from jaxlm.cli.arguments import (
     OptionalInt,
     OptionalPath,
     OptionalPositional,
+    OptionalWord,
+    Paths,
     Processes,
     RunPath,
     Schedule,
     Step,
     Texts,
+    Words,
 )
 from jaxlm.cli.command_line import keep_freed_memory
 from jaxlm.config import MeshConfig, ModelConfig, ProcessConfig
@@ -40,46 +43,68 @@ def prepare(
     train: Texts,
     /,
     out: Path,
-    valid: OptionalPath = None,
-    test: OptionalPath = None,
+    valid: Paths = (),
+    test: Paths = (),
     vocab_size: int = 200_000,
     tokenization: Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"] = "words",
     vocabulary: OptionalPath = None,
+    unk: OptionalWord = None,
+    drop: Words = (),
 ) -> None:
     """Turn texts into a vocabulary and token files.
 
     Args:
-      train: Training texts: plain, .gz or .xz, in UTF-8. The vocabulary comes from these alone.
+      train: Training texts in UTF-8, plain or compressed: files, directories of shards, or - for the standard input.
+        The vocabulary comes from these alone.
       out: Directory to make.
-      valid: Validation text. Without it, the end of the training text is held out.
-      test: Test text. Without it, the end of the training text is held out.
+      valid: Validation texts. Without them, the end of the training text is held out.
+      test: Test texts. Without them, the end of the training text is held out.
       vocab_size: Maximum number of words; less frequent ones become <unk>.
       tokenization: "words" and punctuation marks, "whitespace" for text that is already tokenized, or as Keras cuts
         text by default.
-      vocabulary: vocabulary.json of an existing model. Replaces --vocab-size and --tokenization.
+      vocabulary: vocabulary.json of an existing model, which replaces --vocab-size and --tokenization; or a list of the
+        words to keep, one per line, with or without counts.
+      unk: Word of the texts that stands for unknown words, such as "<UNK>".
+      drop: Words of the texts to leave out, such as "<s>" "</s>".
     """
     from jaxlm.data import corpus as corpora
-    from jaxlm.data.vocabulary import UNK, Vocabulary, zipf_divergence
+    from jaxlm.data.text_warnings import UNK_MARKERS
+    from jaxlm.data.vocabulary import UNK, zipf_divergence
+    from jaxlm.data.word_lists import read_vocabulary
 
     if not train:
-        raise InputError("No training text: expected jaxlm prepare TEXT [TEXT ...] --out DIRECTORY.")
-    for name, path in (("validation", valid), ("test", test)):
-        if path is None:
+        raise InputError("No training text: expected jaxlm prepare TEXT [TEXT ...] --out DIRECTORY, texts first.")
+    for name, paths in (("validation", valid), ("test", test)):
+        if not paths:
             print(f"no {name} text given: holding out the end of the training text")
-    given = Vocabulary.load(vocabulary) if vocabulary else None
+    given = read_vocabulary(vocabulary) if vocabulary else None
+    if isinstance(given, list) and unk is None and UNK not in given:
+        unk = next((word for word in UNK_MARKERS if word in given), None)
+        if unk is not None:
+            print(f"{unk} of {vocabulary} stands for unknown words")
     corpus = corpora.prepare(
-        train, out, valid=valid, test=test, vocab_size=vocab_size, tokenization=tokenization, vocabulary=given
+        train,
+        out,
+        valid=valid,
+        test=test,
+        vocab_size=vocab_size,
+        tokenization=tokenization,
+        vocabulary=given,
+        unk=unk,
+        drop=drop,
     )
     print(corpora.describe(corpus))
-    counts, unk = corpus.counts, corpus.vocabulary.unk
-    if unk is not None and not counts[unk]:
-        advice = "" if given else ": lower --vocab-size to train it"
+    counts, unk_id = corpus.counts, corpus.vocabulary.unk
+    if unk_id is not None and not counts[unk_id]:
+        marker = next((word for word in UNK_MARKERS if word in corpus.vocabulary.ids), None)
+        advice = f': if {marker} stands for unknown words, give --unk "{marker}"' if marker else ""
+        advice = advice or ("" if given else ": lower --vocab-size to train it")
         print(f"every training word is in the vocabulary, so {UNK} is never trained{advice}")
     divergence = zipf_divergence(counts)
     if divergence > ZIPF_LIMIT:
         print(
             f"the word counts are {divergence:.2f} nats from Zipf's law (ordinary text: about 0.1), so log-uniform"
-            " sampling suits them badly: train with --sampler unigram"
+            " sampling is a poor fit: train with --sampler unigram"
         )
     print(f"written to {out}")
 

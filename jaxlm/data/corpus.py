@@ -1,9 +1,8 @@
 """Texts to a prepared corpus: a vocabulary, and the ids of the training, validation and test text."""
 
 import logging
-import os
 import zlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,18 +10,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from jaxlm.data.text_files import STANDARD_INPUT, list_texts, read_chunks
 from jaxlm.data.text_warnings import text_warnings
-from jaxlm.data.tokenization import PieceEncoder, Tokenization, auto_ids, read_chunks, tokenization_of
-from jaxlm.data.vocabulary import Vocabulary, log_unigram, select_words
+from jaxlm.data.tokenization import PieceEncoder, Tokenization, auto_ids, tokenization_of
+from jaxlm.data.vocabulary import EOS, UNK, Vocabulary, log_unigram, select_words
 from jaxlm.errors import InputError, require
-from jaxlm.files import read_array, staged, verify_checksums, write_checksums
+from jaxlm.files import PathLike, read_array, staged, verify_checksums, write_checksums
 from jaxlm.token_ids import blocks, id_range
 
 VOCABULARY_FILE = "vocabulary.json"
 HELD_OUT_FRACTION = 0.05
 HELD_OUT_MAX = 200_000
-
-PathLike = str | os.PathLike[str]
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +50,13 @@ def prepare(
     train: PathLike | Sequence[PathLike],
     out: PathLike,
     *,
-    valid: PathLike | None = None,
-    test: PathLike | None = None,
+    valid: PathLike | Sequence[PathLike] | None = None,
+    test: PathLike | Sequence[PathLike] | None = None,
     vocab_size: int = 200_000,
     tokenization: Tokenization | Literal["keras_tokenizer"] = "words",
-    vocabulary: Vocabulary | None = None,
+    vocabulary: Vocabulary | Sequence[str] | None = None,
+    unk: str | None = None,
+    drop: str | Sequence[str] = (),
     progress: bool = True,
 ) -> Corpus:
     """Turns texts into a vocabulary and token files, a directory that `load_corpus` reads.
@@ -65,15 +65,18 @@ def prepare(
     is held out for it.
 
     Args:
-      train: text files, plain, .gz or .xz, in UTF-8.
-      out: directory to make; must not exist.
-      valid: validation text.
-      test: test text.
+      train: one or several texts in UTF-8, plain or compressed: files, directories, patterns with `*`, or "-" for the
+        standard input.
+      out: directory to make; must not exist, or be empty.
+      valid: validation texts, named like `train`.
+      test: test texts.
       vocab_size: maximum number of words.
       tokenization: "words", "whitespace" for a corpus that is already tokenized (PTB, WikiText), or as Keras cuts
         text, "text_vectorization" or "keras_tokenizer".
       vocabulary: of an existing model; replaces `vocab_size` and `tokenization`. Words and line ends that it has no
-        id for are left out.
+        id for are left out. Or a list of the words to keep, in any order, which replaces `vocab_size`.
+      unk: word of the texts that stands for unknown words, such as "<UNK>".
+      drop: words of the texts to leave out, such as ["<s>", "</s>"].
       progress: whether to show progress bars.
 
     Returns:
@@ -84,31 +87,41 @@ def prepare(
     """
     require(vocab_size >= 3, "vocab_size", "at least 3", vocab_size)
     out = Path(out)
-    if out.exists():
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} already exists; remove it, or choose another `out`.")
-    texts = {"train": [train] if isinstance(train, str | os.PathLike) else list(train)}
-    texts |= {name: [path] for name, path in (("valid", valid), ("test", test)) if path}
+    texts = {name: list_texts(sources) for name, sources in (("train", train), ("valid", valid), ("test", test))}
+    if sum(paths.count(STANDARD_INPUT) for paths in texts.values()) > 1:
+        raise InputError("The standard input can be read only once; expected - for one text.")
+    given = vocabulary if isinstance(vocabulary, Vocabulary) else None
     ids = auto_ids()  # of every token, in the order of first occurrence
-    tokenization = vocabulary.tokenization if vocabulary else tokenization_of(tokenization)
+    tokenization = given.tokenization if given else tokenization_of(tokenization)
     encoder = PieceEncoder(tokenization, ids.__getitem__)
     with staged(out) as partial:
         partial.mkdir(parents=True)
         raw = {}
         for name, paths in texts.items():
-            with closing(_read([Path(path) for path in paths], f"reading {name}", progress)) as chunks:
-                raw[name] = _write_raw(map(encoder.encode, chunks), partial / f"{name}.raw")
+            if paths or name == "train":
+                with closing(_read(paths, f"reading {name}", progress)) as chunks:
+                    encoded = _single_line_ends(map(encoder.encode, chunks), ids)
+                    raw[name] = _write_raw(encoded, partial / f"{name}.raw")
         for name in ("test", "valid"):
             if name not in raw:
                 raw["train"], raw[name] = _hold_out(raw["train"], ids.get("\n"))
+        words = [UNK if word == unk else word for word in ids]
+        dropped = [ids[word] for word in ([drop] if isinstance(drop, str) else drop) if word in ids]
         counts = _count(raw["train"], len(ids))
-        if vocabulary is None:
-            vocabulary = select_words(ids, counts, vocab_size, tokenization)
-        _write_tokens(partial, raw, vocabulary.ids_of(ids))
-        vocabulary.save(partial / VOCABULARY_FILE)
+        counts[dropped] = 0
+        listed = None if isinstance(vocabulary, Vocabulary | None) else [UNK if w == unk else w for w in vocabulary]
+        found = given or select_words(words, counts, vocab_size, tokenization, listed)
+        new_ids = found.ids_of(words)
+        new_ids[dropped] = -1
+        _write_tokens(partial, raw, new_ids)
+        found.save(partial / VOCABULARY_FILE)
         for path in partial.glob("*.raw"):
             path.unlink()
         write_checksums(partial)
-    for line in text_warnings(ids, counts, vocabulary):
+    missing = [word for word in (unk, *([drop] if isinstance(drop, str) else drop)) if word and word not in ids]
+    for line in text_warnings(words, counts, found, missing):
         logger.info("training text: %s", line)
     return load_corpus(out)
 
@@ -119,6 +132,20 @@ def _read(paths: Sequence[Path], description: str, progress: bool) -> Generator[
         for chunk in read_chunks(paths):
             yield chunk
             bar.update(len(chunk))
+
+
+def _single_line_ends(chunks: Iterable[np.ndarray], ids: Mapping[str, int]) -> Iterator[np.ndarray]:
+    """Leaves out each `<eos>` before a line end: other toolkits write both, and it is one end."""
+    held = np.zeros(0, np.int32)  # an `<eos>` at the end of a chunk
+    for chunk in chunks:
+        eos, line_end = ids.get(EOS), ids.get("\n")
+        if eos is not None:
+            chunk = np.concatenate([held, chunk])
+            chunk = np.delete(chunk, np.flatnonzero((chunk[:-1] == eos) & (chunk[1:] == line_end)))
+            size = chunk.size - int((chunk[-1:] == eos).sum())
+            chunk, held = chunk[:size], chunk[size:]
+        yield chunk
+    yield held
 
 
 def _write_raw(chunks: Iterable[np.ndarray], path: Path) -> np.ndarray:

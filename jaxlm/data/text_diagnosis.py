@@ -1,47 +1,64 @@
-"""Files that are not plain text in UTF-8: what they are, where it shows, and the command that mends them."""
+"""Detects archives and other encodings, and suggests a conversion command."""
 
 import codecs
+import os
 import shlex
 from pathlib import Path
-from typing import IO
 
-MAGIC = {  # the first bytes of compressed files
-    b"\x1f\x8b": "gzip",
-    b"\xfd7zXZ\x00": "xz",
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"\x28\xb5\x2f\xfd": "zstd",
+ARCHIVES = {  # kind and the command that writes it unpacked, by first bytes
+    b"PK\x03\x04": ("zip", "unzip -p"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"),
+    b"\x04\x22\x4d\x18": ("lz4", "lz4 -dc"),
+    b"\x1f\x9d": ("compress", "gzip -dc"),
+    b"7z\xbc\xaf\x27\x1c": ("7-Zip", "7z e -so"),
+    b"%PDF-": ("PDF", "pdftotext"),
 }
-SUFFIXES = {".gz": "gzip", ".xz": "xz"}
-UNPACK = {"zip": "unzip -p", "bzip2": "bzip2 -dc", "zstd": "zstd -dc"}
 BYTE_ORDER_MARKS = {  # the longer ones first, since UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+UNPACK = {".gz": "gzip -dc", ".xz": "xz -dc", ".bz2": "bzip2 -dc", ".zst": "zstd -dc"}
 
 
-def wrong_compression(path: Path, start: bytes) -> str | None:
-    """Returns what is wrong if a file, by its first bytes, is compressed in another way than its name says."""
-    found = next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), "")
-    named = SUFFIXES.get(path.suffix, "")
-    if found == named or not start:
+class TextSource:
+    """The name of a file, a pipe or the standard input in messages, and in the commands that they suggest."""
+
+    def __init__(self, source: str | os.PathLike[str]):
+        self.path = Path(source)
+        self.is_file = self.path.is_file()
+        self.suffix = self.path.suffix
+
+    def __str__(self) -> str:
+        return "The standard input" if str(self.path) == "-" else str(self.path)
+
+    def through(self, command: str) -> str:
+        """Returns how to send the text, unpacked, through a command."""
+        unpack = UNPACK.get(self.suffix)
+        if not self.is_file:  # there is nothing that could be read again
+            return f"... | {command} | jaxlm ..."
+        plain = self.path.with_suffix("") if unpack else self.path
+        target = shlex.quote(str(plain.with_name(f"{plain.stem}.utf8{plain.suffix}")))
+        name = shlex.quote(str(self.path))
+        return f"{unpack} {name} | {command} > {target}" if unpack else f"{command} < {name} > {target}"
+
+
+def describe_archive(source: TextSource, start: bytes) -> str | None:
+    """Returns what is wrong if the first bytes of a text are those of an archive."""
+    name = shlex.quote(str(source.path)) if source.is_file else "FILE"
+    if start[257:262] == b"ustar":
+        return f"{source} is a tar archive; expected text. Unpack it, and name the files in it: tar -xf {name}"
+    kind, command = next((found for magic, found in ARCHIVES.items() if start.startswith(magic)), ("", ""))
+    if not kind:
         return None
-    name = shlex.quote(str(path))
-    if found in UNPACK:
-        target = shlex.quote(str(path.with_name(f"{path.stem}.unpacked.txt")))
-        command = f"{UNPACK[found]} {name} > {target}"
-        return f"{path} is compressed with {found}; expected text, plain, .gz or .xz. Unpack it: {command}"
-    if not found:
-        plain = shlex.quote(str(path.with_suffix("")))
-        return f"{path} cannot be read: its name says {named}, but it is not compressed. Rename it: mv {name} {plain}"
-    suffix = next(suffix for suffix, kind in SUFFIXES.items() if kind == found)
-    right = shlex.quote(str(path.with_suffix(suffix) if named else f"{path}{suffix}"))
-    return f"{path} is compressed with {found}, but its name does not end in {suffix}. Rename it: mv {name} {right}"
+    if kind == "PDF":
+        return f"{source} is a PDF; expected text. Extract it: {command} {name}"
+    target = shlex.quote(str(source.path.with_name(f"{source.path.stem}.unpacked.txt"))) if source.is_file else "TEXT"
+    return f"{source} is compressed with {kind}; expected text. Unpack it: {command} {name} > {target}"
 
 
-def wrong_encoding(path: Path, start: bytes) -> str | None:
+def wrong_encoding(source: TextSource, start: bytes) -> str | None:
     """Returns what is wrong if a text, by its first bytes, is in UTF-16 or UTF-32."""
     found = next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
     if found is None:  # without a byte order mark, every second byte of most texts is 0
@@ -51,53 +68,34 @@ def wrong_encoding(path: Path, start: bytes) -> str | None:
                 found = name
     if found is None:
         return None
-    return f"{path} is {found}, as its first bytes show; expected UTF-8. Convert it: {_pipe(path, _iconv(found))}"
+    return f"{source} is {found}, as its first bytes show; expected UTF-8. Convert it: {source.through(_iconv(found))}"
 
 
-def describe_nul(path: Path, text: str, lines: int) -> str:
+def describe_nul(source: TextSource, text: str, lines: int) -> str:
     """Returns where a text has a NUL byte, given the part of it that has one, and the lines before that part."""
     line = lines + text[: text.index("\0")].count("\n") + 1
-    return f"{path} has a NUL byte in line {line}, so it is not plain text. Remove such bytes: " + _pipe(
-        path, "tr -d '\\000'"
-    )
+    command = source.through("tr -d '\\000'")
+    return f"{source} has a NUL byte in line {line}, so it is not plain text. Remove such bytes: {command}"
 
 
-def describe_bytes(path: Path, file: IO[bytes], error: UnicodeDecodeError) -> str:
-    """Returns where a text is not UTF-8, and what it may be.
+def describe_bytes(source: TextSource, error: UnicodeDecodeError, lines: int, has_utf8: bool) -> str:
+    """Returns where a text is not UTF-8, and the likely encoding.
 
     Args:
-      path: to name.
-      file: the text, at its beginning.
-      error: of decoding some part of it.
+      source: the text.
+      error: of decoding a part of it.
+      lines: number of lines before that part.
+      has_utf8: whether the text before that part has characters beyond ASCII.
     """
-    decoder, line, has_utf8 = codecs.getincrementaldecoder("utf-8")(), 1, False
-    try:
-        while block := file.read(1 << 13):
-            text = decoder.decode(block)
-            line, has_utf8 = line + text.count("\n"), has_utf8 or not text.isascii()
-    except UnicodeDecodeError as exact:
-        error = exact
-    except (EOFError, OSError):  # the file is truncated, too
-        pass
     before, after = error.object[: error.start], error.object[error.start :]
-    line, has_utf8 = line + before.count(b"\n"), has_utf8 or not before.isascii()
-    what = f"{path} is not UTF-8: byte {after[0]:#04x} in line {line} ({error.reason})."
-    if has_utf8:
-        return f"{what} The text before it is UTF-8, so it may be damaged. Drop such bytes: " + _pipe(
-            path, "iconv -c -f UTF-8 -t UTF-8"
-        )
+    line = lines + before.replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
+    problem = f"{source} is not UTF-8: byte {after[0]:#04x} in line {line} ({error.reason})."
+    if has_utf8 or not before.isascii():
+        command = source.through("iconv -c -f UTF-8 -t UTF-8")
+        return f"{problem} The text before it is UTF-8, so it may be damaged. Drop such bytes: {command}"
     encoding = "WINDOWS-1252" if any(0x80 <= byte < 0xA0 for byte in after[:4096]) else "LATIN1"
-    return f"{what} Convert it; if it is Western European text: {_pipe(path, _iconv(encoding))}"
+    return f"{problem} Convert it; if it is Western European text: {source.through(_iconv(encoding))}"
 
 
 def _iconv(encoding: str) -> str:
     return f"iconv -f {encoding} -t UTF-8"
-
-
-def _pipe(path: Path, command: str) -> str:
-    """Returns the command line that sends a text, unpacked, through a command, and writes plain text."""
-    unpack = {".gz": "gzip -dc", ".xz": "xz -dc"}.get(path.suffix)
-    plain = path.with_suffix("") if unpack else path
-    target = shlex.quote(str(plain.with_name(f"{plain.stem}.utf8{plain.suffix}")))
-    name = shlex.quote(str(path))
-    return f"{unpack} {name} | {command} > {target}" if unpack else f"{command} < {name} > {target}"

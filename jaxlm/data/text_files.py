@@ -1,57 +1,139 @@
-"""Lines of a text from a file or the standard input, streamed, with their numbers in every error."""
+"""Texts from files, pipes and the standard input: opened once, decompressed, decoded, and read as chunks or lines."""
 
 import codecs
+import glob
+import io
+import lzma
+import os
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxlm.data.corpus import PathLike
-from jaxlm.data.tokenization import read_chunks
-from jaxlm.errors import InputError
+from jaxlm.data.text_compression import decompressed
+from jaxlm.data.text_diagnosis import TextSource, describe_bytes, describe_nul, wrong_encoding
+from jaxlm.errors import InputError, reason
+from jaxlm.files import PathLike
 
 STANDARD_INPUT = Path("-")
+CHUNK_BYTES = 1 << 18
+MAX_WORD = 1 << 21  # characters
+
+
+def list_texts(sources: PathLike | Sequence[PathLike] | None) -> list[Path]:
+    """Returns the files that `sources` names: files, "-" for the standard input, directories, or patterns with `*`.
+
+    Those of a directory or a pattern come in the order of their names; hidden files are left out.
+
+    Raises:
+      InputError: a directory or a pattern has no files.
+    """
+    paths: list[Path] = []
+    for source in [sources] if isinstance(sources, str | os.PathLike) else sources or []:
+        path = Path(source)
+        if path.is_dir():
+            inner = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+            found = sorted(path / file for file in inner if not any(part.startswith(".") for part in file.parts))
+            if not found:
+                raise InputError(f"{path} is a directory without files; expected texts in it.")
+        elif glob.has_magic(str(path)) and not path.exists():
+            found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+            if not found:
+                raise InputError(f"No file matches {path}; expected a text.")
+        else:
+            found = [path]
+        paths += found
+    return paths
 
 
 def read_lines(source: PathLike) -> Iterator[str]:
-    """Yields the lines of a text (plain, .gz or .xz) in UTF-8, without line ends.
+    """Yields the lines of a text in UTF-8, without line ends.
 
     Args:
-      source: file, or "-" for the standard input.
+      source: file, plain or compressed, pipe, or "-" for the standard input.
 
     Raises:
-      InputError: the file is missing, empty or truncated, or a line is not UTF-8 text; names the file and the line.
+      InputError: the text is missing, empty, truncated, or not UTF-8; names the line, and a command that converts it.
     """
-    path = Path(source)
-    if path == STANDARD_INPUT:
-        yield from _decoded(sys.stdin.buffer, "The standard input")
-    elif path.exists() and not (path.is_file() or path.is_dir()):  # a pipe, which can be read only once
-        with path.open("rb") as file:
-            yield from _decoded(file, str(path))
-    else:
-        yield from _joined(read_chunks([path]))
-
-
-def _decoded(file: BinaryIO, name: str) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
-        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            byte = f"byte {line[error.start]:#04x} ({error.reason})"
-            raise InputError(f"{name}, line {number}: expected UTF-8 text. Received: {byte}.") from error
-        if "\0" in text:
-            raise InputError(f"{name}, line {number}: expected plain text. Received: a NUL byte.")
-        yield text.rstrip("\r\n")
-
-
-def _joined(chunks: Iterator[str]) -> Iterator[str]:
-    """Yields the lines of chunks that end at a line end or a space; the last chunk ends at a line end."""
-    begun: list[str] = []  # pieces of the line that the chunk before did not end
-    for chunk in chunks:
-        first, *others = chunk.split("\n")
+    begun: list[str] = []  # parts of a line whose end has not been read yet
+    for block in _decoded(source):
+        first, *others = block.split("\n")
         begun.append(first)
         if others:
             yield "".join(begun)
             yield from others[:-1]
             begun = [others[-1]]
+
+
+def read_text(source: PathLike) -> str:
+    """Returns a whole text, as `read_lines` reads it. Its last line ends with a line end."""
+    return "".join(_decoded(source))
+
+
+def read_chunks(sources: Iterable[PathLike]) -> Iterator[str]:
+    """Yields texts, one after another, in chunks that end at a line end or a space.
+
+    Raises:
+      InputError: as of `read_lines`, or a text has no spaces.
+    """
+    for source in sources:
+        rest = ""
+        for block in _decoded(source):
+            text = rest + block
+            cut = max(text.rfind("\n"), text.rfind(" ")) + 1
+            rest = text[cut:]
+            if len(rest) > MAX_WORD:
+                raise InputError(
+                    f"{TextSource(source)}: expected text. Received: {len(rest)} characters without a space or line"
+                    " end. If its language is written without spaces, cut it into words first, with a space between"
+                    " them."
+                )
+            if cut:
+                yield text[:cut]
+
+
+def _decoded(source: PathLike) -> Iterator[str]:
+    """Yields blocks of a text. Each kind of line end becomes "\\n", and the last line ends as well."""
+    name = TextSource(source)
+    try:
+        if Path(source) == STANDARD_INPUT:
+            yield from _decode(name, sys.stdin.buffer)
+        else:
+            with Path(source).open("rb", buffering=0) as file:
+                yield from _decode(name, file)
+    except FileNotFoundError as error:
+        raise InputError(f"{name} does not exist; expected a text file, plain or compressed.") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{name} is a directory; expected a text file, plain or compressed.") from error
+    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        raise InputError(f"{name} cannot be read: {reason(error)}") from error
+
+
+def _decode(name: TextSource, file: BinaryIO | io.RawIOBase) -> Iterator[str]:
+    data, start = decompressed(name, file)
+    if problem := wrong_encoding(name, start):
+        raise InputError(problem)
+    utf8 = codecs.getincrementaldecoder("utf-8")()
+    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+    lines, has_utf8, text, is_first = 0, False, "", True
+    while True:
+        block = data.read1(CHUNK_BYTES)
+        if is_first:
+            block, is_first = block.removeprefix(codecs.BOM_UTF8), False
+        try:
+            decoded = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise InputError(describe_bytes(name, error, lines, has_utf8)) from error
+        if "\0" in decoded:
+            raise InputError(describe_nul(name, decoded, lines))
+        if decoded:
+            lines, has_utf8 = lines + decoded.count("\n"), has_utf8 or not decoded.isascii()
+            text = decoded
+            yield decoded
+        if not block:
+            break
+    if not text:
+        raise InputError(f"{name} is empty; expected text.")
+    if not text.endswith("\n"):
+        yield "\n"

@@ -1,7 +1,7 @@
-"""What people should know of a prepared text: words that its vocabulary lacks, and text that needs cutting first."""
+"""Warnings about a prepared text: frequent unknown words, markers of other toolkits, unsegmented scripts."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -12,15 +12,21 @@ EXAMPLES = 8
 SPACELESS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
 LONG_WORD = 6.0  # characters; cut words of these languages have a mean of 2 to 4, phrases of 8 and more
 SHARE = 0.2  # of all words
+UNK_MARKERS = ("<UNK>", "[UNK]", "UNK", "<Unk>", "<unknown>", "<OOV>")  # unknown words, as other toolkits write them
+SENTENCE_MARKERS = ("<s>", "</s>", "<S>", "</S>", "<bos>", "<sos>", "<BOS>", "<EOS>", "[CLS]", "[SEP]")
+MARKER_SHARE = 0.0005  # of all words, from which on a marker is more than a rare word
 
 
-def text_warnings(tokens: Iterable[str], counts: np.ndarray, vocabulary: Vocabulary) -> list[str]:
-    """Returns lines for people about a text.
+def text_warnings(
+    tokens: Iterable[str], counts: np.ndarray, vocabulary: Vocabulary, missing: Sequence[str] = ()
+) -> list[str]:
+    """Returns warnings about a text, one line each.
 
     Args:
-      tokens: its distinct tokens, "\\n" for a line end.
+      tokens: its tokens, "\\n" for a line end.
       counts: `[types]` occurrences of each.
-      vocabulary: that it is encoded with.
+      vocabulary: the vocabulary that encodes the text.
+      missing: words of the options `unk` and `drop` that the text lacks.
     """
     words = list(tokens)
     lines = []
@@ -34,11 +40,29 @@ def text_warnings(tokens: Iterable[str], counts: np.ndarray, vocabulary: Vocabul
     if vocabulary.eos is None and "\n" in words:
         ends = int(counts[words.index("\n")])
         lines.append(f"{ends:,} line ends are left out, since the vocabulary has no {EOS}")
-    return lines + _uncut(words, counts)
+    if missing:
+        lines.append(f"it has no word {' '.join(missing)}, which --unk or --drop names")
+    return lines + _markers(words, counts) + _uncut(words, counts)
+
+
+def _markers(words: list[str], counts: np.ndarray) -> list[str]:
+    """Names markers of other toolkits that would be words like all others."""
+    found = {word: int(counts[i]) for i, word in enumerate(words) if counts[i] >= max(2, MARKER_SHARE * counts.sum())}
+    lines = [
+        f'{word} occurs {found[word]:,} times. If it stands for unknown words, prepare with --unk "{word}"'
+        for word in UNK_MARKERS
+        if word in found
+    ]
+    ends = [word for word in SENTENCE_MARKERS if word in found]
+    if ends:
+        times = ", ".join(f"{word} {found[word]:,} times" for word in ends)
+        options = " ".join(f'"{word}"' for word in ends)
+        lines.append(f"it has {times}. Line ends are {EOS} already: leave these markers out with --drop {options}")
+    return lines
 
 
 def _uncut(words: list[str], counts: np.ndarray) -> list[str]:
-    """Says so if the text is written without spaces between words."""
+    """Warns of a text that is written without spaces between words."""
     spaceless = np.array([SPACELESS.search(word) is not None for word in words])
     number, total = int(counts[spaceless].sum()), int(counts.sum())
     if number <= SHARE * total:

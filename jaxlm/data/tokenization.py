@@ -1,21 +1,16 @@
-"""Text files to tokens: streamed, and cut into words as fast as a dictionary can look them up."""
+"""Splits text into words, and encodes it as fast as a dictionary can look words up."""
 
-import gzip
-import lzma
-import zlib
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Regex, pre_tokenizers
 
-from jaxlm.data.text_diagnosis import describe_bytes, describe_nul, wrong_compression, wrong_encoding
-from jaxlm.errors import InputError, reason, require
+from jaxlm.errors import require
 
 
 class KerasTokenizer(NamedTuple):
@@ -26,17 +21,15 @@ class KerasTokenizer(NamedTuple):
 
 
 Tokenization = Literal["words", "whitespace", "text_vectorization"] | KerasTokenizer
-PATTERNS = {  # a line end is a token of its own; <unk> in a prepared corpus stays whole
+PATTERNS = {  # a line end is a token of its own; markers that toolkits write, such as <unk>, stay whole
     # joiners and combining marks stay within a word; a flag, or a symbol with what modifies it, is one token
-    "words": r"\n|<unk>|<eos>|\w(?:\w|[\x{200c}\x{200d}])*|[\x{1f1e6}-\x{1f1ff}]{2}|[^\w\s](?:\x{200d}[^\w\s]"
-    r"|[\p{M}\x{200c}\x{200d}\x{1f3fb}-\x{1f3ff}\x{e0020}-\x{e007f}])*",
+    "words": r"\n|<(?:unk|UNK|eos|/?[sS])>|\[UNK\]|\w(?:\w|[\x{200c}\x{200d}])*|[\x{1f1e6}-\x{1f1ff}]{2}"
+    r"|[^\w\s](?:\x{200d}[^\w\s]|[\p{M}\x{200c}\x{200d}\x{1f3fb}-\x{1f3ff}\x{e0020}-\x{e007f}])*",
     "whitespace": r"\n|\S+",
     "text_vectorization": r"\n|[^ \t\n\x0b\f\r]+",  # of text in lower case without punctuation
 }
 ASCII_LOWER = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 PUNCTUATION = "!\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~'"  # that TextVectorization strips
-ENCODING = "utf-8-sig"  # UTF-8; the byte order mark that some editors write is not part of the text
-CHUNK_CHARS = 1 << 18
 CACHED_CHARS = 1 << 24
 
 
@@ -138,66 +131,3 @@ def _concatenate_slices(values: np.ndarray, ends: np.ndarray, sequence: np.ndarr
     starts, lengths = ends[sequence], ends[sequence + 1] - ends[sequence]
     shifts = starts - (np.cumsum(lengths) - lengths)  # from a position in the result to that in `values`
     return values[np.repeat(shifts, lengths) + np.arange(lengths.sum())]
-
-
-def read_chunks(paths: Iterable[Path]) -> Iterator[str]:
-    """Yields the texts (plain, .gz or .xz) in chunks that end at a line end or a space.
-
-    Raises:
-      InputError: a file is missing, empty, truncated, or not UTF-8 text; names the file, the position, and a command
-        that mends it.
-    """
-    for path in paths:
-        yield from _read_file(path)
-
-
-def _read_file(path: Path) -> Iterator[str]:
-    rest, chars, lines = "", 0, 0
-    try:
-        _check_kind(path)
-        with _open(path, "rt") as file:
-            while text := file.read(CHUNK_CHARS):
-                if "\0" in text:
-                    raise InputError(describe_nul(path, text, lines))
-                chars, lines = chars + len(text), lines + text.count("\n")
-                text = rest + text
-                cut = max(text.rfind("\n"), text.rfind(" ")) + 1
-                rest = text[cut:]
-                if len(rest) > 8 * CHUNK_CHARS:
-                    raise InputError(
-                        f"{path}: expected text. Received: {len(rest)} characters without a space or line end. If its"
-                        " language is written without spaces, cut it into words first, with a space between them."
-                    )
-                if cut:
-                    yield text[:cut]
-    except UnicodeDecodeError as error:
-        with _open(path, "rb") as binary:
-            raise InputError(describe_bytes(path, binary, error)) from error
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; expected a text file, plain, .gz or .xz.") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path} is a directory; expected a text file, plain, .gz or .xz.") from error
-    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from error
-    if not chars:
-        raise InputError(f"{path} is empty; expected text.")
-    if rest:
-        yield rest + "\n"  # the last line ends as well
-
-
-def _check_kind(path: Path) -> None:
-    """Raises `InputError` if the first bytes show that a file is not what its name says, or not UTF-8."""
-    with path.open("rb") as file:
-        problem = wrong_compression(path, file.read(16))
-    if problem is None:
-        with _open(path, "rb") as file:
-            problem = wrong_encoding(path, file.read(4096))
-    if problem:
-        raise InputError(problem)
-
-
-def _open(path: Path, mode: Literal["rb", "rt"]) -> Any:
-    encoding = None if mode == "rb" else ENCODING
-    if path.suffix == ".gz":
-        return gzip.open(path, mode, encoding=encoding)
-    return lzma.open(path, mode, encoding=encoding) if path.suffix == ".xz" else path.open(mode, encoding=encoding)

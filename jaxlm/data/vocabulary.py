@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,14 +95,18 @@ class Vocabulary:
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of a text, `[N]` int32. Line ends become `<eos>`, unknown words `<unk>`.
 
-        Those that the vocabulary has no id for are left out.
+        Those that the vocabulary has no id for are left out. An `<eos>` before a line end counts once with it.
 
         >>> Vocabulary(("the", "<eos>", "sea", "<unk>"), (9, 4, 4, 0), "words").encode("the sea!\\n")
         array([0, 2, 3, 1], dtype=int32)
         >>> Vocabulary(("", "the", "sea"), None, "text_vectorization").encode("The open sea!\\n")
         array([1, 2], dtype=int32)
         """
-        ids = self.ids_of(self.tokenize(text))
+        tokens = self.tokenize(text)
+        if EOS in tokens:
+            following = [*tokens[1:], ""]
+            tokens = [t for t, after in zip(tokens, following, strict=True) if (t, after) != (EOS, "\n")]
+        ids = self.ids_of(tokens)
         return ids[ids >= 0]
 
     def ids_of(self, tokens: Iterable[str]) -> np.ndarray:
@@ -112,7 +116,8 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Joins words with spaces, except around punctuation marks. `<eos>` becomes a line end."""
-        text = " ".join("\n" if self.words[i] == EOS else self.words[i] for i in ids).replace(" \n ", "\n")
+        text = " ".join("\n" if self.words[i] == EOS else self.words[i] for i in ids)
+        text = text.replace(" \n", "\n").replace("\n ", "\n")
         if self.tokenization == "words":
             for mark in ",.;:!?)]}’”":
                 text = text.replace(" " + mark, mark)
@@ -124,9 +129,9 @@ class Vocabulary:
 
     @cached_property
     def checksum(self) -> str:
-        """CRC-32 of the words and their counts; unknown counts are taken as 0."""
+        """CRC-32 of the words, their counts and the tokenization; unknown counts are taken as 0."""
         counts = (0,) * len(self) if self.counts is None else self.counts
-        return f"{zlib.crc32(repr((self.words, counts)).encode()):08x}"
+        return f"{zlib.crc32(repr((self.words, counts, self.tokenization)).encode()):08x}"
 
     @property
     def log_unigram(self) -> np.ndarray:
@@ -186,25 +191,34 @@ def zipf_divergence(counts: ArrayLike) -> float:
     return float(np.exp(log_frequencies) @ (log_frequencies - log_uniform))
 
 
-def select_words(tokens: Iterable[str], counts: np.ndarray, vocab_size: int, tokenization: Tokenization) -> Vocabulary:
-    """Keeps the most frequent words. The others count as `<unk>`, except words that never occur.
+def select_words(
+    tokens: Iterable[str],
+    counts: np.ndarray,
+    vocab_size: int,
+    tokenization: Tokenization,
+    listed: Sequence[str] | None = None,
+) -> Vocabulary:
+    """Keeps the most frequent words, or those of a list. The others count as `<unk>`.
 
     Args:
-      tokens: the distinct tokens of a text, "\\n" for a line end.
+      tokens: the tokens of a text, "\\n" for a line end.
       counts: `[types]` occurrences of each.
       vocab_size: maximum number of words, including `<unk>` and `<eos>`.
       tokenization: how the text was cut.
+      listed: distinct words to keep, also if they never occur; replaces `vocab_size`.
     """
-    words = [EOS if token == "\n" else token for token in tokens]
     total = Counter({UNK: 0, EOS: 0})
-    for word, count in zip(words, counts.tolist(), strict=True):
-        total[word] += count
+    for token, count in zip(tokens, counts.tolist(), strict=True):
+        total[EOS if token == "\n" else token] += count
 
     def rank(word: str) -> tuple[int, str]:
         return -total[word], word
 
-    by_count = sorted((word for word, count in total.items() if count and word not in (UNK, EOS)), key=rank)
-    kept, dropped = by_count[: vocab_size - 2], by_count[vocab_size - 2 :]
-    total[UNK] += sum(total[word] for word in dropped)
+    if listed is None:
+        by_count = sorted((word for word, count in total.items() if count and word not in (UNK, EOS)), key=rank)
+        kept = by_count[: vocab_size - 2]
+    else:
+        kept = [word for word in listed if word not in (UNK, EOS)]
+    total[UNK] += sum(total.values()) - sum(total[word] for word in {UNK, EOS, *kept})
     order = sorted([UNK, EOS, *kept], key=rank)
     return Vocabulary(tuple(order), tuple(total[word] for word in order), tokenization)

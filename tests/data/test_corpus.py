@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxlm.data.corpus import Corpus, load_corpus, load_tokens, oov_rate, prepare, unigram_loss
-from jaxlm.data.vocabulary import UNK
+from jaxlm.data.vocabulary import EOS, UNK
+from jaxlm.data.word_lists import read_vocabulary
 from jaxlm.errors import InputError
 
 
@@ -55,6 +56,56 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
     with pytest.raises(InputError, match="not UTF-8"):
         prepare([tmp_path / "bad"], tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+def test_shards_of_every_text_and_an_empty_directory(tmp_path):
+    """A billion-word corpus in its published form, made small: 99 shards, 50 held-out ones, and a vocabulary file."""
+    rng = np.random.default_rng(0)
+    names = [f"w{n}" for n in range(300)]
+    for folder, count in (("training", 99), ("heldout", 50)):
+        (tmp_path / folder).mkdir()
+        for n in range(count):
+            lines = [" ".join(rng.choice(names, 5)) for _ in range(20)]
+            (tmp_path / folder / f"news.en-{n:05}-of-{count:05}").write_text("\n".join(lines) + "\n")
+    (tmp_path / "vocab").write_text("".join(f"{word} 9\n" for word in ["<S>", "</S>", "<UNK>", *names[:200]]))
+    (tmp_path / "data").mkdir()
+    words = read_vocabulary(tmp_path / "vocab")
+    held = sorted(map(str, (tmp_path / "heldout").iterdir()))
+    corpus = prepare(
+        tmp_path / "training",
+        tmp_path / "data",
+        valid=held[1:],
+        test=str(tmp_path / "heldout" / "*-00000-of-*"),
+        tokenization="whitespace",
+        vocabulary=words,
+        unk="<UNK>",
+    )
+    assert sizes_of(corpus) == {"train": 99 * 20 * 6, "valid": 49 * 20 * 6, "test": 20 * 6}
+    assert set(corpus.vocabulary.words) == {"<S>", "</S>", UNK, EOS, *names[:200]}
+    assert corpus.vocabulary.counts[corpus.vocabulary.eos] == 99 * 20
+    assert oov_rate(corpus.train, corpus.vocabulary) == pytest.approx(5 / 6 / 3, abs=0.02)
+    np.testing.assert_array_equal(np.bincount(corpus.train, minlength=204), corpus.vocabulary.counts)
+
+
+@pytest.mark.parametrize("tokenization", ["words", "whitespace"])
+@pytest.mark.parametrize("chunk", [7, 1 << 18])
+def test_markers_of_other_toolkits(tmp_path, tokenization, chunk, monkeypatch):
+    monkeypatch.setattr("jaxlm.data.text_files.CHUNK_BYTES", chunk)
+    lines = ["the sea", "a <UNK> whale", "", "the ship"] * 50
+    (tmp_path / "plain").write_text("".join(f"{line}\n" for line in lines).replace("<UNK>", "<unk>"))
+    (tmp_path / "marked").write_text("".join(f"<s> {line} </s> <eos> \n" for line in lines))
+    options = {"tokenization": tokenization, "vocab_size": 6}
+    for name in ("plain", "marked"):
+        options |= {"valid": tmp_path / name, "test": tmp_path / name}
+        if name == "plain":
+            plain = prepare(tmp_path / name, tmp_path / "a", **options)
+        else:
+            marked = prepare(tmp_path / name, tmp_path / "b", **options, unk="<UNK>", drop=["<s>", "</s>"])
+    assert plain.vocabulary == marked.vocabulary
+    np.testing.assert_array_equal(plain.train, marked.train)
+    np.testing.assert_array_equal(plain.valid, marked.valid)
+    text = "the sea <eos>\n<eos> \n"
+    assert plain.vocabulary.encode(text).tolist() == plain.vocabulary.encode("the sea\n\n").tolist()
 
 
 def test_damaged_files_are_named(corpus_dir, tmp_path):

@@ -1,12 +1,14 @@
 """Text to ids: words sorted by count, reserved words at their rank."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import rewrite_json
 
-from jaxlm.data.tokenization import KerasTokenizer, PieceEncoder, auto_ids, read_chunks
+from jaxlm.data.text_files import read_chunks
+from jaxlm.data.tokenization import KerasTokenizer, PieceEncoder, auto_ids
 from jaxlm.data.vocabulary import EOS, UNK, UNUSED, Vocabulary, select_words
 from jaxlm.errors import InputError
 from jaxlm.files import write_json
@@ -62,6 +64,8 @@ def test_encode_gives_the_ids_of_the_token_file_and_decode_inverts_it(tmp_path):
     ids = vocabulary.encode(text)
     assert [vocabulary.words[i] for i in ids] == words
     assert vocabulary.decode(ids[:16]) == "It was, he said, the sea.\nThe sea (and <unk> it"
+    end = vocabulary.ids[EOS]
+    assert vocabulary.decode([end, *ids[:1], end, end]) == "\nIt\n\n"
     assert vocabulary.encode("unheard").tolist() == [vocabulary.ids[UNK]]
     assert vocabulary.encode("").size == 0
 
@@ -71,6 +75,7 @@ def test_saves_and_loads_and_refuses_anything_else(tmp_path):
     path = tmp_path / "vocabulary.json"
     vocabulary.save(path)
     assert Vocabulary.load(path) == vocabulary
+    assert vocabulary.checksum != replace(vocabulary, tokenization="whitespace").checksum
     good = path.read_bytes()
     changes = [
         ('"sea"', '"the"'),

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from convert.formats.tf_tokenizer import TfTokenizer
-from jaxlm.data.tokenization import KerasTokenizer, read_chunks
+from jaxlm.data.text_files import read_chunks
+from jaxlm.data.tokenization import KerasTokenizer
 from jaxlm.data.vocabulary import EOS, UNK, Vocabulary
 
 WORDS = ("the", "<eos>", "<unk>", ",", "don", "’", "t", "é", "naïve", "x_1", "_", "🎉", "日本語", "½", "a\u0301", ".")
