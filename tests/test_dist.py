@@ -63,8 +63,9 @@ def test_the_wheel_installs_and_runs_without_the_repository(archives, tmp_path):
 def test_archives_are_complete(archives):
     wheel, source = archives
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {str(path.relative_to(ROOT)) for name in ("jaxlm", "convert") for path in (ROOT / name).rglob("*.py*")}
-    assert {name for name in expected if "__pycache__" not in name} | {"jaxlm/py.typed"} <= names
+    files = [path for name in ("jaxlm", "convert") for path in (ROOT / name).rglob("*") if path.is_file()]
+    expected = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
+    assert expected <= names and "jaxlm/py.typed" in names
     members = {name.split("/", 1)[-1] for name in tarfile.open(source).getnames()}
     assert {"README.md", "LICENSE", "CHANGELOG.md", "docs/conf.py", "docs/images/quickstart.png", "Makefile"} <= members
     (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
