@@ -16,7 +16,8 @@ from jaxlm.errors import InputError
 from jaxlm.files import staged
 from jaxlm.model.language_model import LanguageModel, split_params
 from jaxlm.parallel.mesh import on_host
-from jaxlm.runs.checkpoint import Checkpoints, Progress
+from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.progress import Progress
 from jaxlm.runs.directory import RunConfig, create_run, load_model
 from jaxlm.training.optimizer import initial_opt_state
 

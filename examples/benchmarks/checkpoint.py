@@ -19,7 +19,8 @@ from measure import machine, print_table
 from problem import Problem, ProblemOptions
 
 import jaxlm
-from jaxlm.runs.checkpoint import Checkpoints, Progress
+from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.progress import Progress
 from jaxlm.runs.recorder import all_finite, named_arrays
 
 

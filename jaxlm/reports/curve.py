@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jaxlm.data.corpus import Corpus, PathLike, unigram_loss
 from jaxlm.errors import require_packages
-from jaxlm.runs.directory import load_config, read_metrics
+from jaxlm.runs.directory import load_config
+from jaxlm.runs.metrics import read_metrics
 
 CURVE_FILE = "curve.png"
 

@@ -19,7 +19,8 @@ from jaxlm.reports import word_sections as words
 from jaxlm.reports.frequency_bands import frequency_bands
 from jaxlm.reports.html import Cell, figure, figures, page, paragraph, section, table
 from jaxlm.reports.svg import Curve, curves
-from jaxlm.runs.directory import RunConfig, load_model, read_metrics
+from jaxlm.runs.directory import RunConfig, load_model
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.doctor import examine
 
 REPORT_FILE = "report.html"

@@ -1,50 +1,35 @@
-"""Checkpoints of a run: arrays written and read by Orbax, with checksums. Each appears whole or not at all."""
+"""Checkpoints of a run: arrays and progress with checksums. Each checkpoint appears whole or not at all."""
 
-import dataclasses
-import gc
 import logging
+import re
 import shutil
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
-from jaxlm.files import read_json, readable_size, staged, verify_checksums, write_checksums, write_json
+from jaxlm.files import CHECKSUMS_FILE, readable_size, staged, verify_checksums, write_checksums
 from jaxlm.model.language_model import LanguageModel, abstract_model, merge_params, split_params
-from jaxlm.parallel.mesh import Mesh, leaf_name, map_data, mesh_shape, sharded_dim
+from jaxlm.parallel.mesh import Mesh, leaf_name, map_data
 from jaxlm.parallel.processes import is_first, is_peer_death, wait_for_all
-from jaxlm.runs.orbax_arrays import checkpointer, fits, ignore_closed_loops, quiet, sharding_of
+from jaxlm.runs.orbax_arrays import OrbaxArrays, require_space
+from jaxlm.runs.progress import PROGRESS_FILE, Progress, read_progress, write_progress
 from jaxlm.training.optimizer import initial_opt_state
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
-PROGRESS_FILE, PROGRESS_FORMAT = "progress.json", 1
 STATE_DIRECTORY = "state"
+PARTIAL = ".partial"  # suffix of a directory that is being written or deleted
+STEP = r"0|[1-9][0-9]*"  # name of a checkpoint
 KEPT = 2  # latest checkpoints that are kept, besides the best
 
 logger = logging.getLogger(__name__)
-
-
-class Progress(NamedTuple):
-    """What is saved beside the arrays."""
-
-    seconds: float  # spent on training steps
-    valid_loss: float | None = None  # exact; None between evaluations
-    losses: tuple[float, ...] = ()  # of steps since the last line of metrics.jsonl
-    logged: tuple[int, float] = (0, 0.0)  # steps and seconds at that line
-    jax_version: str = jax.__version__
-    mesh: tuple[int, int] = (1, 1)  # devices along `data` and along `vocab`
-    num_processes: int = 1
-    device: str = ""  # what kind they are
 
 
 class Checkpoints:
@@ -59,8 +44,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path):
         self.directory = (directory / CHECKPOINTS_DIRECTORY).absolute()
-        self.arrays = checkpointer(MultiprocessingOptions())  # of all processes
-        self.own_arrays = checkpointer(  # of this one, to read onto a device of its own
+        self.arrays = OrbaxArrays(MultiprocessingOptions())  # of all processes
+        self.local_arrays = OrbaxArrays(  # of this process, to read onto one of its devices
             MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
         )
         self.intact: dict[int, bool] = {}  # checkpoints that were verified
@@ -73,7 +58,7 @@ class Checkpoints:
         Args:
           step: steps done.
           state: a `TrainState`, or a tree with some of its parts.
-          progress: what is saved beside it.
+          progress: saved beside it.
 
         Raises:
           OSError: this checkpoint, or the one before on an accelerator, could not be written.
@@ -98,23 +83,11 @@ class Checkpoints:
             pending.result()
 
     def _write(self, step: int, arrays: dict[str, Any], progress: Progress) -> None:
-        with quiet():
-            failure = self._try_to_write(step, arrays, progress)
-            if failure:
-                time.sleep(0.5)  # writes that were under way fail now
-                gc.collect()  # and their futures, free of the exception, complain
-        if failure:
-            sys.unraisablehook = ignore_closed_loops  # a slow write may fail later still
-            raise OSError(f"checkpoint {step} could not be written: {failure}")
-
-    def _try_to_write(self, step: int, arrays: dict[str, Any], progress: Progress) -> str:
-        """Returns what went wrong, or nothing."""
-        path = self.directory / str(step)
         try:
-            with self._new_directory(path, sum(array.nbytes for array in arrays.values())) as target:
-                self.arrays.save(target / STATE_DIRECTORY, args=ocp.args.PyTreeSave(arrays))
+            with self._new_directory(self.directory / str(step), arrays) as target:
+                self.arrays.write(target / STATE_DIRECTORY, arrays)
                 if is_first():
-                    write_json(target / PROGRESS_FILE, progress._asdict(), PROGRESS_FORMAT)
+                    write_progress(target, progress)
                     write_checksums(target)
             self.intact[step] = True
             if is_first():
@@ -123,33 +96,44 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise anything on a full disk
             if is_peer_death(error):
                 raise
-            return reason(error)
-        return ""
+            raise OSError(f"checkpoint {step} could not be written: {reason(error)}") from error
 
     @contextmanager
-    def _new_directory(self, path: Path, size: int) -> Iterator[Path]:
+    def _new_directory(self, path: Path, arrays: dict[str, Any]) -> Iterator[Path]:
         """Makes a directory in which all processes write; process 0 moves it into place."""
         if not is_first():
             wait_for_all("directory")
-            yield path.with_name(path.name + ".partial")
+            yield path.with_name(path.name + PARTIAL)
             return
         self.directory.mkdir(exist_ok=True)
+        sizes = [array.nbytes for array in arrays.values()]
         free = shutil.disk_usage(self.directory).free
-        if size > free:  # told before Orbax tries
-            raise InputError(f"it needs {readable_size(size)}, and {readable_size(free)} are free")
-        if path.exists():  # a damaged one that was passed over
+        if sum(sizes) > free:
+            raise InputError(f"it needs {readable_size(sum(sizes))}, and {readable_size(free)} are free")
+        require_space(self.directory, sizes)
+        if _is_checkpoint(path):  # a damaged one that was passed over
             _delete(path)
+        elif path.exists():
+            raise InputError(f"{path} is in its place and not a checkpoint; move it away")
         with staged(path) as target:
             target.mkdir()
             wait_for_all("directory")
             yield target
 
     def _prune(self) -> None:
+        """Deletes checkpoints that are neither among the latest nor the best, and those cut off while written.
+
+        Other files and directories stay. A checkpoint that cannot be deleted does no harm but take space.
+        """
         steps = self.steps()
-        kept = {str(step) for step in (*steps[:KEPT], *self._by_loss()[:1])}
-        for path in self.directory.iterdir():
-            if path.name not in kept:
-                _delete(path)
+        kept = {*steps[:KEPT], *self._by_loss()[:1]}
+        cut_off = [path for path in self.directory.glob(f"*{PARTIAL}") if re.fullmatch(STEP, path.stem)]
+        for path in [*cut_off, *(self.directory / str(step) for step in steps if step not in kept)]:
+            if path.is_dir() and not path.is_symlink():
+                try:
+                    _delete(path)
+                except OSError as error:
+                    logger.warning("%s cannot be deleted (%s)", path, reason(error))
 
     def _by_loss(self) -> list[int]:
         """Returns the steps that were evaluated, the lowest validation loss first."""
@@ -158,7 +142,7 @@ class Checkpoints:
             try:
                 loss = self.progress(step).valid_loss
             except (InputError, OSError):
-                self.is_intact(step)  # tells what is wrong
+                self.is_intact(step)  # logs the damage
                 continue
             if loss is not None:
                 losses[step] = loss
@@ -168,7 +152,7 @@ class Checkpoints:
         """Returns the steps of all checkpoints, damaged ones included, the latest first."""
         if not self.directory.is_dir():
             return []
-        return sorted((int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()), reverse=True)
+        return sorted((int(path.name) for path in self.directory.iterdir() if _is_checkpoint(path)), reverse=True)
 
     def is_intact(self, step: int) -> bool:
         """Checks a checkpoint against its checksums, and logs what is wrong with it."""
@@ -210,11 +194,8 @@ class Checkpoints:
         return latest
 
     def progress(self, step: int) -> Progress:
-        """Reads what was saved beside the arrays, after checking that it was not changed."""
-        verify_checksums(self.directory / str(step), PROGRESS_FILE)
-        value = read_json(self.directory / str(step) / PROGRESS_FILE, PROGRESS_FORMAT)
-        tuples = {name: tuple(entry) for name, entry in value.items() if isinstance(entry, list)}
-        return Progress(**value | tuples)
+        """Reads the progress of a checkpoint, after checking that it was not changed."""
+        return read_progress(self.directory / str(step))
 
     def restore_model(self, step: int, config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
         """Reads the parameters, without the optimizer state, onto one device or a mesh."""
@@ -229,7 +210,7 @@ class Checkpoints:
         _, tables, dense = split_params(abstract_model(model, mesh))
         abstract = {"opt_state": jax.eval_shape(partial(initial_opt_state, config=train), tables, dense)}
         names = set(_named(abstract))
-        if not names or not names <= set(self._stored(step)):
+        if not names or not names <= set(self.local_arrays.stored(self.directory / str(step) / STATE_DIRECTORY)):
             return None
         return self.restore(step, abstract, mesh)["opt_state"]
 
@@ -244,42 +225,21 @@ class Checkpoints:
         Raises:
           InputError: the arrays are damaged, or have other shapes.
         """
-        named = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(name, leaf.ndim, mesh))
-            for name, leaf in _named(abstract).items()
-        }
-        restore_args = ocp.checkpoint_utils.construct_restore_args(named)
-        for name, restore_arg in restore_args.items():
-            if sharded_dim(name, named[name].ndim):  # padded anew
-                restore_args[name] = dataclasses.replace(restore_arg, strict=False)
-        args = ocp.args.PyTreeRestore(named, restore_args=restore_args, partial_restore=True)
-        try:
-            stored, before = self._stored(step), self.progress(step).mesh
-            for name, leaf in named.items():
-                found = stored[name].shape if name in stored else None
-                if found is None or not fits(name, leaf.shape, mesh_shape(mesh), found, before):
-                    raise InputError(
-                        f"{self.directory / str(step)} does not fit the model's config: expected {name} of shape"
-                        f" {leaf.shape}. Received: {found or 'nothing'}."
-                    )
-            reader = self.own_arrays if mesh is None else self.arrays
-            arrays = reader.restore(self.directory / str(step) / STATE_DIRECTORY, args=args)
-        except InputError:
-            raise
-        except Exception as error:  # Orbax and TensorStore raise anything on a damaged file
-            if is_peer_death(error):
-                raise
-            raise InputError(f"{self.directory / str(step)} is damaged: {reason(error)}") from error
-        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in named])
+        arrays = (self.local_arrays if mesh is None else self.arrays).read(
+            self.directory / str(step) / STATE_DIRECTORY, _named(abstract), self.progress(step).mesh, mesh
+        )
+        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in _named(abstract)])
 
-    def _stored(self, step: int) -> dict[str, Any]:
-        """Returns the metadata of the arrays by name."""
-        return self.own_arrays.metadata(self.directory / str(step) / STATE_DIRECTORY).item_metadata.tree
+
+def _is_checkpoint(path: Path) -> bool:
+    """Returns whether jaxlm wrote a directory, which may have been damaged since."""
+    parts = (STATE_DIRECTORY, PROGRESS_FILE, CHECKSUMS_FILE)
+    return bool(re.fullmatch(STEP, path.name)) and any((path / name).exists() for name in parts)
 
 
 def _delete(path: Path) -> None:
     """Deletes a directory; a process that is killed meanwhile leaves nothing that looks like a checkpoint."""
-    doomed = path if path.suffix == ".partial" else path.rename(path.with_name(path.name + ".partial"))
+    doomed = path if path.suffix == PARTIAL else path.rename(path.with_name(path.name + PARTIAL))
     shutil.rmtree(doomed)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +21,15 @@ from jaxlm.inference.perplexity import Evaluation
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import Mesh, mesh_shape
 from jaxlm.parallel.processes import Decision, Decisions, require_same
-from jaxlm.runs.checkpoint import Checkpoints, Progress
+from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.progress import Progress
+from jaxlm.runs.deferred_losses import DeferredLosses
 from jaxlm.runs.directory import RunConfig, load_config
 from jaxlm.runs.memory import require_memory, return_freed_memory
+from jaxlm.runs.opening import locked_run, with_dtype_of_run
 from jaxlm.runs.recorder import LOG_EVERY, RunLogger
 from jaxlm.runs.schedule import known_total_steps
-from jaxlm.runs.start import locked_run, starting_state, with_dtype_of_run
+from jaxlm.runs.start import starting_state
 from jaxlm.runs.stop_signals import StopSignals
 from jaxlm.token_ids import check_ids
 from jaxlm.training.settings import resolve_config
@@ -90,7 +92,7 @@ def train(
 
     abstract = jax.eval_shape(create)  # raises what creating it would, before anything is written
     require_memory(model_config, train_config, mesh)
-    with locked_run(directory, config, corpus) as config:
+    with locked_run(directory, config, corpus.vocabulary) as config:
         checkpoints = Checkpoints(directory)
         step, state, resumed = starting_state(checkpoints, abstract, corpus, model_config, mesh)
         run = RunLogger(directory, config, checkpoints, corpus, step, resumed, progress, mesh)
@@ -141,7 +143,8 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
     if step >= run.config.total_steps > 0:
         logger.info("the run already has its %d steps; give it a greater length to continue it", step)
         return run.evaluate(state)
-    evaluation, watch, losses = None, Stopwatch(resumed.seconds), DeferredLosses(run, state, resumed.losses)
+    evaluation, watch = None, Stopwatch(resumed.seconds)
+    losses = DeferredLosses(run.record_loss, int(state.skipped[1]))
     with StopSignals() as stop, run.progress_bar() as bar:
         compile_step_in_block(state, blocks.with_step(step, run.learning_rates))
         while not decision.stop and not (run.config.total_steps and step >= run.config.total_steps):
@@ -157,9 +160,9 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
             run.fix_length(decision.total_steps)
 
             # a line of metrics
-            if step % LOG_EVERY == 0 and losses.fetched:
+            if step % LOG_EVERY == 0:
                 learning_rate = float(np.asarray(block.learning_rates)[(step - 1) % BLOCK_STEPS])
-                run.log_training(step, losses.take(), learning_rate, watch.seconds(), bar)
+                run.log_training(step, learning_rate, watch.seconds(), bar)
             bar.update()
 
             # an exact evaluation, or just a checkpoint; neither counts as training time
@@ -167,14 +170,14 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
             if evaluates or run.should_save(step, decision.save):
                 losses.fetch()
                 with watch.paused():
-                    so_far = Progress(watch.seconds(), losses=tuple(losses.fetched))
+                    so_far = Progress(watch.seconds())
                     if evaluates:
                         evaluation = run.evaluate_and_save(step, state, so_far, train_batch(corpus.train, step, *sizes))
                     else:
                         run.save(step, state, so_far)
         if step != run.config.total_steps and step != run.saved_step:
             losses.fetch()
-            run.save(step, state, Progress(watch.seconds(), losses=tuple(losses.fetched)))
+            run.save(step, state, Progress(watch.seconds()))
         run.finish(step)
     if step == run.config.total_steps:
         return evaluation
@@ -201,48 +204,6 @@ class Stopwatch:
         yield
         self.start += time.perf_counter() - self.stopped_at
         self.stopped_at = None
-
-
-class DeferredLosses:
-    """Losses of steps. Each is fetched when the next one is added, so that no step waits for it.
-
-    Args:
-      run: reports skipped steps.
-      state: at the beginning.
-      fetched: losses from before this process that were not logged yet.
-    """
-
-    def __init__(self, run: RunLogger, state: TrainState, fetched: tuple[float, ...]):
-        self.run, self.skipped_in_a_row = run, int(state.skipped[1])
-        self.pending: tuple[jax.Array, int] | None = None
-        self.fetched = list(fetched)
-
-    def add(self, loss: jax.Array, step: int) -> None:
-        """Adds the loss of a step, and fetches the one before."""
-        self.fetch()
-        self.pending = (loss, step)
-
-    def fetch(self) -> None:
-        """Waits for the pending loss, if there is one.
-
-        Raises:
-          InputError: too many steps were skipped.
-        """
-        if not self.pending:
-            return
-        loss, step = float(self.pending[0]), self.pending[1]
-        self.pending = None
-        if math.isfinite(loss):
-            self.skipped_in_a_row = 0
-            self.fetched.append(loss)
-        else:
-            self.skipped_in_a_row += 1
-            self.run.report_skipped(step, self.skipped_in_a_row)
-
-    def take(self) -> list[float]:
-        """Returns the losses fetched since the last call."""
-        losses, self.fetched = self.fetched, []
-        return losses
 
 
 def compile_step_in_block(state: TrainState, block: BatchBlock) -> None:

@@ -1,4 +1,4 @@
-"""`RunLogger`: what a run evaluates, saves, writes down and shows while it trains."""
+"""`RunLogger`: evaluation, checkpoints, metrics and progress during training."""
 
 import logging
 import math
@@ -19,15 +19,18 @@ from jaxlm.errors import InputError
 from jaxlm.inference.perplexity import DIVERGED, Evaluation, evaluate
 from jaxlm.parallel.mesh import Mesh, mesh_shape
 from jaxlm.parallel.processes import is_first
-from jaxlm.runs.checkpoint import Checkpoints, Progress
-from jaxlm.runs.directory import RunConfig, append_metrics, drop_metrics_after, save_config
+from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.progress import Progress
+from jaxlm.runs.deferred_losses import MAX_SKIPPED
+from jaxlm.runs.directory import RunConfig, save_config
+from jaxlm.runs.finite import not_finite
+from jaxlm.runs.metrics import append_metrics, drop_metrics_after
 from jaxlm.runs.schedule import StepEstimate, learning_rate_schedule
 from jaxlm.runs.tensorboard import event_writer
 from jaxlm.training.evaluation import exact_and_training_loss
 from jaxlm.training.state import TrainState
 
 LOG_EVERY = 20  # steps averaged in a line of metrics.jsonl
-MAX_SKIPPED = 10  # steps in a row
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ class RunLogger:
       checkpoints: of the run.
       corpus: that it is trained on.
       first_step: steps done before this process.
-      resumed: what was saved beside them.
+      resumed: progress saved after them.
       progress: whether to show progress bars.
       mesh: that it is trained on; of several processes, the first one writes and shows.
     """
@@ -57,7 +60,8 @@ class RunLogger:
         progress: bool,
         mesh: Mesh | None = None,
     ):
-        assert config.train is not None and config.schedule is not None
+        if config.train is None or config.schedule is None:
+            raise InputError(f"{directory} has no training settings.")
         self.directory, self.config, self.checkpoints, self.valid = directory, config, checkpoints, corpus.valid
         self.train, self.schedule, self.first_step, self.mesh = config.train, config.schedule, first_step, mesh
         self.writes, self.progress = is_first(), progress and is_first()
@@ -66,6 +70,7 @@ class RunLogger:
         self.length, self.estimated = StepEstimate(self.schedule, first_step), 0
         self.logged = resumed.logged  # steps and seconds at the last line of metrics.jsonl
         self.unwritten: list[dict[str, float]] = []
+        self.losses = list(resumed.losses)  # since that line
         self.config_is_saved = True
         self.saved_step, self.saved_at = first_step, time.perf_counter()
         if self.writes:
@@ -115,7 +120,7 @@ class RunLogger:
             logger.warning("%s; training continues, and tries again", error)
 
     def log(self, step: int, **values: float) -> None:
-        """Writes values to metrics.jsonl and TensorBoard; what cannot be written now is written next time."""
+        """Writes values to metrics.jsonl and TensorBoard; if that fails, they are written with the next ones."""
         if not self.writes:
             return
         self.unwritten.append({"step": step, **values})
@@ -128,9 +133,11 @@ class RunLogger:
         for name, value in values.items() if self.events else ():
             self.events.add_scalar(name, value, step)
 
-    def log_training(self, step: int, losses: list[float], learning_rate: float, seconds: float, bar: tqdm) -> None:
-        """Writes and shows the mean of some losses, and the speed since the last time."""
-        loss = float(np.mean(losses))
+    def log_training(self, step: int, learning_rate: float, seconds: float, bar: tqdm) -> None:
+        """Writes and shows the mean loss and the speed since the last time."""
+        if not self.losses:
+            return
+        loss, self.losses = float(np.mean(self.losses)), []
         last_step, last_seconds = self.logged
         words = self.train.batch_size * self.train.sequence_length
         speed = words * (step - last_step) / max(seconds - last_seconds, 1e-9)
@@ -155,7 +162,7 @@ class RunLogger:
         Raises:
           InputError: a weight or a moment is not finite.
         """
-        broken = [name for name, finite in all_finite(named_arrays(state)).items() if not finite]
+        broken = not_finite(state)
         if broken:
             raise InputError(self._advice(f"The values of {', '.join(broken)} are no longer finite at step {step}."))
         self.saved_at = time.perf_counter()
@@ -170,9 +177,9 @@ class RunLogger:
             logger.warning("%s; training continues, and tries again with the next checkpoint", error)
 
     def _with_place(self, progress: Progress) -> Progress:
-        """Adds where the run stands and what it runs on."""
+        """Adds the state of the metrics and the devices."""
         place = {"mesh": mesh_shape(self.mesh), "num_processes": jax.process_count()}
-        return progress._replace(logged=self.logged, device=jax.devices()[0].device_kind, **place)
+        return progress._replace(logged=self.logged, losses=tuple(self.losses), device=jax.devices()[0].device_kind, **place)
 
     def finish(self, step: int) -> None:
         """Waits for the last checkpoint.
@@ -196,7 +203,7 @@ class RunLogger:
         return evaluate(state.model, self.valid, max_tokens=self.schedule.eval_tokens, progress=self.progress)
 
     def evaluate_and_save(self, step: int, state: TrainState, progress: Progress, next_batch: Batch) -> Evaluation:
-        """Evaluates, writes a checkpoint, and reports the result and what sampling hides on the next batch."""
+        """Evaluates, writes a checkpoint, and reports the result and the gap to the sampled loss of the next batch."""
         evaluation = self.evaluate(state)
         if not math.isfinite(evaluation.loss):
             raise InputError(self._advice(f"The exact loss is {evaluation.loss} at step {step}."))
@@ -217,18 +224,22 @@ class RunLogger:
         )
         return evaluation
 
-    def report_skipped(self, step: int, in_a_row: int) -> None:
-        """Warns that a step was skipped.
+    def record_loss(self, loss: float, step: int, skipped_in_a_row: int) -> None:
+        """Keeps the loss of a step for the next line of metrics, or warns that the step was skipped.
 
         Raises:
           InputError: too many steps in a row were skipped.
         """
+        if not skipped_in_a_row:
+            self.losses.append(loss)
+            return
         logger.warning("step %d: the loss or its gradient is not finite; the step was skipped", step)
-        if in_a_row >= MAX_SKIPPED:
-            raise InputError(self._advice(f"The loss or its gradient was not finite in {in_a_row} steps up to {step}."))
+        if skipped_in_a_row >= MAX_SKIPPED:
+            what = f"The loss or its gradient was not finite in {skipped_in_a_row} steps up to {step}."
+            raise InputError(self._advice(what))
 
     def _advice(self, what: str) -> str:
-        """Says what to try when numbers are no longer finite."""
+        """Adds advice to the message that numbers are no longer finite."""
         clip = "lower the `clip_norm`" if self.train.clip_norm else "set a `clip_norm`, such as 10,"
         latest = next((step for step in self.checkpoints.steps() if step and self.checkpoints.is_intact(step)), None)
         if latest is None:
@@ -237,20 +248,3 @@ class RunLogger:
             f"{what} Checkpoint {latest} in {self.directory} is intact: resume with a lower `learning_rate`"
             " (run the same command with it)."
         )
-
-
-def named_arrays(state: TrainState) -> dict[str, Any]:
-    """Returns the weights and the moments of a state by names for people."""
-    parts: dict[str, Any] = {name: table for name, table in state.tables.items()} | {"the LSTM": state.dense}
-    return parts | {f"the optimizer state of {name}": part for name, part in state.opt_state.items()}
-
-
-@jax.jit
-def all_finite(parts: dict[str, Any]) -> dict[str, jax.Array]:
-    """Returns whether all numbers of each part are finite."""
-
-    # the sum of zeros and NaNs, since an array of flags would be another table in memory
-    def is_finite(part: Any) -> jax.Array:
-        return jnp.isfinite(sum(jnp.sum(leaf * 0) for leaf in jax.tree.leaves(part)))
-
-    return {name: is_finite(part) if jax.tree.leaves(part) else jnp.bool_(True) for name, part in parts.items()}

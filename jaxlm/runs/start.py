@@ -1,9 +1,8 @@
-"""Where training starts: at a new model, an imported one, or the latest checkpoint; process 0 finds out which."""
+"""Initial training state: new, imported, or restored from the latest checkpoint."""
 
 import dataclasses
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -13,19 +12,11 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.errors import InputError
 from jaxlm.parallel.mesh import Mesh, mesh_shape
 from jaxlm.parallel.processes import from_first, on_first
-from jaxlm.runs.checkpoint import Checkpoints, Progress
-from jaxlm.runs.directory import CONFIG_FILE, RunConfig, load_config, lock, open_run, save_config
+from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.progress import Progress
 from jaxlm.training.state import TrainState
 
 logger = logging.getLogger(__name__)
-
-
-def with_dtype_of_run(directory: Path, config: TrainConfig) -> TrainConfig:
-    """Returns a config in which `compute_dtype` "auto" is what it was on the machine where the run was made."""
-    if config.compute_dtype == "auto" and (directory / CONFIG_FILE).exists():
-        before = load_config(directory).train
-        return config if before is None else dataclasses.replace(config, compute_dtype=before.compute_dtype)
-    return config
 
 
 def mesh_of_run(directory: Path) -> MeshConfig:
@@ -37,20 +28,6 @@ def mesh_of_run(directory: Path) -> MeshConfig:
             if data * vocab == len(jax.devices()):
                 return MeshConfig(vocab, data)
     return MeshConfig()
-
-
-@contextmanager
-def locked_run(directory: Path, config: RunConfig, corpus: Corpus) -> Iterator[RunConfig]:
-    """Opens a run for training, in process 0 alone; yields its config in all of them."""
-    with ExitStack() as held:
-
-        def open_in_first() -> None:
-            opened = open_run(directory, config, corpus.vocabulary)
-            held.enter_context(lock(directory))
-            save_config(directory, opened)
-
-        on_first(open_in_first)
-        yield load_config(directory)
 
 
 def starting_state(

@@ -13,8 +13,10 @@ from flax import nnx
 from helpers import rewrite_json
 
 from jaxlm.cli import run
-from jaxlm.runs.checkpoint import Checkpoints, Progress
-from jaxlm.runs.directory import load_config, read_metrics, save_config
+from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.progress import Progress
+from jaxlm.runs.directory import load_config, save_config
+from jaxlm.runs.metrics import read_metrics
 
 
 def jaxlm(*arguments: object) -> int:

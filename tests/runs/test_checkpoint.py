@@ -7,7 +7,8 @@ import pytest
 
 from jaxlm.errors import InputError
 from jaxlm.runs import checkpoint
-from jaxlm.runs.checkpoint import Checkpoints, Progress
+from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.progress import Progress
 
 
 def state(value: float) -> dict:

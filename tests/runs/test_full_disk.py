@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxlm.runs.checkpoint import Checkpoints
-from jaxlm.runs.directory import read_metrics
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.loop import resume
 
 LARGE = 10**9

@@ -18,7 +18,9 @@ from jaxlm.errors import InputError
 from jaxlm.inference.perplexity import evaluate
 from jaxlm.runs import loop
 from jaxlm.runs.checkpoint import Checkpoints
-from jaxlm.runs.directory import load_config, load_model, lock, read_metrics
+from jaxlm.runs.directory import load_config, load_model
+from jaxlm.runs.metrics import read_metrics
+from jaxlm.runs.opening import lock
 from jaxlm.runs.loop import resume, train
 
 TRAIN = TrainConfig(batch_size=4, sequence_length=5, num_sampled=20)

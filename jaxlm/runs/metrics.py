@@ -1,0 +1,39 @@
+"""metrics.jsonl: one JSON object per line, with a step and values."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from jaxlm.files import write_text
+
+METRICS_FILE = "metrics.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+def append_metrics(directory: Path, rows: list[dict[str, float]]) -> None:
+    """Adds lines to metrics.jsonl."""
+    with (directory / METRICS_FILE).open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl, without damaged lines and a last line that was cut off."""
+    path = directory / METRICS_FILE
+    rows = []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end was cut off, or is empty
+        try:
+            row = json.loads(line)
+            row["step"] + 0
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            logger.warning("%s: line %d is damaged and left out", path, number)
+    return rows
+
+
+def drop_metrics_after(directory: Path, step: int) -> None:
+    """Removes what a killed run logged after its last checkpoint, since those steps will come again."""
+    rows = [row for row in read_metrics(directory) if row["step"] <= step]
+    write_text(directory / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,130 @@
+"""Opens a run for training: makes its directory or checks an existing one, and locks it."""
+
+import dataclasses
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from jaxlm.config import LENGTHS, TrainConfig
+from jaxlm.data.vocabulary import Vocabulary
+from jaxlm.errors import InputError
+from jaxlm.files import staged
+from jaxlm.parallel.processes import on_first
+from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.directory import CONFIG_FILE, RunConfig, create_run, load_config, load_vocabulary, save_config
+
+LOCK_FILE = "lock"
+
+logger = logging.getLogger(__name__)
+
+
+def with_dtype_of_run(directory: Path, config: TrainConfig) -> TrainConfig:
+    """Replaces a `compute_dtype` of "auto" by that of the existing run, if there is one."""
+    if config.compute_dtype == "auto" and (directory / CONFIG_FILE).exists():
+        before = load_config(directory).train
+        return config if before is None else dataclasses.replace(config, compute_dtype=before.compute_dtype)
+    return config
+
+
+@contextmanager
+def locked_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> Iterator[RunConfig]:
+    """Makes a run directory, or checks that an existing one holds the same run, and locks it.
+
+    The schedule may change; the settings of the model and of a training step, the vocabulary and the texts may not.
+    Of several processes, the first one does this.
+
+    Yields:
+      `config`, with the total steps of the existing run if its length is the same.
+
+    Raises:
+      InputError: the directory holds something else, or another run, or another process trains in it.
+    """
+    with ExitStack() as held:
+
+        def open_in_first() -> None:
+            if _is_new(directory):
+                with staged(directory) as partial:
+                    partial.mkdir(parents=True)
+                    create_run(partial, config, vocabulary)
+            opened = _continued(directory, config, vocabulary)  # reads only: another process may be training
+            held.enter_context(lock(directory))
+            save_config(directory, opened)
+
+        on_first(open_in_first)
+        yield load_config(directory)
+
+
+def _is_new(directory: Path) -> bool:
+    """Returns whether there is no run yet.
+
+    Raises:
+      InputError: something other than a run is there.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file; expected a run directory, or a new one to make, as `out`.")
+    if not directory.exists() or not any(directory.iterdir()):
+        return True
+    if not (directory / CONFIG_FILE).exists():
+        raise InputError(f"{directory} is not empty and not a run (it has no {CONFIG_FILE}); choose another `out`.")
+    return False
+
+
+def _continued(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunConfig:
+    """Returns the config with which an existing run continues."""
+    old = load_config(directory)
+    if load_vocabulary(directory, old) != vocabulary:
+        raise InputError(f"{directory} is a run with another vocabulary; choose another `out`.")
+    steps = Checkpoints(directory).steps()
+    is_untrained = steps == [0]  # an imported model: any settings will do
+    _check_same_run(directory, config, RunConfig(old.model) if is_untrained else old)
+    ours, theirs = config.schedule, old.schedule
+    if ours is not None and theirs is not None and not is_untrained:
+        if all(getattr(ours, name) == getattr(theirs, name) for name in LENGTHS):
+            config = config._replace(total_steps=old.total_steps)
+        elif steps and 0 < config.total_steps < steps[0]:
+            raise InputError(
+                f"{directory} already has {steps[0]} steps, and the new length is {config.total_steps}; a length counts"
+                " from the beginning of the run, so give a greater one."
+            )
+        for name, value in dataclasses.asdict(ours).items():
+            if value != getattr(theirs, name):
+                logger.info("%s changes from %r to %r", name, getattr(theirs, name), value)
+    return config._replace(fingerprints=old.fingerprints | config.fingerprints)
+
+
+def _check_same_run(directory: Path, config: RunConfig, old: RunConfig) -> None:
+    for ours, theirs in ((config.model, old.model), (config.train, old.train)):
+        if ours is None or theirs is None:
+            continue
+        for name in (field.name for field in dataclasses.fields(ours)):
+            value, before = getattr(ours, name), getattr(theirs, name)
+            if value != before:
+                raise InputError(
+                    f"{directory} is a run with `{name}`={before!r}, not {value!r}; give the same settings to resume"
+                    " it, or choose another `out`."
+                )
+    for name, text in config.fingerprints.items():
+        if old.fingerprints.get(name, text) != text:
+            raise InputError(
+                f"The {name} text has changed since {directory} was begun: expected {old.fingerprints[name]}."
+                f" Received: {text}. Restore it to resume the run, or choose another `out`."
+            )
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Holds the lock of a run directory. The system releases it if the process dies.
+
+    Raises:
+      InputError: another process holds it.
+    """
+    with (directory / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"Another process is training in {directory}; wait until it ends, or choose another `out`."
+            ) from error
+        yield
