@@ -35,6 +35,7 @@ from .reports.report import write_report as write_report
 from .row_updates import RowGradient as RowGradient
 from .row_updates import sum_duplicates as sum_duplicates
 from .row_updates import update_rows as update_rows
+from .runs.directory import Run as Run
 from .runs.directory import RunConfig as RunConfig
 from .runs.directory import load_model as load_model
 from .runs.loop import resume as resume

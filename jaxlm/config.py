@@ -199,7 +199,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require_types(self)
         _require_at_least(self, 1, "batch_size", "sequence_length", "num_sampled")
-        _require_at_least(self, 0, "initial_accumulator_value", "clip_norm", "seed")
+        _require_at_least(self, 0, "initial_accumulator_value", "clip_norm")
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,11 @@ class ProcessConfig:
         for name in ("coordinator_address", "num_processes", "process_id"):
             idle = not self.distributed and getattr(self, name) != type(self).__dataclass_fields__[name].default
             require(not idle, name, "`distributed` beside it", getattr(self, name))
+
+
+def require_seed(seed: int) -> None:
+    """Raises `InputError` unless a seed is one that JAX tells apart from all others."""
+    require(0 <= seed < 2**32, "seed", "an integer from 0 to 4294967295", seed)
 
 
 EXPECTED = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string"}

@@ -51,6 +51,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def require_new_directory(directory: Path) -> None:
+    """Raises `InputError` unless nothing, or an empty directory, is at the path of a directory to make."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(
+            f"{directory} already exists and is not an empty directory; remove it, or choose another `out`."
+        )
+
+
 def readable_size(size: float) -> str:
     """Formats a number of bytes.
 
@@ -63,7 +71,7 @@ def readable_size(size: float) -> str:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     with staged(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # of file names, which may be any bytes
 
 
 def write_json(path: Path, value: dict[str, Any], version: int) -> None:

@@ -13,12 +13,12 @@ from convert.weights.run_model import RunModel
 from jaxlm.config import ScheduleConfig, TrainConfig
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
-from jaxlm.files import staged
+from jaxlm.files import require_new_directory, staged
 from jaxlm.model.language_model import LanguageModel, split_params
 from jaxlm.parallel.mesh import on_host
 from jaxlm.runs.checkpoint import Checkpoints
-from jaxlm.runs.progress import Progress
 from jaxlm.runs.directory import RunConfig, create_run, load_model
+from jaxlm.runs.progress import Progress
 from jaxlm.training.optimizer import initial_opt_state
 
 
@@ -113,7 +113,6 @@ def check_new(directory: Path) -> None:
     Raises:
       InputError: the directory exists and is not empty, or its parent does not exist.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory} already exists; choose another directory for the run.")
+    require_new_directory(directory)
     if not directory.resolve().parent.is_dir():
         raise InputError(f"{directory} cannot be made: the directory {directory.parent} does not exist.")

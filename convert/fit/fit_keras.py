@@ -20,7 +20,7 @@ from jaxlm.config import ComputeDtype, Sampler, TrainConfig
 from jaxlm.data.batches import Batch, place_streams, shard_batch
 from jaxlm.errors import InputError, require
 from jaxlm.parallel.mesh import Mesh, on_host
-from jaxlm.runs.recorder import MAX_SKIPPED
+from jaxlm.runs.deferred_losses import MAX_SKIPPED, DeferredLosses
 from jaxlm.runs.stop_signals import StopSignals
 from jaxlm.training.evaluation import exact_batch_loss
 from jaxlm.training.state import TrainState, shard_state
@@ -242,39 +242,32 @@ def _train_batches(network: Network, data: Data, seed: tuple[int, int]) -> Itera
 
 
 class EpochLosses:
-    """The losses of an epoch. Each is fetched when the next one is added, so that no step waits for it."""
+    """The losses of an epoch, shown one step late."""
 
     def __init__(self, hooks: Any):
-        self.hooks, self.skipped = hooks, 0
-        self.pending: tuple[jax.Array, int] | None = None
+        self.hooks, self.deferred = hooks, DeferredLosses(self._show)
         self.losses: list[float] = []
         self.sizes: list[int] = []
 
     def add(self, loss: jax.Array, size: int) -> None:
         """Adds the loss of a batch of `size` examples, and shows the one before."""
-        self._fetch()
-        self.pending = (loss, size)
+        self.deferred.add(loss, size)
 
     def mean(self) -> float:
         """Returns the mean over the examples, as Keras does."""
-        self._fetch()
+        self.deferred.fetch()
         return float(np.average(self.losses, weights=self.sizes)) if self.losses else math.nan
 
-    def _fetch(self) -> None:
-        if self.pending is None:
-            return
-        loss, size = float(self.pending[0]), self.pending[1]
-        self.pending = None
-        self.skipped = 0 if math.isfinite(loss) else self.skipped + 1
-        if self.skipped >= MAX_SKIPPED:
+    def _show(self, loss: float, size: int, skipped_in_a_row: int) -> None:
+        if skipped_in_a_row >= MAX_SKIPPED:
             raise InputError(
                 f"The loss or its gradient was not finite in {MAX_SKIPPED} steps in a row, which were skipped;"
                 " compile the model with a lower learning rate or with a smaller `global_clipnorm`."
             )
-        if math.isfinite(loss):
+        if not skipped_in_a_row:
             self.losses.append(loss)
             self.sizes.append(size)
-        number = len(self.losses) + self.skipped - 1
+        number = len(self.losses) + skipped_in_a_row - 1
         self.hooks.on_train_batch_begin(number)
         self.hooks.on_train_batch_end(number, {"loss": float(np.mean(self.losses)) if self.losses else math.nan})
 

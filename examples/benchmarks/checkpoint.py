@@ -20,8 +20,8 @@ from problem import Problem, ProblemOptions
 
 import jaxlm
 from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.finite import not_finite
 from jaxlm.runs.progress import Progress
-from jaxlm.runs.recorder import all_finite, named_arrays
 
 
 def peak_megabytes() -> float:
@@ -53,11 +53,11 @@ def main(
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.number))
     with tempfile.TemporaryDirectory() as name:
         checkpoints, steps = Checkpoints(Path(name)), iter(range(1, 99))
-        jax.block_until_ready(all_finite(named_arrays(state)))  # zeros take no memory until they are read
+        not_finite(state)  # zeros take no memory until they are read
         before = peak_megabytes()
         calls: dict[str, Callable[[], object]] = {
             "write as many bytes": lambda: write_floor(Path(name) / "floor", size),
-            "look for numbers that are not finite": lambda: jax.block_until_ready(all_finite(named_arrays(state))),
+            "look for numbers that are not finite": lambda: not_finite(state),
             "save, with checksums": lambda: checkpoints.save(next(steps), state, Progress(0.0)),
             "verify": lambda: Checkpoints(Path(name)).latest_step(),
             "restore": lambda: jax.block_until_ready(checkpoints.restore(checkpoints.steps()[0], abstract).tables),

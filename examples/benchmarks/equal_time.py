@@ -28,7 +28,7 @@ from problem import Problem, ProblemOptions
 import jaxlm
 from jaxlm.data.batches import train_batch
 from jaxlm.data.corpus import Corpus
-from jaxlm.runs.directory import read_metrics
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.schedule import learning_rate_schedule
 
 Method = Literal["jaxlm", "torch-sampled", "torch-sampled-compiled", "torch-adaptive", "keras-sampled", "keras-full"]

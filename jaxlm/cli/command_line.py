@@ -1,11 +1,10 @@
-"""How a command runs: bad input becomes one line and an exit code, messages go to the terminal."""
+"""Runs a command: bad input becomes one line and an exit code, messages go to the terminal."""
 
-import ctypes
 import dataclasses
 import inspect
+import io
 import logging
 import os
-import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +14,6 @@ from typing import get_type_hints
 from jaxlm.errors import InputError
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as of any program whose output is no longer read
-# for mallopt, from glibc's malloc.h: all threads share one heap, large blocks lie in it, too, and it does not shrink
-KEEP_FREED_MEMORY = {-8: 1, -4: 0, -1: 2**31 - 1}  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
 
 
 class OptionError(Exception):
@@ -33,6 +30,7 @@ def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
     Returns:
       The exit code.
     """
+    print_any_text()
     try:
         code = command() or 0
         sys.stdout.flush()
@@ -40,15 +38,22 @@ def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
     except BrokenPipeError:  # `| head` has read enough
         _discard_output()
         return CLOSED_PIPE
-    except (InputError, OptionError, OSError) as error:
+    except (InputError, OptionError, OSError, UnicodeEncodeError) as error:
         print(f"error: {_with_options(' '.join(str(error).split()), commands)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
+def print_any_text() -> None:
+    """Lets output in another encoding than UTF-8 replace the characters that it lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+
+
 def _discard_output() -> None:
-    """Lets Python flush what is left of the output into nothing when it ends."""
+    """Sends the rest of the output to the null device."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError:  # the output is not a file
@@ -78,10 +83,11 @@ def option_names(command: Callable) -> Iterator[str]:
 
 def show_messages() -> None:
     """Prints the messages of jaxlm, above its progress bars."""
-    from tqdm import tqdm
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            from tqdm import tqdm  # slow to import: --help does without
+
             tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
 
     logging.getLogger("jaxlm").addHandler(Handler())
@@ -94,19 +100,3 @@ def enable_compilation_cache() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-
-
-def keep_freed_memory() -> bool:
-    """Lets glibc keep the memory of one training step for the next, unless the environment says how to allocate.
-
-    XLA allocates the temporaries of each step anew. By default, glibc returns them to the system after the step, and
-    on a processor a tenth of a step is spent on mapping them again.
-
-    Returns:
-      Whether it does: not once JAX is imported, and not with other C libraries.
-    """
-    given = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    if given or "jax" in sys.modules or platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(parameter, value) for parameter, value in KEEP_FREED_MEMORY.items()])

@@ -1,4 +1,4 @@
-"""The commands that show what a model has learned: generate, next-words, neighbors."""
+"""The generate, next-words and neighbors commands."""
 
 import sys
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxlm.cli.arguments import RunPath
+from jaxlm.config import require_seed
 from jaxlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,13 +33,13 @@ def generate(
     Args:
       run: Run directory.
       prompt: Text to continue. Without it, the text begins a line.
-      num_words: Words to write, at most.
-      num_samples: Texts to write, drawn side by side; the n-th is the one of --seed SEED+n-1.
+      num_words: Maximum number of words.
+      num_samples: Number of texts, drawn together; the n-th equals that of --seed SEED+n-1.
       until_eos: Stop at the end of a line.
       temperature: Below 1 favors likely words; 0 takes the most likely one.
       top_k: Sample among the k most likely words; 0 for all.
       top_p: Sample among the most likely words that together have this probability; 1 for all.
-      seed: Random seed for sampling.
+      seed: Random seed for sampling, from 0 to 4294967295.
     """
     import jax
     import jax.numpy as jnp
@@ -49,6 +50,8 @@ def generate(
 
     if num_samples < 1:
         raise InputError(f"Invalid `num_samples`: expected at least 1. Received: {num_samples}.")
+    for each in (seed, seed + num_samples - 1):
+        require_seed(each)
     model, vocabulary, _ = load_model(run, mesh=open_mesh())
     if until_eos and vocabulary.eos is None:
         raise InputError("The vocabulary has no <eos>: leave out `until_eos`.")

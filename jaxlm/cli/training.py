@@ -1,4 +1,4 @@
-"""The commands that make a model and check it: prepare, train, resume, evaluate, report, doctor."""
+"""The prepare, train, resume, evaluate, report and doctor commands."""
 
 import dataclasses
 import math
@@ -26,9 +26,9 @@ from jaxlm.cli.arguments import (
     Texts,
     Words,
 )
-from jaxlm.cli.command_line import keep_freed_memory
 from jaxlm.config import MeshConfig, ModelConfig, ProcessConfig
 from jaxlm.errors import InputError, MissingPackageError
+from jaxlm.runs.glibc import keep_freed_memory
 
 if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does not
     from jax.sharding import Mesh
@@ -126,7 +126,7 @@ def train(
       data: Directory made by `jaxlm prepare`.
       out: Run directory. Resumes the run it holds, if the settings of the model and of a training step are the
         same; the schedule may change.
-      model: Shape of the model. Without any of its options, that of the run.
+      model: Shape of the model. If omitted, uses the existing run's model.
       config: What a training step does.
       schedule: Learning rate, length and evaluations.
       devices: Devices that share the model.
@@ -172,6 +172,7 @@ def resume(
     epochs: OptionalFloat = None,
     minutes: OptionalFloat = None,
     learning_rate: OptionalFloat = None,
+    data: OptionalPath = None,
     devices: Devices,
     processes: Processes,
 ) -> None:
@@ -183,19 +184,20 @@ def resume(
       epochs: New length of the whole run in passes over the training text.
       minutes: New length of the whole run in minutes, not counting evaluation.
       learning_rate: New highest learning rate.
+      data: Directory made by `jaxlm prepare`, if it is no longer at its place during training.
       devices: Devices that share the model.
       processes: Processes that train together.
     """
     keep_freed_memory()
     mesh = _join(processes, devices, run)
-    from jaxlm.data.corpus import load_corpus
-    from jaxlm.runs.directory import load_config
+    from jaxlm.runs.directory import corpus_of_run, load_config
     from jaxlm.runs.loop import resume as resume_training
 
+    corpus_dir = data.resolve() if data else ""
     evaluation = resume_training(
-        run, steps=steps, epochs=epochs, minutes=minutes, learning_rate=learning_rate, mesh=mesh
+        run, data=corpus_dir, mesh=mesh, steps=steps, epochs=epochs, minutes=minutes, learning_rate=learning_rate
     )
-    _print_result(run, load_corpus(load_config(run).data), evaluation, mesh)
+    _print_result(run, corpus_of_run(run, load_config(run)), evaluation, mesh)
 
 
 def evaluate(
@@ -209,22 +211,17 @@ def evaluate(
 
     Args:
       run: Run directory.
-      data: Directory made by `jaxlm prepare`, if it is no longer where it was during training.
+      data: Directory made by `jaxlm prepare`, if it is no longer at its place during training.
       max_tokens: Maximum number of words of each text, spread evenly over it; 0 for all.
       batch_size: Streams of text read side by side, each from the zero state: more streams read faster, and their
         perplexity is a little higher, since the first words of each have no context.
     """
-    from jaxlm.data.corpus import load_corpus
     from jaxlm.inference.perplexity import evaluate as evaluate_model
     from jaxlm.parallel.mesh import open_mesh
-    from jaxlm.runs.directory import load_model
+    from jaxlm.runs.directory import corpus_of_run, load_model
 
-    model, vocabulary, config = load_model(run, mesh=open_mesh())
-    if data is None and not config.data:
-        raise InputError(f"{run} was not trained on a corpus yet; name one with `data`.")
-    corpus = load_corpus(data or config.data)
-    if corpus.vocabulary != vocabulary:
-        raise InputError(f"{data or config.data} has another vocabulary than {run}; name the right corpus with `data`.")
+    model, _, config = load_model(run, mesh=open_mesh())
+    corpus = corpus_of_run(run, config, data or "")
     for split in ("valid", "test"):
         tokens = getattr(corpus, split)
         result = evaluate_model(model, tokens, max_tokens=max_tokens, batch_size=batch_size)
@@ -245,7 +242,7 @@ def report(
       runs: Run directories.
       out: File to write; by default report.html in the first run directory.
       max_tokens: Words of the validation text whose surprisal is computed.
-      seed: Random seed of the samples.
+      seed: Random seed of the samples, from 0 to 4294967295.
     """
     from jaxlm.reports.report import write_report
 

@@ -15,7 +15,7 @@ from jaxlm.data.text_warnings import text_warnings
 from jaxlm.data.tokenization import PieceEncoder, Tokenization, auto_ids, tokenization_of
 from jaxlm.data.vocabulary import EOS, UNK, Vocabulary, log_unigram, select_words
 from jaxlm.errors import InputError, require
-from jaxlm.files import PathLike, read_array, staged, verify_checksums, write_checksums
+from jaxlm.files import PathLike, read_array, require_new_directory, staged, verify_checksums, write_checksums
 from jaxlm.token_ids import blocks, id_range
 
 VOCABULARY_FILE = "vocabulary.json"
@@ -87,8 +87,7 @@ def prepare(
     """
     require(vocab_size >= 3, "vocab_size", "at least 3", vocab_size)
     out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} already exists; remove it, or choose another `out`.")
+    require_new_directory(out)
     texts = {name: list_texts(sources) for name, sources in (("train", train), ("valid", valid), ("test", test))}
     if sum(paths.count(STANDARD_INPUT) for paths in texts.values()) > 1:
         raise InputError("The standard input can be read only once; expected - for one text.")

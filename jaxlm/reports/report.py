@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.config import require_seed
 from jaxlm.data.corpus import Corpus, PathLike, load_corpus, oov_rate, unigram_loss
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError, require_packages
@@ -20,8 +22,8 @@ from jaxlm.reports.frequency_bands import frequency_bands
 from jaxlm.reports.html import Cell, figure, figures, page, paragraph, section, table
 from jaxlm.reports.svg import Curve, curves
 from jaxlm.runs.directory import RunConfig, load_model
-from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.doctor import examine
+from jaxlm.runs.metrics import read_metrics
 
 REPORT_FILE = "report.html"
 
@@ -29,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class ReportedRun(NamedTuple):
-    """What the report says something about."""
+    """A run and the parts of it that the report shows."""
 
     name: str
     model: LanguageModel
@@ -41,12 +43,12 @@ class ReportedRun(NamedTuple):
 
 
 def write_report(
-    directories: Sequence[PathLike], out: PathLike | None = None, *, max_tokens: int = 2000, seed: int = 0
+    directories: PathLike | Sequence[PathLike], out: PathLike | None = None, *, max_tokens: int = 2000, seed: int = 0
 ) -> Path:
     """Writes a report of runs as one HTML file, and returns its path.
 
     Args:
-      directories: runs, made by `jaxlm train`.
+      directories: one run or several, made by `jaxlm train`.
       out: file to write; by default report.html in the first run directory.
       max_tokens: words of the validation text whose exact surprisal is computed.
       seed: random seed of the samples.
@@ -56,9 +58,10 @@ def write_report(
       InputError: a directory is not a run or has no checkpoint, or `out` cannot be written.
     """
     require_packages("report", "matplotlib", "jinja2")
-    if not directories:
+    require_seed(seed)
+    paths = [Path(each) for each in ([directories] if isinstance(directories, str | os.PathLike) else directories)]
+    if not paths:
         raise InputError("No run: expected at least one run directory.")
-    paths = [Path(directory) for directory in directories]
     names = [path.resolve().name for path in paths]
     names = names if len(set(names)) == len(names) else [str(path) for path in paths]
     runs = [_load(path, name, max_tokens) for path, name in zip(paths, names, strict=True)]
@@ -83,6 +86,14 @@ def _load(path: Path, name: str, max_tokens: int) -> ReportedRun:
         corpus = None
     scored = None if corpus is None else words.score_text(model, corpus.valid[: max_tokens + 1])
     return ReportedRun(name, model, vocabulary, config, read_metrics(path), corpus, scored)
+
+
+def _differences(runs: Sequence[ReportedRun]) -> str:
+    """Returns why the perplexities of runs do not compare; "" if they do."""
+    vocabularies = {run.vocabulary.checksum for run in runs}
+    texts = {run.config.fingerprints["valid"] for run in runs if "valid" in run.config.fingerprints}
+    reasons = ["vocabularies"] * (len(vocabularies) > 1) + ["validation texts"] * (len(texts) > 1)
+    return f"The perplexities of these runs do not compare: their {' and '.join(reasons)} differ." if reasons else ""
 
 
 def _columns(caption: str, runs: Sequence[ReportedRun], rows: dict[str, list[Cell]]) -> str:
@@ -114,7 +125,11 @@ def _summary(runs: Sequence[ReportedRun]) -> str:
             add(f"words of the {part} text", None if tokens is None else int(tokens.size))
             unknown = None if tokens is None else f"{oov_rate(tokens, run.vocabulary):.2%}"
             add(f"unknown in the {part} text", unknown)
-    return section("Result", _columns("Perplexity, and the text it was reached with", runs, rows))
+    differences = _differences(runs)
+    if differences:
+        logger.warning(differences)
+    remark = [paragraph(differences)] if differences else []
+    return section("Result", *remark, _columns("Perplexity, and the text it was reached with", runs, rows))
 
 
 def _curves(runs: Sequence[ReportedRun]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
-from jaxlm.data.corpus import VOCABULARY_FILE, PathLike
+from jaxlm.data.corpus import VOCABULARY_FILE, Corpus, PathLike, load_corpus
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
 from jaxlm.files import read_json, write_json
@@ -118,6 +118,31 @@ def load_vocabulary(directory: Path, config: RunConfig) -> Vocabulary:
             f" the model {config.model.vocab_size}."
         )
     return vocabulary
+
+
+def corpus_of_run(directory: PathLike, config: RunConfig, data: PathLike = "") -> Corpus:
+    """Opens the corpus of a run.
+
+    Args:
+      directory: of the run.
+      config: of the run.
+      data: directory of the corpus; by default, the one it was trained on.
+
+    Raises:
+      InputError: no corpus is there, or it is damaged or has another vocabulary.
+    """
+    if not (data or config.data):
+        raise InputError(f"{directory} was not trained on a corpus yet; name one with `data`.")
+    if not data and not Path(config.data).is_dir():
+        raise InputError(
+            f"{config.data}, the corpus of {directory}, is not a directory; if it was moved, name it with `data`."
+        )
+    corpus = load_corpus(data or config.data)
+    if corpus.vocabulary.checksum != config.fingerprints.get(VOCABULARY_FILE, corpus.vocabulary.checksum):
+        raise InputError(
+            f"{data or config.data} has another vocabulary than {directory}; name the right corpus with `data`."
+        )
+    return corpus
 
 
 class Run(NamedTuple):

@@ -37,8 +37,7 @@ def examine(path: Path | None = None) -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             yield Finding(package, "not installed", is_good=package in ("keras", "tensorflow"))
     yield Finding("devices", ", ".join(f"{device.platform}: {device.device_kind}" for device in jax.devices()))
-    memory = available_bytes()
-    yield Finding("free memory", "unknown" if memory is None else f"{memory / 1e9:.1f} GB")
+    yield Finding("free memory", f"{available_bytes() / 1e9:.1f} GB")
     yield Finding("free disk", f"{shutil.disk_usage(_existing(path or Path.cwd())).free / 1e9:.1f} GB")
     if path is None:
         return

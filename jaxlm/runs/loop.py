@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,19 @@ from flax import nnx
 from jaxlm.config import LENGTHS, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.data.batch_blocks import BLOCK_STEPS, BatchBlock, BatchBlocks
 from jaxlm.data.batches import train_batch
-from jaxlm.data.corpus import Corpus, PathLike, fingerprints, load_corpus
+from jaxlm.data.corpus import Corpus, PathLike, fingerprints
 from jaxlm.errors import InputError, require
 from jaxlm.inference.perplexity import Evaluation
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import Mesh, mesh_shape
 from jaxlm.parallel.processes import Decision, Decisions, require_same
 from jaxlm.runs.checkpoint import Checkpoints
-from jaxlm.runs.progress import Progress
 from jaxlm.runs.deferred_losses import DeferredLosses
-from jaxlm.runs.directory import RunConfig, load_config
-from jaxlm.runs.memory import require_memory, return_freed_memory
+from jaxlm.runs.directory import RunConfig, corpus_of_run, load_config
+from jaxlm.runs.glibc import return_freed_memory
+from jaxlm.runs.memory import require_memory
 from jaxlm.runs.opening import locked_run, with_dtype_of_run
+from jaxlm.runs.progress import Progress
 from jaxlm.runs.recorder import LOG_EVERY, RunLogger
 from jaxlm.runs.schedule import known_total_steps
 from jaxlm.runs.start import starting_state
@@ -96,16 +97,18 @@ def train(
         checkpoints = Checkpoints(directory)
         step, state, resumed = starting_state(checkpoints, abstract, corpus, model_config, mesh)
         run = RunLogger(directory, config, checkpoints, corpus, step, resumed, progress, mesh)
-        return _run_steps(run, state, corpus, resumed)
+        with closing(run):
+            return _run_steps(run, state, corpus, resumed)
 
 
 def resume(
-    directory: PathLike, *, progress: bool = True, mesh: Mesh | None = None, **changes: Any
+    directory: PathLike, *, data: PathLike = "", progress: bool = True, mesh: Mesh | None = None, **changes: Any
 ) -> Evaluation | None:
     """Resumes a run without repeating its settings.
 
     Args:
       directory: of the run.
+      data: directory of the corpus, if it was moved.
       progress: whether to show progress bars.
       mesh: as for `train`.
       changes: fields of `ScheduleConfig` to change, such as `minutes` or `learning_rate`; None keeps a field.
@@ -117,7 +120,7 @@ def resume(
       InputError: as `train`, or the run has not been trained yet.
     """
     config = load_config(Path(directory))
-    if config.train is None or config.schedule is None or not config.data:
+    if config.train is None or config.schedule is None or not (data or config.data):
         raise InputError(f"{directory} was not trained on a prepared corpus yet; begin with `jaxlm train`.")
     known = {field.name for field in dataclasses.fields(ScheduleConfig)}
     require(changes.keys() <= known, "changes", f"fields of ScheduleConfig, {sorted(known)}", sorted(changes))
@@ -125,9 +128,9 @@ def resume(
     if changed.keys() & set(LENGTHS):  # one length replaces another
         changed = dict.fromkeys(LENGTHS, 0) | changed
     schedule = dataclasses.replace(config.schedule, **changed)
-    corpus = load_corpus(config.data)
+    corpus = corpus_of_run(directory, config, data)
     settings = config.model, config.train, schedule
-    return train(corpus, directory, *settings, data=config.data, progress=progress, mesh=mesh)
+    return train(corpus, directory, *settings, data=data or config.data, progress=progress, mesh=mesh)
 
 
 def _directory_of(corpus: Corpus) -> PathLike:

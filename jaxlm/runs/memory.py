@@ -1,12 +1,10 @@
-"""Whether a training run fits into memory, before anything is allocated; and what a compiler leaves behind in it."""
+"""Checks that a training run fits into memory before anything is allocated."""
 
-import ctypes
 import dataclasses
-import platform
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
+import psutil
 from flax import nnx
 
 from jaxlm.config import ModelConfig, TrainConfig
@@ -32,22 +30,12 @@ def state_bytes(model_config: ModelConfig, train_config: TrainConfig, num_shards
     return sum(jax.tree.leaves(sizes))
 
 
-def available_bytes() -> int | None:
-    """Returns the memory that is free for training on a device of this process, or None if that is unknown."""
+def available_bytes() -> int:
+    """Returns the memory that is free for training on a device of this process."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    info = Path("/proc/meminfo")
-    if not info.exists():
-        return None
-    lines = [line for line in info.read_text().splitlines() if line.startswith("MemAvailable:")]
-    return int(lines[0].split()[1]) * 1024 if lines else None
-
-
-def return_freed_memory() -> None:
-    """Returns to the system what was freed, which glibc may keep; does nothing with other C libraries."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    return psutil.virtual_memory().available
 
 
 def require_memory(model_config: ModelConfig, train_config: TrainConfig, mesh: Mesh | None = None) -> None:
@@ -60,7 +48,7 @@ def require_memory(model_config: ModelConfig, train_config: TrainConfig, mesh: M
         return sharing * part + WORKSPACE
 
     needed = total(state_bytes(model_config, train_config, shards))
-    if available is None or needed <= available:
+    if needed <= available:
         return
     fitting = [text for text, size in _alternatives(model_config, train_config, shards) if total(size) <= available]
     advice = f"These would fit: {'; '.join(fitting)}." if fitting else "Use a smaller vocabulary or a smaller model."

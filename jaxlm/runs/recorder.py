@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +19,11 @@ from jaxlm.inference.perplexity import DIVERGED, Evaluation, evaluate
 from jaxlm.parallel.mesh import Mesh, mesh_shape
 from jaxlm.parallel.processes import is_first
 from jaxlm.runs.checkpoint import Checkpoints
-from jaxlm.runs.progress import Progress
 from jaxlm.runs.deferred_losses import MAX_SKIPPED
 from jaxlm.runs.directory import RunConfig, save_config
 from jaxlm.runs.finite import not_finite
 from jaxlm.runs.metrics import append_metrics, drop_metrics_after
+from jaxlm.runs.progress import Progress
 from jaxlm.runs.schedule import StepEstimate, learning_rate_schedule
 from jaxlm.runs.tensorboard import event_writer
 from jaxlm.training.evaluation import exact_and_training_loss
@@ -75,7 +74,7 @@ class RunLogger:
         self.saved_step, self.saved_at = first_step, time.perf_counter()
         if self.writes:
             drop_metrics_after(directory, first_step)
-            self.events = event_writer(directory / "tensorboard", first_step)
+        self.events = event_writer(directory / "tensorboard", first_step) if self.writes else None
 
     def _schedule(self, total_steps: int) -> Callable[[np.ndarray], jax.Array]:
         """Returns the learning rates as a function of the steps, on all devices."""
@@ -130,8 +129,9 @@ class RunLogger:
         except OSError as error:
             logger.warning("metrics cannot be written (%s); training continues, and tries again", error)
             return
-        for name, value in values.items() if self.events else ():
-            self.events.add_scalar(name, value, step)
+        if self.events:
+            for name, value in values.items():
+                self.events.add_scalar(name, value, step)
 
     def log_training(self, step: int, learning_rate: float, seconds: float, bar: tqdm) -> None:
         """Writes and shows the mean loss and the speed since the last time."""
@@ -179,7 +179,14 @@ class RunLogger:
     def _with_place(self, progress: Progress) -> Progress:
         """Adds the state of the metrics and the devices."""
         place = {"mesh": mesh_shape(self.mesh), "num_processes": jax.process_count()}
-        return progress._replace(logged=self.logged, losses=tuple(self.losses), device=jax.devices()[0].device_kind, **place)
+        return progress._replace(
+            logged=self.logged, losses=tuple(self.losses), device=jax.devices()[0].device_kind, **place
+        )
+
+    def close(self) -> None:
+        """Closes the files of TensorBoard, whose writer is a thread."""
+        if self.events:
+            self.events.close()
 
     def finish(self, step: int) -> None:
         """Waits for the last checkpoint.

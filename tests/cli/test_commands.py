@@ -14,9 +14,9 @@ from helpers import rewrite_json
 
 from jaxlm.cli import run
 from jaxlm.runs.checkpoint import Checkpoints
-from jaxlm.runs.progress import Progress
 from jaxlm.runs.directory import load_config, save_config
 from jaxlm.runs.metrics import read_metrics
+from jaxlm.runs.progress import Progress
 
 
 def jaxlm(*arguments: object) -> int:
@@ -106,7 +106,7 @@ def test_help_and_import_do_not_load_what_is_slow():
 PAGE_FAULTS = """
 import ctypes, resource, sys
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: huge pages would leave few faults to count
-from jaxlm.cli.command_line import keep_freed_memory
+from jaxlm.runs.glibc import keep_freed_memory
 if "late" in sys.argv:
     import jax
 print(keep_freed_memory())

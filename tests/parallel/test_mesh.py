@@ -28,9 +28,9 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel import mesh as meshes
 from jaxlm.parallel.mesh import make_mesh, open_mesh, padded_streams, stream_spec
 from jaxlm.runs.checkpoint import Checkpoints
-from jaxlm.runs.progress import Progress
 from jaxlm.runs.directory import RunConfig, load_model
 from jaxlm.runs.loop import resume, train
+from jaxlm.runs.progress import Progress
 from jaxlm.runs.recorder import RunLogger
 from jaxlm.runs.start import mesh_of_run
 from jaxlm.training.evaluation import exact_and_training_loss

@@ -20,8 +20,9 @@ from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.data.corpus import Corpus
 from jaxlm.parallel.processes import is_peer_death
 from jaxlm.runs.checkpoint import Checkpoints
-from jaxlm.runs.directory import load_config, read_metrics
+from jaxlm.runs.directory import load_config
 from jaxlm.runs.loop import train
+from jaxlm.runs.metrics import read_metrics
 
 OPTIONS = (
     "--embedding-size=7 --hidden-size=11 --dropout=0.2 --batch-size=6 --sequence-length=5 --num-sampled=21"

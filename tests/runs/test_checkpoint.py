@@ -1,5 +1,9 @@
 """Checkpoints: which are kept, what comes back, and saves beside training."""
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,3 +79,74 @@ def test_a_save_that_fails_leaves_the_checkpoints_before_and_can_be_tried_again(
     assert checkpoints.steps() == [1] and not list((tmp_path / "checkpoints").glob("*.partial"))
     checkpoints.save(2, state(2.0), Progress(2.0))
     assert Checkpoints(tmp_path).latest_step() == 2
+
+
+def put(path: Path, *files: str) -> Callable[[], bool]:
+    """Makes a file, or a directory with some files, and returns a check that it is still there."""
+    if not files:
+        path.write_text("mine")
+        return lambda: path.read_text() == "mine"
+    for name in files:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("mine")
+    return lambda: all((path / name).read_text() == "mine" for name in files)
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        (".nfs0000000000a1", ()),
+        ("3", ()),  # a file that is named like a checkpoint
+        ("notes.partial", ()),
+        ("4.partial", ()),
+        ("backup", ("state/tables",)),
+        ("1 (copy)", ("state/x", "progress.json")),
+        ("05", ("state/x",)),
+        ("٣", ("state/x",)),  # a digit that Python reads, and jaxlm does not write
+        ("7", ("mine.txt",)),  # a directory that is named like a checkpoint
+        ("best.partial", ("x",)),
+    ],
+)
+def test_what_others_put_beside_the_checkpoints_stays_and_does_no_harm(tmp_path, name, files):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1.0), Progress(1.0))
+    is_there = put(tmp_path / "checkpoints" / name, *files)
+    for step in (2, 5, 6, 8):
+        checkpoints.save(step, state(step), Progress(1.0))
+    assert is_there() and checkpoints.steps() == [8, 6]
+    assert checkpoints.latest_step() == checkpoints.best_step() == 8
+
+
+def test_a_link_to_a_checkpoint_stays_and_one_cut_off_goes(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    checkpoints.save(1, state(1.0), Progress(1.0))
+    (tmp_path / "run" / "checkpoints" / "1").rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / "checkpoints" / "1").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "checkpoints" / "2.partial").mkdir()
+    for step in (3, 4, 5):
+        checkpoints.save(step, state(step), Progress(1.0))
+    assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["1", "4", "5"]
+    assert (tmp_path / "elsewhere" / "progress.json").exists()
+
+
+def test_something_else_in_the_place_of_a_checkpoint_is_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "2").write_text("mine")
+    with pytest.raises(OSError, match="checkpoint 2 could not be written: .* not a checkpoint; move it away"):
+        checkpoints.save(2, state(2.0), Progress(1.0))
+    assert (tmp_path / "checkpoints" / "2").read_text() == "mine"
+
+
+def test_saving_replaces_no_hook_of_the_process(tmp_path, monkeypatch):
+    def hook(_):
+        pass
+
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1.0), Progress(1.0))
+    monkeypatch.setattr(checkpoint, "require_space", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="checkpoint 2 could not be written"):
+        checkpoints.save(2, state(2.0), Progress(2.0))
+    assert sys.unraisablehook is hook

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from jaxlm.runs.checkpoint import Checkpoints
-from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.loop import resume
+from jaxlm.runs.metrics import read_metrics
 
 LARGE = 10**9
 TRAIN = (

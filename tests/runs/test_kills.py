@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import final_arrays
 
-from jaxlm.runs.directory import read_metrics
+from jaxlm.runs.metrics import read_metrics
 
 FLAGS = (
     "--embedding-size 8 --hidden-size 16 --dropout 0.1 --num-sampled 20 --batch-size 4 --sequence-length 5"
