@@ -205,7 +205,7 @@ def test_bad_runs(run_dir, tmp_path, capsys):
     for name, file, old, new, message in [
         ("a", "vocabulary.json", '"whale",', '"whales",', "is not the vocabulary of this run"),
         ("b", "config.json", '"hidden_size": 11', '"hidden_size": 12', "does not fit the model's config"),
-        ("c", "config.json", '"data": "/', '"data": "/nowhere/', "is not a directory"),
+        ("c", "config.json", '"data": "/', '"data": "/nowhere/', "if it was moved, name it with --data"),
     ]:
         shutil.copytree(run_dir, tmp_path / name)
         rewrite_json(tmp_path / name / file, old, new)
