@@ -201,10 +201,14 @@ def _run_epochs(
     session.model.stop_training = False
     step, is_written, logs = int(state.step), False, {}
     hooks.on_train_begin()
+    state = session.refresh(state)
+    step = int(state.step)
+    epochs = epochs[max((getattr(session.model, "_initial_epoch", None) or 0) - epochs.start, 0) :]  # BackupAndRestore
     with StopSignals() as stop:
         try:
             for epoch in epochs:
                 hooks.on_epoch_begin(epoch)
+                state = session.refresh(state)
                 losses = EpochLosses(hooks)
                 for batch, size in _train_batches(session.network, data, (state.config.seed, step)):
                     state, loss = train_step(state, batch, session.optimizer.learning_rate(step))
@@ -218,6 +222,8 @@ def _run_epochs(
                     session.write(state, last=epoch == epochs[-1])
                     is_written = True
                 hooks.on_epoch_end(epoch, logs)
+                state = session.refresh(state)
+                step = int(state.step)
                 if session.model.stop_training:
                     break
         finally:

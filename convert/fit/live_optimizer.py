@@ -61,7 +61,13 @@ class LiveOptimizer(NamedTuple):
         """Makes the variables of its state, if there are none yet."""
         if self.has_state and not self.is_built():
             owner = self.outer if hasattr(self.outer, "built") else self.inner
-            owner.build(model.trainable_variables)
+            try:
+                owner.build(model.trainable_variables)
+            except RuntimeError as error:  # a distribution strategy
+                raise InputError(
+                    "The optimizer has no variables yet, and cannot make them here; call"
+                    f" model.optimizer.build(model.trainable_variables) inside strategy.scope(). {error}"
+                ) from error
 
     def is_built(self) -> bool:
         """Whether it has variables."""

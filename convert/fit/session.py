@@ -20,7 +20,7 @@ from jaxlm.data.vocabulary import log_unigram
 from jaxlm.data.word_vectors import word_vectors
 from jaxlm.errors import InputError, require
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.parallel.mesh import on_host
+from jaxlm.parallel.mesh import on_host, shard
 from jaxlm.training.settings import class_order, resolve_config
 from jaxlm.training.state import TrainState, gather_state
 
@@ -34,6 +34,7 @@ class Session(NamedTuple):
     model: Any
     network: Network
     optimizer: LiveOptimizer
+    seen: dict[Any, Any]  # the value of each variable when it was last read or written
 
     def read(self, config: TrainConfig, counts: np.ndarray) -> TrainState:
         """Makes a training state of the model's weights, its states and its optimizer's state.
@@ -43,9 +44,10 @@ class Session(NamedTuple):
           counts: `[V]` how often each id is a label.
         """
         config = resolve_config(config, self.network.vocab_size)
+        self.optimizer.build(self.model)  # before the first step, so that nothing fails after the last one
         parts: dict[str, Any] = {"tables": {}, "dense": {}, "other": {}, "carry": {}}
         for link in self.network.links:
-            _put(parts, link.path, _read(link.variable, link.transposed))
+            _put(parts, link.path, self._read(link.variable, link.transposed))
         frozen = set(self.network.frozen)
         if "biases" not in parts["tables"]:
             parts["tables"]["biases"] = jnp.zeros(self.network.vocab_size, jnp.float32)
@@ -79,20 +81,47 @@ class Session(NamedTuple):
 
     def _with_optimizer_state(self, state: TrainState) -> TrainState:
         """Returns a state with the number of steps and the slots of the model's optimizer."""
-        steps = jnp.int32(self.optimizer.steps())
+        self.seen["steps"] = self.optimizer.steps()
+        steps = jnp.int32(self.seen["steps"])
         opt_state = {name: dict(part) for name, part in state.opt_state.items()}
         for part in opt_state.values():
             part |= {"step": jnp.copy(steps), "u_product": jnp.float32(self.optimizer.u_product())}
         state = dataclasses.replace(state, step=steps, opt_state=opt_state)
         for link, slot, variable in self._slots():
             path = _slot_path(link.path, slot)
-            state = _replace(state, path, _read(variable, link.transposed))
+            state = _replace(state, path, self._read(variable, link.transposed))
         return state
 
     def _slots(self) -> list[tuple[Link, str, Any]]:
         """Returns each variable of the optimizer that belongs to a weight."""
         links = [link for link in self.network.links if link.path[0] in ("tables", "dense") and link.trained]
         return [(link, slot, variable) for link in links for slot, variable in self.optimizer.slots_of(link.variable)]
+
+    def refresh(self, state: TrainState) -> TrainState:
+        """Returns a state with what callbacks have changed in the model, its states or its optimizer since `read`."""
+        places = [(link.variable, link.path, link.transposed) for link in self.network.links]
+        places += [(variable, _slot_path(link.path, slot), link.transposed) for link, slot, variable in self._slots()]
+        for variable, path, transposed in places:
+            if not _same(self.seen.get(id(variable)), _value(variable)):
+                array = self._read(variable, transposed)
+                if state.mesh is not None:
+                    name = "/".join(map(str, path))
+                    array = shard({name: array}, state.mesh)[name]
+                state = _replace(state, path, array)
+        steps = self.optimizer.steps()
+        if self.optimizer.inner is None or steps == self.seen["steps"]:
+            return state
+        self.seen["steps"] = steps
+        opt_state = {name: part | {"step": jnp.int32(steps)} for name, part in state.opt_state.items()}
+        return dataclasses.replace(state, step=jnp.int32(steps), opt_state=opt_state)
+
+    def _read(self, variable: Any, transposed: bool) -> jax.Array:
+        self.seen[id(variable)] = _value(variable)
+        return _read(variable, transposed)
+
+    def _write(self, variable: Any, array: jax.Array, transposed: bool, last: bool) -> None:
+        _write(variable, array, transposed, last)
+        self.seen[id(variable)] = _value(variable)
 
     def write(self, state: TrainState, *, last: bool) -> None:
         """Puts a training state back into the model, its states and its optimizer.
@@ -105,11 +134,11 @@ class Session(NamedTuple):
             with on_host():
                 state, last = gather_state(state), True
         for link in self.network.links:
-            _write(link.variable, _get(state, link.path), link.transposed, last)
-        self.optimizer.build(self.model)
+            self._write(link.variable, _get(state, link.path), link.transposed, last)
         for link, slot, variable in self._slots():
-            _write(variable, _get(state, _slot_path(link.path, slot)), link.transposed, last)
+            self._write(variable, _get(state, _slot_path(link.path, slot)), link.transposed, last)
         self.optimizer.set_steps(int(state.step), float(state.opt_state["dense"]["u_product"]))
+        self.seen["steps"] = int(state.step)
 
     def initialize(
         self,
@@ -162,7 +191,7 @@ def open_session(model: Any, sequence_length: int | None) -> tuple[Session, Labe
         warnings.warn(f"fit_keras does not use: {', '.join(unused)}", stacklevel=3)
     masked = network.structure is not None and network.structure.mask_zero
     labels = Labels(network.vocab_size, network.last_only, masked, loss.ignore_class, loss.reduction)
-    return Session(model, network, optimizer), labels
+    return Session(model, network, optimizer, {}), labels
 
 
 def _slot_path(path: Path, slot: str) -> Path:
@@ -172,9 +201,33 @@ def _slot_path(path: Path, slot: str) -> Path:
 
 def _read(variable: Any, transposed: bool) -> jax.Array:
     """Returns a copy of a variable of Keras: a step donates it, and Keras keeps its own."""
-    array = jnp.asarray(as_array(variable))
+    value = getattr(variable, "value", variable)
+    value = variable if callable(value) else value  # tf_keras
+    array = jnp.asarray(_memory(value) if hasattr(value, "read_value") else as_array(variable))
     copy = _transpose(array) if transposed else jnp.array(array, copy=True)
     return jax.block_until_ready(copy)
+
+
+def _value(variable: Any) -> Any:
+    """Returns the value of a variable, such that a later one can be told from it without comparing numbers."""
+    value = getattr(variable, "value", variable)
+    value = variable if callable(value) else value  # tf_keras
+    if hasattr(value, "read_value"):  # TensorFlow: a variable that is assigned anew has other memory while this is kept
+        return _memory(value)
+    if hasattr(value, "_version"):  # PyTorch, which assigns in place
+        return value.data_ptr(), value._version
+    return value
+
+
+def _memory(variable: Any) -> np.ndarray:
+    """Returns the value of a variable of TensorFlow without copying it."""
+    return np.asarray(memoryview(variable.read_value()))
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        return first.ctypes.data == second.ctypes.data
+    return first == second if isinstance(first, tuple) else first is second
 
 
 def _write(variable: Any, array: jax.Array, transposed: bool, last: bool) -> None:

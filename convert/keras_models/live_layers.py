@@ -129,6 +129,9 @@ def abstract_predictor(model: keras.Model, weights: Sequence[Any], name: str) ->
     Raises:
       InputError: the weights do not fit the model.
     """
+    for layer in chain(model):
+        if getattr(getattr(layer, "layer", layer), "lora_enabled", False):
+            raise InputError(f"{name}: layer {layer.name!r} has LoRA; save the model after merging its low ranks.")
     variables = [variable for layer in chain(model) for variable in weight_variables(layer)]
     expected, shapes = ([tuple(tensor.shape) for tensor in tensors] for tensors in (variables, weights))
     if shapes != expected:

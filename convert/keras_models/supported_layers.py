@@ -189,7 +189,7 @@ def _compute_dtype(layer: Layer) -> str:
     policy = layer.config.get("dtype") or "float32"
     if isinstance(policy, dict):
         settings = policy.get("config")
-        policy = settings.get("name", "?") if isinstance(settings, dict) else settings
+        policy = settings.get("name") or settings.get("mode", "?") if isinstance(settings, dict) else settings
     return str(policy).removeprefix("mixed_")
 
 
