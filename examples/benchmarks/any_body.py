@@ -1,0 +1,142 @@
+"""Times a step of `convert.fit_keras` beside one of `model.fit`, for models that are not a chain of LSTMs.
+
+    KERAS_BACKEND=jax python examples/benchmarks/any_body.py --vocab-size 20000
+    KERAS_BACKEND=jax python examples/benchmarks/any_body.py --vocab-size 200000 --keras-steps 4
+
+Both train the same model on the same batches, one after the other; the median leaves out the first two steps, which
+compile. `--keras-steps 0` leaves `model.fit` out, which holds all logits.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
+
+import keras
+import numpy as np
+import tyro
+from keras import layers
+from measure import machine, milliseconds, print_table
+
+import convert
+
+Inputs = np.ndarray | list[np.ndarray]
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of words by Zipf's law, and the times at which they were asked for."""
+
+    def __init__(self, model: keras.Model, vocab_size: int, batch_size: int, length: int, num_batches: int):
+        super().__init__()
+        rng = np.random.default_rng(0)
+        shape = (num_batches, batch_size, length + 1)
+        self.words = np.exp(rng.random(shape) * np.log(vocab_size)).astype(np.int32) - 1
+        self.users = rng.integers(0, USERS, (num_batches, batch_size, 1))
+        self.model, self.times = model, []
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __getitem__(self, index: int) -> tuple[Inputs, np.ndarray]:
+        self.times.append(time.perf_counter())
+        words, every = self.words[index], len(self.model.outputs[0].shape) == 3
+        inputs = [words[:, :-1], self.users[index]][: len(self.model.inputs)]
+        return (inputs if len(inputs) > 1 else inputs[0]), (words[:, 1:] if every else words[:, -1])
+
+
+USERS = 100_000
+QUIET = {"shuffle": False, "verbose": 0}
+
+
+def gru(vocab_size: int, length: int) -> keras.Model:
+    """Returns TensorFlow's text tutorial: Embedding -> GRU(1024) -> Dense."""
+    ids = keras.Input((length,), dtype="int32")
+    hidden = layers.GRU(1024, return_sequences=True)(layers.Embedding(vocab_size, 256)(ids))
+    return keras.Model(ids, layers.Dense(vocab_size, activation="softmax")(hidden))
+
+
+def bidirectional(vocab_size: int, length: int) -> keras.Model:
+    """Returns the most copied next-word tutorial: a Bidirectional LSTM that predicts the last word."""
+    ids = keras.Input((length,), dtype="int32")
+    hidden = layers.Bidirectional(layers.LSTM(150))(layers.Embedding(vocab_size, 100)(ids))
+    return keras.Model(ids, layers.Dense(vocab_size, activation="softmax")(hidden))
+
+
+def transformer(vocab_size: int, length: int) -> keras.Model:
+    """Returns a causal Transformer block."""
+    ids = keras.Input((length,), dtype="int32")
+    x = layers.LayerNormalization()(layers.Embedding(vocab_size, 256)(ids))
+    x = layers.Add()([x, layers.MultiHeadAttention(4, 64)(x, x, use_causal_mask=True)])
+    x = layers.Add()([x, layers.Dense(256)(layers.Dense(1024, activation="relu")(layers.LayerNormalization()(x)))])
+    return keras.Model(ids, layers.Dense(vocab_size, activation="softmax")(layers.LayerNormalization()(x)))
+
+
+def recommender(vocab_size: int, length: int) -> keras.Model:
+    """Returns a recommender: the next item, given a history of items and a user."""
+    items, user = keras.Input((length,), dtype="int32"), keras.Input((1,), dtype="int32")
+    history = layers.GlobalAveragePooling1D()(layers.Embedding(vocab_size, 64)(items))
+    both = layers.Concatenate()([history, layers.Flatten()(layers.Embedding(USERS, 64)(user))])
+    return keras.Model([items, user], layers.Dense(vocab_size)(layers.Dense(64, activation="relu")(both)))
+
+
+BODIES: dict[str, Callable[[int, int], keras.Model]] = {
+    "gru": gru,
+    "bidirectional": bidirectional,
+    "transformer": transformer,
+    "recommender": recommender,
+}
+
+
+def times_of(fit: Callable[..., object], model: keras.Model, data: Batches, passes: int) -> list[float]:
+    """Returns the seconds of the steps of a call, without the two that compile."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=len(model.inputs) > 1)
+    model.compile(keras.optimizers.Adam(1e-3), loss)
+    data.times.clear()
+    fit(data)
+    return np.diff(data.times[(passes - 1) * len(data) :]).tolist()[2:]
+
+
+def main(
+    bodies: tuple[str, ...] = tuple(BODIES),
+    vocab_size: int = 20_000,
+    num_sampled: int = 1000,
+    batch_size: int = 32,
+    sequence_length: int = 35,
+    steps: int = 12,
+    keras_steps: int = 6,
+) -> None:
+    """Prints a table.
+
+    Args:
+      bodies: Which models.
+      vocab_size: Number of classes.
+      num_sampled: Sampled classes.
+      batch_size: Sequences.
+      sequence_length: Time steps.
+      steps: Of `fit_keras`; the first two are not timed.
+      keras_steps: Of `model.fit`; 0 to leave it out.
+    """
+    rows = []
+    for name in bodies:
+        model = BODIES[name](vocab_size, sequence_length)
+        sizes = vocab_size, batch_size, sequence_length
+
+        def sampled(data: Batches, model: keras.Model = model) -> object:
+            return convert.fit_keras(model, data, num_sampled=num_sampled, **QUIET)
+
+        def full(data: Batches, model: keras.Model = model) -> object:
+            return model.fit(data, **QUIET)
+
+        ours = times_of(sampled, model, Batches(model, *sizes, steps), 2)  # the first pass counts the words
+        rows.append([name, "fit_keras", *milliseconds(ours), "1.0"])
+        if keras_steps:
+            theirs = times_of(full, model, Batches(model, *sizes, keras_steps), 1)
+            rows.append([name, "model.fit", *milliseconds(theirs), f"{np.median(theirs) / np.median(ours):.1f}"])
+    print(machine("keras"))
+    print(f"V {vocab_size:,}, S {num_sampled:,}, B {batch_size}, T {sequence_length}, Adam, {keras.backend.backend()}")
+    print_table(["body", "method", "median ms", "min ms", "time over fit_keras'"], rows)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
