@@ -40,8 +40,8 @@ SIZES = "--vocab-size 1000 --embedding-size 4 --hidden-size 8 --num-sampled 9 --
 SMALL = {
     "fit_keras.py": "--vocab-size 100 --embedding-size 4 --hidden-size 5 --num-sampled 9 --batch-size 2"
     " --sequence-length 3 --steps 5 --repeats 1".split(),
-    "any_body.py": "--vocab-size 90 --num-sampled 9 --batch-size 2 --sequence-length 3 --bodies bidirectional recommender"
-    " --steps 5 --keras-steps 4".split(),
+    "any_body.py": "--vocab-size 90 --num-sampled 9 --batch-size 2 --sequence-length 3 --steps 5"
+    " --keras-steps 4 --bodies bidirectional recommender".split(),
     "vocab_scaling.py": ["--vocab-sizes", 1000, 2000, *SIZES[2:]],
     "startup.py": ["--vocab-size", 1000, "--repeats", 1],
     "evaluation.py": [*SIZES, "--words", 64, "--generated", 2],

@@ -30,6 +30,7 @@ class Labels(NamedTuple):
     mask_zero: bool
     ignore_class: int | None = None
     reduction: str | None = "auto"  # in Keras' words
+    allows_empty: bool = True  # sequences of padding alone
 
 
 class Shape(NamedTuple):
@@ -232,7 +233,9 @@ def to_batch(
         order = np.argsort(x == 0, axis=1, kind="stable")
         x = np.take_along_axis(x, order, axis=1)
         if positions is not None:
-            positions = np.maximum((x != 0).sum(axis=1, keepdims=True, dtype=np.int32) - 1, 0)
+            positions = (x != 0).sum(axis=1, keepdims=True, dtype=np.int32) - 1  # -1, for zeros, if all is padding
+            kept = labels.allows_empty or bool(positions.min() >= 0)
+            require(kept, name, "a word in each sequence, for Dense layers between LSTM and softmax", "padding alone")
         else:
             y, weights, valid = (np.take_along_axis(array, order, axis=1) for array in (y, weights, valid))
         x = np.where(x == 0, x[:, :1], x)

@@ -190,7 +190,8 @@ def open_session(model: Any, sequence_length: int | None) -> tuple[Session, Labe
     if unused:
         warnings.warn(f"fit_keras does not use: {', '.join(unused)}", stacklevel=3)
     masked = network.structure is not None and network.structure.mask_zero
-    labels = Labels(network.vocab_size, network.last_only, masked, loss.ignore_class, loss.reduction)
+    allows_empty = network.structure is None or not network.structure.config.dense_layers
+    labels = Labels(network.vocab_size, network.last_only, masked, loss.ignore_class, loss.reduction, allows_empty)
     return Session(model, network, optimizer, {}), labels
 
 

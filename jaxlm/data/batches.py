@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     inputs: Any  # [batch_size, sequence_length] ids; a tuple of id arrays [batch_size, ...] for a body with several
     labels: Ids  # [batch_size, sequence_length]
     starts_epoch: bool | np.ndarray | jax.Array = False  # whether the LSTM starts from the zero state
-    positions: Ids | None = None  # [batch_size, P] time steps that the labels [batch_size, P] belong to; None for all
+    positions: Ids | None = None  # [batch_size, P] time steps of the labels [batch_size, P], -1 for zeros; None for all
     weights: np.ndarray | jax.Array | None = None  # of the labels; the loss is the mean of weight * loss
     features: Any = ()  # other inputs of the body, arrays [batch_size, ...]
 
@@ -32,7 +32,9 @@ def outputs_with_labels(batch: Batch, outputs: jax.Array, mesh: Mesh | None = No
     On a mesh, `batch` and `outputs` are the part of a device, and the result is that of all devices along `vocab`.
     """
     if batch.positions is not None:
-        outputs = jnp.take_along_axis(outputs, jnp.asarray(batch.positions)[:, :, None], axis=1)
+        positions = jnp.asarray(batch.positions)[:, :, None]
+        found = jnp.take_along_axis(outputs, jnp.maximum(positions, 0), axis=1)
+        outputs = jnp.where(positions < 0, jnp.zeros_like(found), found)
     return all_gather(outputs.reshape(-1, outputs.shape[-1]), vocab_axes(mesh))
 
 

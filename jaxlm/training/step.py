@@ -92,7 +92,8 @@ def _checked(state: TrainState, batch: Batch) -> Batch:
     labels = check_ids("labels", batch.labels, state.vocab_size, ndim=2)
     positions, weights, source = batch.positions, batch.weights, "inputs"
     if positions is not None:
-        positions, source = check_ids("positions", positions, inputs[0].shape[1], ndim=2), "positions"
+        positions, source = positions if isinstance(positions, jax.Array) else np.asarray(positions), "positions"
+        check_ids("positions", positions + 1, inputs[0].shape[1] + 1, ndim=2)  # -1 is a position, too
     if positions is not None or not many:
         shape = inputs[0].shape if positions is None else positions.shape
         require(labels.shape == shape, "labels", f"the shape of the {source}, {shape}", labels.shape)
