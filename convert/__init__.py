@@ -1,4 +1,4 @@
-"""Convert models between jaxlm, Keras, TensorFlow, LiteRT, ONNX and Flax. Every conversion from or to Keras is checked.
+"""Convert models between jaxlm, Keras, TensorFlow, LiteRT, ONNX and Flax. Every conversion is checked.
 
 Names are imported on first use, so that `jaxlm-convert --help` does not wait for Keras.
 """
@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "fit.fit_keras": ["fit_keras"],
         "options": ["ExportOptions"],
         "keras_models.in_memory": ["from_keras", "load_into_keras", "to_keras"],
-        "weights.flax_params": ["from_flax"],
+        "formats.flax_params": ["from_flax"],
         "weights.id_order": ["frequency_order"],
     },
 )

@@ -2,10 +2,8 @@
 
 import os
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -57,9 +55,8 @@ def to_keras(
         (.keras).
       overwrite: Replace an existing file.
     """
-    with _quiet_imports():
-        from convert.files import run_directory
-        from convert.files.export import check_output, export
+    from convert.files import run_directory
+    from convert.files.export import check_output, export
     from jaxlm.files import readable_size
 
     check_output(out, overwrite, format)
@@ -101,8 +98,7 @@ def from_keras(
         wrote the vocabulary cuts it, or "words".
       keep_optimizer: Continue with the optimizer state (Adam, Adagrad or SGD) of a .keras file.
     """
-    with _quiet_imports():
-        from convert.files.importing import import_run
+    from convert.files.importing import import_run
 
     for line in import_run(model, run, vocabulary, unk, eos, tokenization, keep_optimizer):
         print(line)
@@ -126,10 +122,9 @@ def verify(
       vocabulary: vocabulary.json for the text, if neither model is a run.
       max_tokens: Maximum number of words of the text, from its beginning; 0 for all.
     """
-    with _quiet_imports():
-        from convert.checks.comparison import compare, compare_perplexities
-        from convert.files.importing import encode_text
-        from convert.files.registry import load_predictor
+    from convert.checks.comparison import compare, compare_perplexities
+    from convert.files.importing import encode_text
+    from convert.files.registry import load_predictor
 
     ours, theirs = load_predictor(first), load_predictor(second)
     comparison = compare(ours, theirs)
@@ -143,27 +138,6 @@ def verify(
     print(comparison)
     print("they agree" if comparison.within_tolerance else "they differ")
     return 0 if comparison.within_tolerance else 1
-
-
-@contextmanager
-def _quiet_imports() -> Iterator[None]:
-    """Keeps from the screen what TensorFlow writes when it is imported; if that fails, it is shown.
-
-    TensorFlow's C++ code writes to the file descriptor, whatever TF_CPP_MIN_LOG_LEVEL says.
-    """
-    sys.stderr.flush()
-    screen = os.dup(2)
-    with tempfile.TemporaryFile() as remarks:
-        os.dup2(remarks.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            remarks.seek(0)
-            os.write(screen, remarks.read())
-            raise
-        finally:
-            os.dup2(screen, 2)
-            os.close(screen)
 
 
 def run(args: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
-"""Errors of other libraries, turned into `InputError`."""
+"""Converts third-party exceptions to `InputError`."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,10 +8,18 @@ from typing import Literal
 
 from jaxlm.errors import InputError, reason
 
+PROGRAMMING_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
+
 
 @contextmanager
 def library_errors(path: Path, action: Literal["loaded", "written"]) -> Iterator[None]:
-    """Turns whatever Keras, h5py, TensorFlow and others raise on a damaged file or a full disk into an `InputError`."""
+    """Converts the exceptions of Keras, h5py, TensorFlow and others on a damaged file or a full disk.
+
+    A programming error in jaxlm or convert is raised as it is.
+
+    Raises:
+      InputError: `path` cannot be loaded or written.
+    """
     try:
         yield
     except InputError:
@@ -18,4 +27,12 @@ def library_errors(path: Path, action: Literal["loaded", "written"]) -> Iterator
     except MemoryError as error:
         raise InputError(f"{path} cannot be {action}: it needs more memory than is available.") from error
     except Exception as error:
+        if isinstance(error, PROGRAMMING_ERRORS) and _is_own(error):
+            raise
         raise InputError(f"{path} cannot be {action}: {reason(error)}") from error
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether an exception comes from a line of jaxlm or convert, not from a function that it calls."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] in ("convert", "jaxlm")

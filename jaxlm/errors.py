@@ -29,6 +29,5 @@ def require_packages(extra: str, *packages: str) -> None:
 
 def reason(error: BaseException) -> str:
     """Returns the first line of an error of any kind, to go into a message that names the file."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or repr(error)).splitlines()[0][:200]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.strip() or repr(error)).splitlines()[0][:200]

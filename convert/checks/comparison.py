@@ -87,15 +87,22 @@ def compare(
     return Comparison(names, tuple(rows))
 
 
-def check(first: Predictor, second: Predictor) -> Comparison:
+def check(
+    first: Predictor, second: Predictor, problem: str = "The converted model differs from its source"
+) -> Comparison:
     """Compares two models on random ids.
+
+    Args:
+      first: a model.
+      second: another model.
+      problem: beginning of the error message: which models differ, and the consequence.
 
     Raises:
       InputError: they differ; the message shows the table.
     """
     comparison = compare(first, second)
     if not comparison.within_tolerance:
-        raise InputError(f"The converted model differs from its source, so it is not written: {comparison}")
+        raise InputError(f"{problem}: {comparison}")
     return comparison
 
 

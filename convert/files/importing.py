@@ -57,7 +57,8 @@ def import_run(
     source = read_source(model)
     language_model, config = source.model, source.model.config
     vocabulary, keras_ids = read_words(vocab_size=config.vocab_size)
-    yield str(check(language_model_predictor(language_model), source.predictor))
+    problem = "The model differs from that of its file, so no run is written"
+    yield str(check(language_model_predictor(language_model), source.predictor, problem))
     yield from _remarks(source, keep_optimizer)
     optimizer = read_optimizer(model, config) if keep_optimizer else None
     run_directory.write(run, language_model, vocabulary, keras_ids, optimizer, source.description)

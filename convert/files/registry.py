@@ -1,4 +1,4 @@
-"""The table of formats: which module writes and reads each, and which options it has."""
+"""The table of formats: the modules that write and read each one, its options, and the packages it needs."""
 
 import importlib
 from pathlib import Path
@@ -12,7 +12,8 @@ from convert.errors import library_errors
 from convert.files import run_directory
 from convert.keras_models.reader import check_file
 from convert.options import FormatName
-from jaxlm.errors import InputError, require_packages
+from convert.packages import import_optional
+from jaxlm.errors import InputError
 
 
 class Format(NamedTuple):
@@ -23,8 +24,8 @@ class Format(NamedTuple):
     options: frozenset[str] = frozenset()  # supported fields of `ExportOptions`, besides `dtype`
     dtypes: tuple[str, ...] = ("float32",)
     keeps_optimizer: bool = False
-    extra: str = "keras"  # of jaxlm, which brings the packages that it needs
-    packages: tuple[str, ...] = ("keras", "tensorflow")
+    extra: str = "keras"  # of jaxlm, which installs `packages`
+    packages: tuple[str, ...] = ("keras",)
 
     @property
     def write_module(self) -> ModuleType:
@@ -47,8 +48,16 @@ FORMATS: dict[FormatName, Format] = {
     ),
     "h5": Format("keras_models.writer", "keras_models.reader", frozenset({"logits", "last_only"})),
     "weights.h5": Format("keras_models.writer", "keras_models.reader"),
-    "savedmodel": Format("formats.saved_model", "formats.saved_model", frozenset({"logits"})),
-    "tflite": Format("formats.tflite", "formats.tflite", frozenset({"logits"}), ("float32", "int8")),
+    "savedmodel": Format(
+        "formats.saved_model", "formats.saved_model", frozenset({"logits"}), packages=("keras", "tensorflow")
+    ),
+    "tflite": Format(
+        "formats.tflite",
+        "formats.tflite",
+        frozenset({"logits"}),
+        ("float32", "int8"),
+        packages=("keras", "tensorflow"),
+    ),
     "onnx": Format(
         "formats.onnx_model",
         "formats.onnx_model",
@@ -85,7 +94,7 @@ def format_of(path: Path, format: FormatName | None = None, *, is_output: bool =
             f"{path} is not a model that can be read: expected a run, a file that ends in .keras, .h5, .weights.h5,"
             " .tflite or .onnx, or a SavedModel directory."
         )
-    require_packages(FORMATS[name].extra, *FORMATS[name].packages)
+    import_optional(FORMATS[name].extra, *FORMATS[name].packages)
     return name
 
 

@@ -1,4 +1,4 @@
-"""Formats other than Keras' own: SavedModel, LiteRT and ONNX.
+"""Formats other than Keras' own: SavedModel, LiteRT, ONNX and Flax parameters.
 
 Imports: the root, `weights`, `checks` and `keras_models`.
 """

@@ -33,6 +33,10 @@ from jaxlm.errors import InputError
 from jaxlm.model.language_model import LanguageModel
 
 LEAVES = ("embeddings", "kernel", "bias")  # weights of the layers that Keras 2 stores by their own names
+SOFTMAX = ("Softmax", "RealDiv")  # the second in Keras before 2.3: exp(x) / sum(exp(x))
+# operations that may follow either
+PASSED = {"Cast", "ExpandDims", "Identity", "IdentityN", "Pack", "Reshape", "Squeeze", "Transpose"}
+CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
 class SavedModel(tf.Module):
@@ -107,15 +111,27 @@ def write(run: RunModel, target: Path, options: ExportOptions = DEFAULT_OPTIONS)
 
 
 def load_predictor(path: Path) -> Predictor:
-    """Returns the `Predictor` of a SavedModel from `write`, or from Keras' `export` or `save`. Executes its graph."""
+    """Returns the `Predictor` of a SavedModel from `write`, or from Keras' `export` or `save`. Executes its graph.
+
+    Raises:
+      InputError: it is another kind of model.
+    """
     loaded = tf.saved_model.load(str(path))
     if "step" in loaded.signatures:
         return _step_predictor(loaded, path.name)
-    name = "serve" if "serve" in loaded.signatures else "serving_default"
+    name = next((name for name in ("serve", "serving_default") if name in loaded.signatures), None)
+    if name is None:
+        raise InputError(
+            f"{path}: expected a signature `serve` or `serving_default`. Received: {[*loaded.signatures]}."
+        )
     serve = loaded.signatures[name]
-    (argument,) = serve.structured_input_signature[1].values()
-    (output,) = serve.structured_outputs
-    shape = serve.structured_outputs[output].shape
+    arguments, outputs = list(serve.structured_input_signature[1].values()), list(serve.structured_outputs)
+    if len(arguments) != 1 or arguments[0].shape.rank != 2 or len(outputs) != 1:
+        raise InputError(f"{path}: expected one input of ids and one output. Received: {arguments} and {outputs}.")
+    (argument,), (output,) = arguments, outputs
+    shape, logits = serve.structured_outputs[output].shape, _has_logits(serve)
+    if shape.rank not in (2, 3) or shape[-1] is None:
+        raise InputError(f"{path}: expected outputs [batch, vocab] or [batch, time, vocab]. Received: {shape}.")
     last_only = shape.rank == 2
     fixed = (argument.shape[0] or shape[0], argument.shape[1])
     states = [variable for variable in serve.graph.variables if _is_state(variable, fixed[0])]
@@ -124,12 +140,32 @@ def load_predictor(path: Path) -> Predictor:
         for state in states:
             state.assign(tf.zeros_like(state))
         serve = loaded.signatures[name]  # a signature alone does not keep its variables
-        outputs = serve(**{argument.name: tf.constant(ids, argument.dtype)})[output].numpy()
-        outputs = outputs[:, None] if last_only else outputs
-        logits = bool(outputs.min() < 0 or abs(outputs[0, 0].sum() - 1) > 1e-3)
-        return Predictions(log_probabilities(outputs, logits), {})
+        values = serve(**{argument.name: tf.constant(ids, argument.dtype)})[output].numpy()
+        values = values[:, None] if last_only else values
+        return Predictions(log_probabilities(values, bool(values.min() < 0) if logits is None else logits), {})
 
     return Predictor(path.name, int(shape[-1]), predict, last_only, first_id=1, shape=fixed)  # id 0 may be masked
+
+
+def _has_logits(function: Any) -> bool | None:
+    """Whether a function returns logits, judging by the last operation of its graph.
+
+    None if the graph does not show its operations: Keras exports models of the JAX backend as one opaque call.
+    """
+    graph = function.graph.as_graph_def()
+    functions = {entry.signature.name: entry for entry in graph.library.function}
+    nodes, name = {node.name: node for node in graph.node}, function.outputs[0].name
+    while node := nodes.get(name.split(":")[0]):
+        index = int(name.split(":")[-1]) if ":" in name else 0
+        if node.op in CALLS:
+            called = functions[node.attr["f"].func.name]
+            nodes = {inner.name: inner for inner in called.node_def}
+            name = called.ret[called.signature.output_arg[index].name]
+        elif node.op in PASSED:
+            name = node.input[index if node.op == "IdentityN" else 0]
+        else:
+            return None if node.op == "XlaCallModule" else node.op not in SOFTMAX
+    return None
 
 
 def _is_state(variable: tf.Variable, batch_size: int | None) -> bool:
@@ -203,8 +239,8 @@ def _read_structure(path: Path) -> Structure | None:
 
     with library_errors(path, "loaded"):
         nodes = saved_metadata_pb2.SavedMetadata.FromString(metadata.read_bytes()).nodes
-        config = json.loads(next(node.metadata for node in nodes if node.node_path == "root"))
-        return read_structure(layers_of_json({key: _plain(config[key]) for key in ("class_name", "config")}))
+        config = json.loads(next((node.metadata for node in nodes if node.node_path == "root"), "null"))
+        return read_structure(layers_of_json(_plain(config)))
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,6 @@
 Imports: the root, `weights` and `checks`.
 """
 
-from jaxlm.errors import require_packages
+from convert.packages import import_optional
 
-require_packages("keras", "keras")
+import_optional("keras", "keras")

@@ -27,7 +27,8 @@ def open_archive(path: Path) -> Iterator[tuple[Any, Any, h5py.File]]:
     with zipfile.ZipFile(path) as archive:
         _check_archive(path, archive)
         config = json.loads(archive.read("config.json"))
-        version = json.loads(archive.read("metadata.json")).get("keras_version")
+        metadata = json.loads(archive.read("metadata.json"))
+        version = metadata.get("keras_version") if isinstance(metadata, dict) else None
         with open_weights(path, archive) as member, h5py.File(member, "r") as file:
             yield config, version, file
 

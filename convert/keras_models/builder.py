@@ -1,4 +1,4 @@
-"""Builds the Keras model of a `ModelConfig`."""
+"""Builds and compiles the Keras model of a `ModelConfig`."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from convert.options import DEFAULT_OPTIONS, ExportOptions
-from convert.weights.table import ALIGNMENT, aligned_copy
+from convert.weights.optimizer_state import SLOTS, OptimizerState
+from convert.weights.table import ALIGNMENT, aligned_copy, to_keras_weights
 from jaxlm.config import ModelConfig
 
 
@@ -76,6 +77,34 @@ def _softmax(config: ModelConfig, options: ExportOptions, outputs: Any) -> Any:
     if options.logits or activation:
         return outputs
     return keras.layers.Activation("softmax", dtype="float32", name="probabilities")(outputs)
+
+
+def compile_model(model: keras.Model, state: OptimizerState, config: ModelConfig) -> None:
+    """Compiles a Keras model with an optimizer in a given state, and sparse categorical cross-entropy.
+
+    Args:
+      model: as from `build`.
+      state: of jaxlm's optimizer.
+      config: of the model; not tied, since Keras keeps two tables, each with a state of its own.
+
+    Raises:
+      InputError: a moment is not finite.
+    """
+    clip = state.clip_norm or None
+    if state.name == "adam":
+        optimizer = keras.optimizers.Adam(state.learning_rate, epsilon=1e-8, global_clipnorm=clip)
+    elif state.name == "sgd":
+        optimizer = keras.optimizers.SGD(state.learning_rate, global_clipnorm=clip)
+    else:
+        optimizer = keras.optimizers.Adagrad(state.learning_rate, epsilon=1e-7, global_clipnorm=clip)
+    from_logits = model.layers[-1].get_config().get("activation") == "linear"
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits))
+    optimizer.build(model.trainable_variables)
+    optimizer.iterations.assign(state.steps)
+    arrays = [list(to_keras_weights(state.slots[slot], config).values()) for slot in SLOTS[state.name]]
+    interleaved = [array for arrays_of_weight in zip(*arrays, strict=True) for array in arrays_of_weight]
+    for variable, array in zip(optimizer.variables[2:], interleaved, strict=True):  # after iterations, learning_rate
+        variable.assign(array)
 
 
 def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray]) -> None:

@@ -116,7 +116,7 @@ def is_step_model(config: Any) -> bool:
     layers = inner.get("layers") if isinstance(inner, dict) else None
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
         return False
-    kinds = {layer.get("class_name") for layer in layers}
+    kinds = {str(layer.get("class_name")) for layer in layers}
     names = [str(layer.get("name")) for layer in layers if layer.get("class_name") == "InputLayer"]
     known = kinds <= {"InputLayer", "Embedding", "LSTM", "Dense", "Activation"}
     return known and len(names) > 2 and all(re.fullmatch(r"token_ids|[hc]_\d+", name) for name in names)

@@ -73,7 +73,10 @@ def open_file(path: Path) -> Iterator[KerasFile]:
     open_container = _open_archive if path.suffix == ".keras" else _open_hdf5
     with library_errors(path, "loaded"), open_container(path) as (config, keras_version, layer_names, file):
         version = tuple(int(number) for number in re.findall(r"\d+", str(keras_version))[:2])
-        compiled = (config or {}).get("compile_config") or {}
+        if not isinstance(config, dict | None):
+            raise InputError(f"{path} is damaged: its config is not a JSON object.")
+        compiled = (config or {}).get("compile_config")
+        compiled = compiled if isinstance(compiled, dict) else {}
         config = None if config is None else {**config, "compile_config": None}  # custom losses are not looked at
         description = without_functions(config)
         check_classes(description)
@@ -104,12 +107,12 @@ def _open_hdf5(path: Path) -> Iterator[Container]:
         text = file.attrs.get("model_config")
         config = None if text is None else json.loads(text)
         names = file.get("model_weights", file).attrs.get("layer_names", ())
-        names = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+        names = [_text(name) for name in names]
         yield Container(config, _text(file.attrs.get("keras_version")), names, file)
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def check_file(path: Path) -> None:
@@ -142,8 +145,8 @@ def read_optimizer(path: Path, config: ModelConfig) -> OptimizerState:
       InputError: as `open_file`, or the file has no optimizer, or one that jaxlm does not have.
     """
     with open_file(path) as source:
-        settings, variables = source.compiled.get("optimizer") or {}, source.optimizer_variables
-        if not settings or not variables:
+        settings, variables = source.compiled.get("optimizer"), source.optimizer_variables
+        if not isinstance(settings, dict) or not variables:
             raise InputError(f"{path} has no optimizer state; leave `keep_optimizer` out.")
         return state_from_keras_arrays(settings, [read_array(dataset) for dataset in variables], config)
 

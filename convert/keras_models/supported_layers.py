@@ -30,6 +30,7 @@ REQUIRED = {  # what jaxlm's LSTM does; a setting unknown to a Keras version has
     "go_backwards": False,
     "time_major": False,
 }
+SIZES = {"Embedding": ("input_dim", "output_dim"), "LSTM": ("units",), "Dense": ("units",)}
 PLAIN_RELU = {"max_value": None, "negative_slope": 0.0, "threshold": 0.0}
 DTYPES = {"float32": 0, "float64": 0, "float16": 1, "bfloat16": 2}  # from precise to coarse
 
@@ -82,7 +83,7 @@ def read_structure(layers: Sequence[Layer]) -> Structure:
             _dropout_rates(layers),
             softmax_bias=softmax.config.get("use_bias", True),
         )
-    except (InputError, KeyError) as error:
+    except InputError as error:
         raise InputError(f"The config of the Keras model is damaged: {error}") from error
     return Structure(
         weighted,
@@ -101,7 +102,7 @@ def _unwrap(layer: Layer) -> Layer:
     """Treats a TimeDistributed Dense as a Dense, an RNN of an LSTMCell and a CuDNNLSTM as an LSTM."""
     inner = layer.config.get("layer" if layer.kind == "TimeDistributed" else "cell")
     if isinstance(inner, dict) and isinstance(inner.get("config"), dict):
-        if layer.kind == "TimeDistributed" and inner.get("class_name") in INNER:
+        if layer.kind == "TimeDistributed" and str(inner.get("class_name")) in INNER:
             return layer._replace(kind=inner["class_name"], config=inner["config"] | {"name": layer.config["name"]})
         if layer.kind == "RNN" and inner.get("class_name") == "LSTMCell":
             return layer._replace(kind="LSTM", config=inner["config"] | layer.config)
@@ -115,6 +116,10 @@ def _check_layer(layer: Layer) -> None:
         inner = layer.config.get("layer") or layer.config.get("cell")
         of = f" of {_short(inner)}" if inner else ""
         raise refusal(layer, f"jaxlm has no {layer.kind}{of}; it can represent {SUPPORTED}")
+    sizes = [name for name in SIZES.get(layer.kind, ()) if type(layer.config.get(name)) is not int]
+    rates = [name for name in ("rate", "dropout") if not isinstance(layer.config.get(name), int | float | None)]
+    if sizes or rates:
+        raise refusal(layer, f"its config is damaged: {(sizes + rates)[0]} is not a number")
     if layer.kind == "LSTM":
         for name, expected in REQUIRED.items():
             value = layer.config.get(name, expected)

@@ -18,9 +18,9 @@ import ml_dtypes
 import numpy as np
 
 from convert.keras_models import source_json
-from convert.keras_models.builder import abstract, assign_weights, build
+from convert.keras_models.builder import abstract, assign_weights, build, compile_model
 from convert.options import DEFAULT_OPTIONS, ExportOptions
-from convert.weights.optimizer_state import SLOTS, OptimizerState, compile_model
+from convert.weights.optimizer_state import SLOTS, OptimizerState
 from convert.weights.run_model import RunModel
 from convert.weights.table import language_model_weights, to_keras_weights, weight_table
 from jaxlm.config import ModelConfig

@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 
-from convert.weights.table import from_keras_weights, to_keras_weights, weight_table
+from convert.weights.table import from_keras_weights, weight_table
 from jaxlm.config import ModelConfig, Optimizer, TrainConfig
 from jaxlm.errors import InputError
 from jaxlm.parallel.mesh import leaf_name
@@ -99,34 +98,6 @@ def states_equal(first: OptimizerState, second: OptimizerState) -> bool:
     return first[:-1] == second[:-1] and all(map(np.array_equal, *arrays))
 
 
-def compile_model(model: keras.Model, state: OptimizerState, config: ModelConfig) -> None:
-    """Compiles a Keras model with an optimizer in a given state, and sparse categorical cross-entropy.
-
-    Args:
-      model: as from `keras_builder.build`.
-      state: of jaxlm's optimizer.
-      config: of the model; not tied, since Keras keeps two tables, each with a state of its own.
-
-    Raises:
-      InputError: a moment is not finite.
-    """
-    clip = state.clip_norm or None
-    if state.name == "adam":
-        optimizer = keras.optimizers.Adam(state.learning_rate, epsilon=1e-8, global_clipnorm=clip)
-    elif state.name == "sgd":
-        optimizer = keras.optimizers.SGD(state.learning_rate, global_clipnorm=clip)
-    else:
-        optimizer = keras.optimizers.Adagrad(state.learning_rate, epsilon=1e-7, global_clipnorm=clip)
-    from_logits = model.layers[-1].get_config().get("activation") == "linear"
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits))
-    optimizer.build(model.trainable_variables)
-    optimizer.iterations.assign(state.steps)
-    arrays = [list(to_keras_weights(state.slots[slot], config).values()) for slot in SLOTS[state.name]]
-    interleaved = [array for arrays_of_weight in zip(*arrays, strict=True) for array in arrays_of_weight]
-    for variable, array in zip(optimizer.variables[2:], interleaved, strict=True):  # after iterations, learning_rate
-        variable.assign(array)
-
-
 def state_from_keras_arrays(
     optimizer: Mapping[str, Any], arrays: Sequence[np.ndarray], config: ModelConfig
 ) -> OptimizerState:
@@ -140,7 +111,8 @@ def state_from_keras_arrays(
     Raises:
       InputError: jaxlm has no such optimizer, or the arrays do not fit the model.
     """
-    kind, settings = str(optimizer.get("class_name")), dict(optimizer.get("config") or {})
+    kind, settings = str(optimizer.get("class_name")), optimizer.get("config")
+    settings = settings if isinstance(settings, dict) else {}
     unsupported = [f"{key}={settings[key]}" for key, value in FIXED.items() if (settings.get(key) or value) != value]
     unsupported += ["tied rows"] if config.tied else []
     if kind not in KERAS_OPTIMIZERS or unsupported:

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from convert_helpers import assert_models_equal, assert_refused, run_without_jaxlm
 from helpers import make_random_model
+from keras import layers
 
 from convert.checks.comparison import compare
 from convert.checks.predictor import language_model_predictor
@@ -120,6 +121,28 @@ def test_a_saved_model_of_keras_is_read(save, tmp_path):
     save(package.layers, tmp_path / "model")
     model = saved_model.read_weights(tmp_path / "model")
     assert compare(language_model_predictor(model), load_predictor(tmp_path / "model")).max_difference < 1e-5
+
+
+@pytest.mark.parametrize("activation", ["softmax", None])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_probabilities_and_logits_are_told_apart_by_the_graph(tmp_path, activation, dtype):
+    """Neither their sum, in float16 and with many words, nor their signs decide."""
+    dense = layers.Dense(5000, activation=activation, dtype=dtype, bias_initializer="zeros" if activation else "ones")
+    model = keras.Sequential([layers.Embedding(5000, 3), layers.LSTM(3, return_sequences=True), dense])
+    model.build((None, None))
+    model.export(tmp_path / "model", verbose=False)
+    ids = np.arange(1, 7).reshape(2, 3)
+    theirs = keras.ops.convert_to_numpy(model(ids)).astype(np.float64)
+    assert theirs.min() > 0
+    expected = np.log(theirs) if activation else jax.nn.log_softmax(theirs)
+    predictions = load_predictor(tmp_path / "model").predict(ids)
+    np.testing.assert_allclose(predictions.log_probabilities, expected, atol=1e-5 if dtype == "float32" else 0.01)
+
+
+def test_a_saved_model_of_another_shape_is_refused(tmp_path):
+    ids, other = keras.Input((None,), dtype="int32"), keras.Input((3,))
+    keras.Model([ids, other], [layers.Embedding(5, 3)(ids), other]).export(tmp_path / "model", verbose=False)
+    assert_refused(tmp_path / "model", "expected one input of ids and one output")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
 """Files of all generations of Keras are read; damaged and foreign ones are refused in one line."""
 
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import jax
 import keras
 import numpy as np
@@ -19,6 +24,7 @@ from convert.files.export import export
 from convert.files.registry import load_predictor
 from convert.keras_models.live_layers import keras_predictor
 from convert.keras_models.reader import open_file, read_model
+from convert.keras_models.source_json import read_structure_of
 from convert.weights.table import model_from_keras_arrays
 from jaxlm.errors import InputError
 
@@ -141,3 +147,49 @@ def test_a_mutated_file_is_read_right_or_refused_in_one_line(random_run, tmp_pat
         if name == "a.keras":  # every byte that matters has a checksum
             assert_models_equal(model, truth)
     assert refused > times // 3
+
+
+def paths_of(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """Yields the path of every entry at any depth."""
+    yield path
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield from paths_of(entry, (*path, key))
+
+
+def replaced(value: object, path: tuple, entry: object) -> object:
+    """Returns a copy with another entry at a path."""
+    if not path:
+        return entry
+    items = dict(value) if isinstance(value, dict) else list(value)
+    items[path[0]] = replaced(items[path[0]], path[1:], entry)
+    return items
+
+
+def test_a_config_with_an_entry_of_another_type_is_read_or_refused_in_one_line():
+    model = keras.Sequential([keras.Input((None,)), layers.Embedding(V, 7), layers.Dropout(0.1)])
+    for layer in (layers.LSTM(7, return_sequences=True), layers.TimeDistributed(layers.Dense(5)), layers.Dense(V)):
+        model.add(layer)
+    config, refused = json.loads(model.to_json()), 0
+    for path in paths_of(config):
+        for entry in (None, "x", -1, [], {}, {"class_name": []}, 10**30):
+            try:
+                read_structure_of(replaced(config, path, entry))
+            except InputError as error:
+                refused += 1
+                assert "\n" not in str(error)
+    assert refused > 100
+
+
+@pytest.mark.parametrize("name", ["config.json", "metadata.json"])
+@pytest.mark.parametrize("value", ["[]", "1", "null", '"x"'])
+def test_json_of_another_type_is_read_or_refused(tmp_path, name, value):
+    make_keras_model().save(tmp_path / "good.keras")
+    with zipfile.ZipFile(tmp_path / "good.keras") as good, zipfile.ZipFile(tmp_path / "a.keras", "w") as other:
+        for member in good.namelist():
+            other.writestr(member, value if member == name else good.read(member))
+    if name == "config.json" and value != "null":  # a missing config leaves a file of weights alone
+        assert_refused(tmp_path / "a.keras", "its config is not a JSON object")
+    else:
+        with pytest.raises(InputError, match="is ambiguous") if name == "config.json" else nullcontext():
+            read_model(tmp_path / "a.keras")

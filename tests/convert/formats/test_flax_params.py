@@ -82,3 +82,12 @@ def test_a_tree_of_another_model_is_refused():
     ):
         with pytest.raises(InputError, match=message):
             convert.from_flax(tree)
+
+
+@pytest.mark.parametrize("make", [linen, nnx_model])
+def test_a_wrong_order_of_gates_is_noticed(make, monkeypatch):
+    with jax.numpy_rank_promotion("allow"):
+        tree, _ = make((nn if make is linen else nnx).LSTMCell)
+    monkeypatch.setattr("convert.formats.flax_params.GATES", ("i", "g", "f", "o"))
+    with pytest.raises(InputError, match="differs from its source"):
+        convert.from_flax(tree)
