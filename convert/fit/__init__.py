@@ -3,6 +3,6 @@
 Imports: the root, `weights`, `checks` and `keras_models`.
 """
 
-from jaxlm.errors import require_packages
+from convert.packages import import_optional
 
-require_packages("keras", "keras")
+import_optional("keras", "keras")

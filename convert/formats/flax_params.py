@@ -1,7 +1,7 @@
 """Flax parameters: the weights in a tree of arrays, from any of Flax' LSTM cells."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -111,12 +111,12 @@ def _flax_predictor(layers: list[FlaxLayer]) -> Predictor:
     return Predictor("Flax", layers[0].arrays[0].shape[0], predict)
 
 
-def _module(layer: FlaxLayer) -> Callable[[jax.Array], jax.Array]:
+def _module(layer: FlaxLayer) -> Any:
     """Returns Flax' own layer with the parameters of a tree."""
     width, size = layer.arrays[0].shape
     params = {f"{name}_" if name == "if" else name: value for name, value in layer.params.items()}
 
-    def make() -> nnx.Module:
+    def make() -> Any:
         rngs = nnx.Rngs(0)
         if layer.kind == "embedding":
             return nnx.Embed(width, size, rngs=rngs)
@@ -125,7 +125,7 @@ def _module(layer: FlaxLayer) -> Callable[[jax.Array], jax.Array]:
         cell = nnx.OptimizedLSTMCell if "dense_i" in params else nnx.LSTMCell
         return cell(width, size // 4, rngs=rngs)
 
-    graphdef, _, rest = nnx.split(nnx.eval_shape(make), nnx.Param, ...)
+    graphdef, *states = nnx.split(nnx.eval_shape(make), nnx.Param, ...)
     arrays = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), params)
-    module = nnx.merge(graphdef, arrays, rest)
+    module = nnx.merge(graphdef, arrays, *states[1:])
     return nnx.RNN(module) if layer.kind == "cell" else module
