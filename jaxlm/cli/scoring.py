@@ -1,17 +1,19 @@
-"""The commands that score what people wrote, or what machines heard: score, rescore."""
+"""The score and rescore commands."""
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxlm.cli.arguments import RunPath, TextOrInput
+from jaxlm.cli.arguments import Paths, RunPath, TextOrInput
 
 if TYPE_CHECKING:
     from jaxlm.inference.scoring import LineScore
+    from jaxlm.inference.unknown_words import UnknownWords
 
 Row = dict[str, int | float | str]
 
@@ -30,25 +32,34 @@ def score(
 
     Args:
       run: Run directory.
-      text: Text: plain, .gz or .xz, in UTF-8, one sentence a line; - for the standard input.
+      text: Text in UTF-8, plain or compressed, one sentence per line; - for the standard input.
       per_word: Print a line for each word: log-probability, surprisal, rank, and entropy of the distribution.
       carry: Read the lines as one text. Otherwise each line stands alone, between two line ends.
-      format: Table with a header (tsv), or a JSON object a line (jsonl).
+      format: Table with a header (tsv), or one JSON object per line (jsonl).
       unk_log_prob: Added to the log-probability of <unk> for each unknown word, in nats. To spread <unk> evenly over
         100,000 unseen words, give -11.5, minus the logarithm of their number.
       ignore_unk: Unknown words do not count. They remain in the context.
     """
     from jaxlm.data.text_files import read_lines
     from jaxlm.inference.scoring import score as score_lines
+    from jaxlm.inference.unknown_words import UnknownWords
     from jaxlm.runs.directory import load_model
 
     model, vocabulary, _ = load_model(run)
+    unknown = UnknownWords(vocabulary)
     lines = score_lines(
         model, vocabulary, read_lines(text), carry=carry, unk_log_prob=unk_log_prob, ignore_unk=ignore_unk
     )
-    numbered = enumerate(lines, start=1)
+    numbered = enumerate(unknown.count(lines), start=1)
     rows = (row for number, line in numbered for row in (_words(number, line) if per_word else [_line(number, line)]))
     _print_rows(rows, format)
+    _print_unknown(unknown)
+
+
+def _print_unknown(unknown: "UnknownWords") -> None:
+    if line := unknown.describe():
+        sys.stdout.flush()
+        print(line, file=sys.stderr)
 
 
 def _line(number: int, line: "LineScore") -> Row:
@@ -96,40 +107,48 @@ def rescore(
     nbest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="NBEST")],
     /,
     weight: float = 0.5,
-    costs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH [PATH ...]")] = (),
+    costs: Paths = (),
+    lm_costs: Paths = (),
+    acoustic_scale: float = 1.0,
     output: Literal["best", "list"] = "best",
     unk_log_prob: float = 0.0,
 ) -> None:
     """Choose the best of the hypotheses of a speech recognizer or a translation system.
 
-    Reads the forms of Kaldi (utterance-N words) and Moses (id ||| text ||| features ||| score). The total is
-    (1 - weight) * score + weight * log-probability.
+    Reads the forms of Kaldi (utterance-N words), Moses and Nematus (id ||| text ||| features ||| score), rnnlm
+    (id words) and SRILM. The total is acoustic scale * score + (1 - weight) * log-probability of the language model
+    that made the list + weight * log-probability of this one.
 
     Args:
       run: Run directory.
-      nbest: N-best list; - for the standard input. The hypotheses of an utterance stand together.
-      weight: Weight of the language model, from 0 to 1.
-      costs: Kaldi's tables (utterance-N cost), such as ac_cost and lm_cost. The score is minus their sum; without
-        them it is 0.
+      nbest: N-best list; - for the standard input. The hypotheses of an utterance are consecutive.
+      weight: Weight of this language model; from 0 to 1 if the other language model's costs are known.
+      costs: Kaldi's tables (utterance-N cost) of acoustic costs, such as ac_cost. The score is minus their sum;
+        without them it is 0.
+      lm_costs: Kaldi's tables of the language model that made the list, such as lm_cost.
+      acoustic_scale: Scale of the score: for Kaldi the inverse of its language model weight, 0.083 for 12.
       output: The best path of each utterance, or the list with the score added: a cost for each key for Kaldi, a
         feature and the total for Moses.
       unk_log_prob: Added to the log-probability of <unk> for each unknown word, in nats.
     """
     from jaxlm.data.text_files import read_lines
     from jaxlm.inference import nbest as forms
+    from jaxlm.inference.unknown_words import UnknownWords
     from jaxlm.runs.directory import load_model
 
     model, vocabulary, _ = load_model(run)
-    total: dict[str, float] | None = None
-    for path in costs:
-        table = forms.read_costs(read_lines(path), str(path))
-        total = table if total is None else {key: total[key] + table[key] for key in total.keys() & table.keys()}
+    tables = [
+        forms.add_costs(forms.read_costs(read_lines(path), str(path)) for path in paths) for paths in (costs, lm_costs)
+    ]
+    unknown = UnknownWords(vocabulary)
     hypotheses = forms.rescore(
         model,
         vocabulary,
-        forms.read_nbest(read_lines(nbest), str(nbest), total),
+        forms.read_nbest(read_lines(nbest), str(nbest), *tables),
         weight=weight,
+        acoustic_scale=acoustic_scale,
         unk_log_prob=unk_log_prob,
+        seen=unknown.count,
     )
     if output == "best":
         for hypothesis in forms.best_paths(hypotheses):
@@ -137,3 +156,4 @@ def rescore(
     else:
         for hypothesis in hypotheses:
             print(forms.format_scored(hypothesis))
+    _print_unknown(unknown)

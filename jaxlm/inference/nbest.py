@@ -1,19 +1,27 @@
-"""N-best lists of speech recognition and translation, in the forms of Kaldi and Moses, and their rescoring."""
+"""N-best lists of speech recognition and translation in the forms of several toolkits, and their rescoring."""
 
+import math
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError, require
-from jaxlm.inference.scoring import score
+from jaxlm.inference.scoring import LineScore, score
 from jaxlm.model.language_model import LanguageModel
 
 SEPARATOR = "|||"  # of Moses' fields
 FEATURE = "jaxlm="  # name of the log-probability among Moses' features
-KEY = re.compile(r"(.+)-(\d+)")  # of Kaldi: utterance and number
+KEY = re.compile(r"(.+)-([1-9]\d*)")  # of Kaldi: utterance and number
+SRILM_HEADER = "NBestList1.0"
+BYTELOG = 1024 / 10000.5  # nats in a unit of SRILM's first form
+LN10 = math.log(10)
+FORMS = (
+    "`utterance-N words` with N from 1 (Kaldi), `id words` (rnnlm), `id ||| text [||| features] [||| score]` (Moses,"
+    " Nematus), or SRILM's lists"
+)
 
 
 class Hypothesis(NamedTuple):
@@ -21,82 +29,162 @@ class Hypothesis(NamedTuple):
 
     group: str  # utterance or sentence that it belongs to
     text: str
-    score: float  # that the list gives it, the higher the better; 0 if the list has none
-    fields: tuple[str, ...]  # of Moses, as written; Kaldi's key alone
-    log_probability: float = 0.0  # of the language model, in nats
-    total: float = 0.0  # both, interpolated
+    score: float  # that the list gives it without its language model, the higher the better; 0 if the list has none
+    fields: tuple[str, ...]  # of Moses, as written; the key alone in other forms
+    lm_score: float = 0.0  # of the language model that made the list, in nats; 0 if it is not known
+    log_probability: float = 0.0  # of our language model, in nats
+    total: float = 0.0  # all together
 
     @property
     def is_moses(self) -> bool:
-        """Whether the line is in Moses' form."""
+        """Whether the line has Moses' separators."""
         return len(self.fields) > 1
 
 
-def read_nbest(lines: Iterable[str], name: str, costs: Mapping[str, float] | None = None) -> Iterator[Hypothesis]:
-    """Yields the hypotheses of an n-best list: `utterance-N words`, or `id ||| text ||| features ||| score`.
+Costs = Mapping[str, float]
+
+
+def read_nbest(
+    lines: Iterable[str], name: str, costs: Costs | None = None, lm_costs: Costs | None = None
+) -> Iterator[Hypothesis]:
+    """Yields the hypotheses of an n-best list. The first line tells its form.
 
     Args:
       lines: without line ends; empty ones are passed over.
-      name: of the list, to name in errors.
+      name: of the list, to name in errors, and as the only group of a list of SRILM.
       costs: of Kaldi's keys, negative log-probabilities; without them all scores are 0.
+      lm_costs: those of the language model that made the list.
 
     Raises:
-      InputError: a line has another form than the first one, or a wrong key or score; names the line.
+      InputError: a line has another form than the first one, a key that is wrong or comes twice, or a score that is
+        no number; names the line.
 
     >>> next(read_nbest(["utt7-1 it was the sea"], "list")).text
     'it was the sea'
     >>> next(read_nbest(["0 ||| it was ||| LM= -9 ||| -4.5"], "list")).score
     -4.5
     """
-    is_moses: bool | None = None
+    parse: Callable[[str], Hypothesis] | None = None
+    keys: set[str] = set()
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip() or line.strip() == SRILM_HEADER:
             continue
-        is_moses = SEPARATOR in line if is_moses is None else is_moses
         try:
-            yield _parse_moses(line) if is_moses else _parse_kaldi(line, costs)
-        except ValueError as error:
+            parse = parse or _parser(line, name, costs, lm_costs)
+            hypothesis = parse(line)
+            if KEY.fullmatch(hypothesis.fields[0]) and not hypothesis.is_moses:
+                if hypothesis.fields[0] in keys:
+                    raise InputError(f"each key once; {hypothesis.fields[0]} comes twice.")
+                keys.add(hypothesis.fields[0])
+            yield hypothesis
+        except InputError as error:
             raise InputError(f"{name}, line {number}: expected {error} Received: {line[:100]!r}.") from error
 
 
-def _parse_moses(line: str) -> Hypothesis:
-    fields = tuple(field.strip() for field in line.split(SEPARATOR))
-    if len(fields) < 4:
-        raise ValueError("`id ||| text ||| features ||| score`.")
+def _parser(line: str, name: str, costs: Costs | None, lm_costs: Costs | None) -> Callable[[str], Hypothesis]:
+    """Returns the function that reads lines of the form of the first one."""
+    first = line.split()
+    if SEPARATOR in line:
+        num_fields = min(len(line.split(SEPARATOR)), 4)
+        return lambda line: _parse_moses(line, num_fields)
+    if re.fullmatch(r"\(\S+\)", first[0]):
+        return lambda line: _parse_srilm_bytelogs(line, name)
+    if len(first) > 2 and first[2].isdigit() and _is_number(first[0]) and _is_number(first[1]):
+        if "." in first[0] + first[1]:
+            return lambda line: _parse_srilm(line, name)
+    if first[0].isdigit():
+        return _parse_rnnlm
+    return lambda line: _parse_kaldi(line, costs, lm_costs)
+
+
+def _is_number(text: str) -> bool:
     try:
-        return Hypothesis(fields[0], fields[1], float(fields[3]), fields)
+        return not math.isnan(float(text))
     except ValueError:
-        raise ValueError("a number in the fourth field of `id ||| text ||| features ||| score`.") from None
+        return False
 
 
-def _parse_kaldi(line: str, costs: Mapping[str, float] | None) -> Hypothesis:
+def _number(text: str, expected: str, worst: float = -math.inf) -> float:
+    """Returns a number that may be infinitely bad, and nothing else that is infinite or nan."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value) or value == -worst:
+        raise InputError(f"a number {expected}.")
+    return value
+
+
+def _parse_moses(line: str, num_fields: int) -> Hypothesis:
+    fields = tuple(field.strip() for field in line.split(SEPARATOR))
+    if num_fields < 2 or min(len(fields), 4) != num_fields:
+        raise InputError("`id ||| text [||| features] [||| score]`, with as many fields as in the first line.")
+    at = "in the fourth field of `id ||| text ||| features ||| score`"
+    if num_fields == 3:
+        at = "in the third field of `id ||| text ||| score`"
+    return Hypothesis(fields[0], fields[1], 0.0 if num_fields == 2 else _number(fields[num_fields - 1], at), fields)
+
+
+def _parse_srilm_bytelogs(line: str, name: str) -> Hypothesis:
+    number, *words = line.split()
+    if not re.fullmatch(r"\(\S+\)", number):
+        raise InputError("`(score) words`, as in the first line.")
+    return Hypothesis(name, " ".join(words), BYTELOG * _number(number[1:-1], "in brackets"), (name,))
+
+
+def _parse_srilm(line: str, name: str) -> Hypothesis:
+    acoustic, lm, *rest = [*line.split(), "", ""]
+    score, lm_score = (LN10 * _number(value, "in `acoustic lm N words`") for value in (acoustic, lm))
+    return Hypothesis(name, " ".join(rest[1:]).strip(), score, (name,), lm_score)
+
+
+def _parse_rnnlm(line: str) -> Hypothesis:
+    key, *words = line.split(maxsplit=1)
+    if not key.isdigit() or SEPARATOR in line:
+        raise InputError("`id words`, with a number for id, as in the first line.")
+    return Hypothesis(key, "".join(words).strip(), 0.0, (key,))
+
+
+def _parse_kaldi(line: str, costs: Costs | None, lm_costs: Costs | None) -> Hypothesis:
     key, *text = line.split(maxsplit=1)
     match = KEY.fullmatch(key)
-    if match is None or SEPARATOR in line:
-        raise ValueError("`utterance-N words`, with a number N.")
-    if costs is not None and key not in costs:
-        raise ValueError(f"a cost of {key} in `costs`.")
-    return Hypothesis(match[1], "".join(text).strip(), 0.0 if costs is None else -costs[key], (key,))
+    if match is None or SEPARATOR in line or line.startswith("{"):
+        raise InputError(f"{FORMS}; a transcript or JSON is no list.")
+    for name, table in (("costs", costs), ("lm_costs", lm_costs)):
+        if table is not None and key not in table:
+            raise InputError(f"a cost of {key} in `{name}`.")
+    score, lm_score = (0.0 if table is None else -table[key] for table in (costs, lm_costs))
+    return Hypothesis(match[1], "".join(text).strip(), score, (key,), lm_score)
 
 
 def read_costs(lines: Iterable[str], name: str) -> dict[str, float]:
-    """Reads a table of Kaldi, `utterance-N cost`, such as ac_cost or lm_cost.
+    """Reads a table of Kaldi, `utterance-N cost`, such as ac_cost or lm_cost. A cost may be infinite.
 
     Raises:
-      InputError: a line has another form; names it.
+      InputError: a line has another form, or a key that an earlier line has; names it.
     """
-    costs = {}
+    costs: dict[str, float] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            key, cost = line.split()
-            costs[key] = float(cost)
-        except ValueError as error:
-            raise InputError(
-                f"{name}, line {number}: expected `utterance-N cost`. Received: {line[:100]!r}."
-            ) from error
+            key, *values = line.split()
+            if len(values) != 1:
+                raise InputError("`utterance-N cost`.")
+            if key in costs:
+                raise InputError(f"each key once; {key} comes twice.")
+            costs[key] = _number(values[0], "after the key: `utterance-N cost`", worst=math.inf)
+        except InputError as error:
+            raise InputError(f"{name}, line {number}: expected {error} Received: {line[:100]!r}.") from error
     return costs
+
+
+def add_costs(tables: Iterable[Costs]) -> dict[str, float] | None:
+    """Adds tables of costs: a key must be in all of them to be in the result. Without tables, returns None."""
+    total: dict[str, float] | None = None
+    for table in tables:
+        total = dict(table) if total is None else {k: total[k] + table[k] for k in total.keys() & table.keys()}
+    return total
 
 
 def rescore(
@@ -105,23 +193,28 @@ def rescore(
     hypotheses: Iterable[Hypothesis],
     *,
     weight: float = 0.5,
+    acoustic_scale: float = 1.0,
     unk_log_prob: float = 0.0,
+    seen: Callable[[Iterator[LineScore]], Iterator[LineScore]] = iter,
 ) -> Iterator[Hypothesis]:
     """Yields hypotheses with the log-probability of the language model, and their new total.
 
-    total = (1 - weight) * score + weight * log_probability
+    total = acoustic_scale * score + (1 - weight) * lm_score + weight * log_probability
 
     Args:
       model: the language model.
       vocabulary: of the model.
       hypotheses: of `read_nbest`; any number of them takes the same memory.
-      weight: of the language model, from 0 to 1.
+      weight: of the language model. From 0 to 1 it interpolates with the language model that made the list.
+      acoustic_scale: of the list's own scores; Kaldi's, about 1/12, is the inverse of the language model weight.
       unk_log_prob: added for each unknown word, in nats, as in `jaxlm.score`.
+      seen: function that the line scores pass through, such as `UnknownWords.count`.
 
     Raises:
       InputError: an argument is out of range.
     """
-    require(0 <= weight <= 1, "weight", "a number from 0 to 1", weight)
+    require(0 <= weight < math.inf, "weight", "a number of at least 0", weight)
+    require(0 <= acoustic_scale < math.inf, "acoustic_scale", "a number of at least 0", acoustic_scale)
     waiting: deque[Hypothesis] = deque()  # read by `score`, but not scored yet
 
     def texts() -> Iterator[str]:
@@ -129,24 +222,37 @@ def rescore(
             waiting.append(hypothesis)
             yield hypothesis.text
 
-    for line in score(model, vocabulary, texts(), unk_log_prob=unk_log_prob):
+    for line in seen(score(model, vocabulary, texts(), unk_log_prob=unk_log_prob)):
         hypothesis = waiting.popleft()
-        total = (1 - weight) * hypothesis.score + weight * line.log_probability
+        require(weight <= 1 or not hypothesis.lm_score, "weight", "at most 1, with another language model", weight)
+        factors = (acoustic_scale, 1 - weight, weight)
+        values = (hypothesis.score, hypothesis.lm_score, line.log_probability)
+        # an infinite score that does not count is no nan
+        total = sum(factor * value for factor, value in zip(factors, values, strict=True) if factor and value)
         yield hypothesis._replace(log_probability=line.log_probability, total=total)
 
 
 def best_paths(hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
     """Yields the hypothesis of each group with the highest total; the first one of equals.
 
+    A number that Moses' ids skip is a sentence without hypotheses: it yields an empty one, so that lines stay aligned.
+
     Raises:
       InputError: the hypotheses of a group are not next to each other.
     """
-    seen = set()
+    seen: set[str] = set()
+    before: int | None = None
     for group, members in groupby(hypotheses, key=lambda hypothesis: hypothesis.group):
         if group in seen:
-            raise InputError(f"The hypotheses of {group!r} do not stand together; sort the n-best list.")
+            raise InputError(f"The hypotheses of {group!r} are not consecutive; sort the n-best list.")
         seen.add(group)
-        yield max(members, key=lambda hypothesis: hypothesis.total)
+        best = max(members, key=lambda hypothesis: hypothesis.total)
+        current = int(group) if best.is_moses and group.isdigit() else None
+        if before is not None and current is not None:
+            for missing in range(before + 1, current):
+                yield Hypothesis(str(missing), "", 0.0, (str(missing), ""))
+        before = current
+        yield best
 
 
 def format_best(hypothesis: Hypothesis) -> str:
@@ -166,6 +272,8 @@ def format_scored(hypothesis: Hypothesis) -> str:
     """
     if not hypothesis.is_moses:
         return f"{hypothesis.fields[0]} {-hypothesis.log_probability:.9g}"
-    group, text, features, _, *others = hypothesis.fields
-    features = f"{features} {FEATURE} {hypothesis.log_probability:.9g}".strip()
-    return f" {SEPARATOR} ".join([group, text, features, f"{hypothesis.total:.9g}", *others])
+    group, text, *others = hypothesis.fields
+    if len(others) < 2:  # no features: the total alone
+        return f" {SEPARATOR} ".join([group, text, f"{hypothesis.total:.9g}"])
+    features = f"{others[0]} {FEATURE} {hypothesis.log_probability:.9g}".strip()
+    return f" {SEPARATOR} ".join([group, text, features, f"{hypothesis.total:.9g}", *others[2:]])

@@ -128,6 +128,8 @@ def _scores(
 
 def _encode(vocabulary: Vocabulary, line: str) -> _Line:
     words = [word for word in vocabulary.tokenize(line) if word != "\n"]
+    if words[-1:] == [EOS]:  # it stands for the end of the line, which is added below
+        words.pop()
     ids = vocabulary.ids_of(words)
     unknown = ids == (-1 if vocabulary.unk is None else vocabulary.unk)
     if vocabulary.eos is None:

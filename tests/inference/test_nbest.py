@@ -16,20 +16,61 @@ MOSES = [
     "0 ||| the whale ||| LM0= -9.5 Distortion0= 0 ||| -4.5",
     "0 ||| the sea of ||| LM0= -7 ||| -4.25 ||| 0-0 1-1",
     "0 |||  ||| LM0= -7 ||| -99",
-    "17 ||| ship zebra |||  ||| 1e1",
-    "17 ||| and the whale ||| LM0= -1 ||| 9",
+    "1 ||| ship zebra |||  ||| 1e1",
+    "1 ||| and the whale ||| LM0= -1 ||| 9",
 ]
 BAD = [
     (KALDI + ["nonumber words"], "list, line 6: expected `utterance-N words`"),
     (KALDI + MOSES, "list, line 6: expected `utterance-N words`"),
     (MOSES + KALDI, "list, line 6: expected `id"),
     (MOSES[:2] + ["0 ||| a ||| b ||| high"], "list, line 3: expected a number in the fourth field"),
-    (["0 ||| a ||| 3"], "list, line 1: expected `id"),
+    (["0 ||| a ||| b ||| nan"], "list, line 1: expected a number in the fourth field"),
+    (["0 ||| a ||| b ||| inf"], "list, line 1: expected a number in the fourth field"),
+    (["0 ||| a ||| high"], "list, line 1: expected a number in the third field"),
+    (["a-1 the", "a-1 sea"], "list, line 2: expected each key once; a-1"),
+    (["1089-134686-0000 the sea", "1089-134686-0001 a ship"], "a transcript or JSON is no list"),
+    (['{"utts": {"u1": 3}}'], "a transcript or JSON is no list"),
+    (["1 the dog", "u-1 the"], "list, line 2: expected `id words`"),
+    (["NBestList1.0", "(-12) the", "the"], "list, line 3: expected `\\(score\\) words`"),
+    (["-1.5 -2 1 the", "-1.5 nan 1 the"], "list, line 2: expected a number"),
+]
+OTHER_FORMS = [  # lines, scores, scores of the language model, texts
+    (["0 ||| the dog ||| -3.5", "0 ||| a ||| -inf"], [-3.5, -np.inf], [0, 0], ["the dog", "a"]),
+    (["1 ||| the dog .", "1 ||| a"], [0, 0], [0, 0], ["the dog .", "a"]),
+    (["1 the dog", "1 ", "2 a"], [0, 0, 0], [0, 0, 0], ["the dog", "", "a"]),
+    (["NBestList1.0", "(-10000.5) the dog"], [-1024], [0], ["the dog"]),
+    (["-1250.5 -12.25 2 the dog"], [-1250.5 * np.log(10)], [-12.25 * np.log(10)], ["the dog"]),
 ]
 
 
+@pytest.mark.parametrize(("lines", "scores", "lm_scores", "texts"), OTHER_FORMS)
+def test_lists_of_other_toolkits(lines, scores, lm_scores, texts):
+    found = list(read_nbest(lines, "list"))
+    assert [hypothesis.text for hypothesis in found] == texts
+    np.testing.assert_allclose([hypothesis.score for hypothesis in found], scores)
+    np.testing.assert_allclose([hypothesis.lm_score for hypothesis in found], lm_scores)
+
+
+def test_the_weight_interpolates_language_models_and_the_scale_is_that_of_acoustic_costs(run_dir):
+    model, vocabulary, _ = load_model(run_dir)
+    costs, lm_costs = {"a-1": 120.0, "a-2": np.inf}, {"a-1": 9.0, "a-2": 2.0}
+    given = list(read_nbest(["a-1 the whale", "a-2 the"], "list", costs, lm_costs))
+    first, second = rescore(model, vocabulary, given, weight=0.3, acoustic_scale=1 / 12)
+    np.testing.assert_allclose(first.total, -10 - 0.7 * 9 + 0.3 * first.log_probability)
+    assert second.total == -np.inf
+    (_, free) = rescore(model, vocabulary, given, weight=1, acoustic_scale=0)
+    np.testing.assert_allclose(free.total, free.log_probability)
+    with pytest.raises(InputError, match="weight"):
+        list(rescore(model, vocabulary, given, weight=1.5))
+
+
+def test_ids_that_moses_skips_are_empty_lines():
+    found = best_paths(read_nbest(["0 ||| a ||| ||| 1", "3 ||| b ||| ||| 1", "4 ||| c ||| ||| 1"], "list"))
+    assert [format_best(hypothesis) for hypothesis in found] == ["a", "", "", "b", "c"]
+
+
 def totals(scores: list[float], log_probabilities: list[float], weight: float) -> list[float]:
-    return [(1 - weight) * own + weight * other for own, other in zip(scores, log_probabilities, strict=True)]
+    return [own + weight * other for own, other in zip(scores, log_probabilities, strict=True)]
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
@@ -71,12 +112,17 @@ def test_a_bad_line_is_named(lines, message):
 def test_costs_are_complete_numbers():
     with pytest.raises(InputError, match="costs, line 2: expected `utterance-N cost`"):
         read_costs(["a-1 3", "a-2"], "costs")
+    for bad in ("nan", "-inf", "x"):
+        with pytest.raises(InputError, match="costs, line 1: expected a number"):
+            read_costs([f"a-1 {bad}"], "costs")
+    with pytest.raises(InputError, match="costs, line 3: expected each key once"):
+        read_costs(["a-1 3", "a-2 inf", "a-1 4"], "costs")
     with pytest.raises(InputError, match="list, line 2: expected a cost of a-b-2"):
         list(read_nbest(KALDI, "list", {"a-b-1": 1.0}))
 
 
-def test_hypotheses_that_do_not_stand_together_are_refused():
-    with pytest.raises(InputError, match="'a' do not stand together"):
+def test_hypotheses_that_are_not_consecutive_are_refused():
+    with pytest.raises(InputError, match="'a' are not consecutive"):
         list(best_paths(read_nbest(["a-1 x", "b-1 y", "a-2 z"], "list")))
 
 
@@ -93,5 +139,5 @@ def test_the_command_prints_the_best_or_all(run_dir, tmp_path, capsys):
     assert run([*arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "nbest, line 6" in error and error.count("\n") == 1
-    assert run([*arguments, "--weight", "2"]) == 2
+    assert run([*arguments, "--weight", "-2"]) == 2
     assert "Invalid --weight" in capsys.readouterr().err
