@@ -9,13 +9,13 @@ import tyro
 from jaxlm.cli.arguments import OptionalPath, RunPath, require_given_once
 from jaxlm.cli.command_line import enable_compilation_cache, run_command, show_messages
 from jaxlm.cli.generation import generate, neighbors, next_words
-from jaxlm.cli.scoring import rescore, score
+from jaxlm.cli.scoring import compare, rescore, score
 from jaxlm.cli.supervision import CHILD, run_supervised, supervise
 from jaxlm.cli.training import doctor, evaluate, prepare, report, resume, train
 
 __all__ = ["OptionalPath", "RunPath", "main", "run", "run_command", "show_messages"]
 
-COMMANDS = (prepare, train, resume, evaluate, score, rescore, generate, next_words, neighbors, report, doctor)
+COMMANDS = (prepare, train, resume, evaluate, score, compare, rescore, generate, next_words, neighbors, report, doctor)
 SEVERAL_VALUES = ("--valid", "--test", "--drop", "--costs", "--lm-costs")  # options
 
 app = tyro.extras.SubcommandApp()

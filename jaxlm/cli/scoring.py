@@ -1,15 +1,19 @@
-"""The score and rescore commands."""
+"""The score, compare and rescore commands."""
 
+import csv
+import io
 import json
 import math
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxlm.cli.arguments import Paths, RunPath, TextOrInput
+from jaxlm.cli.arguments import OptionalPath, Paths, RunPath, TextOrInput
+from jaxlm.errors import require
 
 if TYPE_CHECKING:
     from jaxlm.inference.scoring import LineScore
@@ -23,6 +27,7 @@ def score(
     text: TextOrInput = Path("-"),
     /,
     per_word: bool = False,
+    by_word: bool = False,
     carry: bool = False,
     format: Literal["tsv", "jsonl"] = "tsv",
     unk_log_prob: float = 0.0,
@@ -34,6 +39,7 @@ def score(
       run: Run directory.
       text: Text in UTF-8, plain or compressed, one sentence per line; - for the standard input.
       per_word: Print a line for each word: log-probability, surprisal, rank, and entropy of the distribution.
+      by_word: Print a line for each word between blanks, with the sum over its parts: "don't" and "end." are one each.
       carry: Read the lines as one text. Otherwise each line stands alone, between two line ends.
       format: Table with a header (tsv), or one JSON object per line (jsonl).
       unk_log_prob: Added to the log-probability of <unk> for each unknown word, in nats. To spread <unk> evenly over
@@ -50,9 +56,10 @@ def score(
     lines = score_lines(
         model, vocabulary, read_lines(text), carry=carry, unk_log_prob=unk_log_prob, ignore_unk=ignore_unk
     )
+    require(not (per_word and by_word), "by_word", "no `per_word` beside it", by_word)
+    rows_of = _regions if by_word else _words if per_word else _line
     numbered = enumerate(unknown.count(lines), start=1)
-    rows = (row for number, line in numbered for row in (_words(number, line) if per_word else [_line(number, line)]))
-    _print_rows(rows, format)
+    _print_rows((row for number, line in numbered for row in rows_of(number, line)), format)
     _print_unknown(unknown)
 
 
@@ -62,8 +69,8 @@ def _print_unknown(unknown: "UnknownWords") -> None:
         print(line, file=sys.stderr)
 
 
-def _line(number: int, line: "LineScore") -> Row:
-    return {
+def _line(number: int, line: "LineScore") -> Iterator[Row]:
+    yield {
         "line": number,
         "log_probability": line.log_probability,
         "words": line.num_words,
@@ -74,7 +81,7 @@ def _line(number: int, line: "LineScore") -> Row:
 
 def _words(number: int, line: "LineScore") -> Iterator[Row]:
     for position, values in enumerate(zip(*line, strict=True), start=1):
-        word, unknown, log_probability, rank, entropy = values
+        word, unknown, log_probability, rank, entropy, region = values
         yield {
             "line": number,
             "position": position,
@@ -84,11 +91,29 @@ def _words(number: int, line: "LineScore") -> Iterator[Row]:
             "surprisal_bits": float(-log_probability / math.log(2)),
             "rank": int(rank),
             "entropy_bits": float(entropy / math.log(2)),
+            "region": int(region),
+        }
+
+
+def _regions(number: int, line: "LineScore") -> Iterator[Row]:
+    """Yields a row for each word between blanks, its parts joined: their surprisals add up."""
+    for region, members in groupby(range(len(line.words)), key=lambda n: line.regions[n]):
+        parts = list(members)
+        log_probability = float(line.log_probabilities[parts].sum())
+        yield {
+            "line": number,
+            "region": int(region),
+            "word": "".join(line.words[n] for n in parts),
+            "parts": " ".join(line.words[n] for n in parts),
+            "unknown": int(line.unknown[parts].sum()),
+            "log_probability": log_probability,
+            "surprisal_bits": -log_probability / math.log(2),
         }
 
 
 def _print_rows(rows: Iterable[Row], format: Literal["tsv", "jsonl"]) -> None:
-    """Prints rows as they come: numbers with 9 digits, no number as nan or null."""
+    """Prints rows as they come: numbers with 9 digits, no number as nan or null, quotes doubled as in CSV."""
+    writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
     for n, row in enumerate(rows):
         if format == "jsonl":
             finite = {
@@ -98,8 +123,56 @@ def _print_rows(rows: Iterable[Row], format: Literal["tsv", "jsonl"]) -> None:
             print(json.dumps(finite, ensure_ascii=False))
             continue
         if n == 0:
-            print(*row, sep="\t")
-        print(*(f"{v:.9g}" if isinstance(v, float) else " ".join(str(v).split()) for v in row.values()), sep="\t")
+            writer.writerow(row)
+        writer.writerow(f"{v:.9g}" if isinstance(v, float) else " ".join(str(v).split()) for v in row.values())
+
+
+def compare(
+    run: RunPath,
+    pairs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PAIRS")],
+    /,
+    failed: OptionalPath = None,
+    unk_log_prob: float = 0.0,
+) -> None:
+    """Print the accuracy over minimal pairs of an acceptable and an unacceptable sentence, by group.
+
+    Args:
+      run: Run directory.
+      pairs: JSON lines with sentence_good and sentence_bad (BLiMP), or two columns divided by tabs; - for the standard
+        input. A UID or a third column is the group.
+      failed: File to write with the pairs whose unacceptable sentence is at least as likely, as a table.
+      unk_log_prob: Added to the log-probability of <unk> for each unknown word, in nats.
+    """
+    from jaxlm.data.text_files import read_lines
+    from jaxlm.files import write_text
+    from jaxlm.inference.minimal_pairs import accuracies, read_pairs, score_pairs
+    from jaxlm.inference.unknown_words import UnknownWords
+    from jaxlm.runs.directory import load_model
+
+    model, vocabulary, _ = load_model(run)
+    unknown = UnknownWords(vocabulary)
+    given = read_pairs(read_lines(pairs), str(pairs))
+    scored = list(score_pairs(model, vocabulary, given, unk_log_prob=unk_log_prob, seen=unknown.count))
+    rows: list[Row] = []
+    for group in accuracies(scored):
+        low, high = group.interval
+        rows.append(
+            {
+                "group": group.group,
+                "pairs": group.pairs,
+                "accuracy": group.accuracy,
+                "low_95": low,
+                "high_95": high,
+            }
+        )
+    _print_rows(rows, "tsv")
+    if failed:
+        file = io.StringIO()
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["group", "sentence_good", "sentence_bad", "log_probability_good", "log_probability_bad"])
+        writer.writerows([pair.group, pair.good, pair.bad, *pair[3:5]] for pair in scored if not pair.is_right)
+        write_text(failed, file.getvalue())
+    _print_unknown(unknown)
 
 
 def rescore(

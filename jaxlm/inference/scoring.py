@@ -1,6 +1,7 @@
 """Scores of lines of text: exact log-probabilities of words, with their ranks and the entropies around them."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -13,16 +14,18 @@ from jaxlm.model.language_model import LanguageModel
 
 WINDOW = 16  # batches of words looked at together, so that lines of one length lie side by side
 MAX_LINES = 4096  # in a window
+BLANKS = re.compile("[ \t\n\r\f\v]+")
 
 
 class LineScore(NamedTuple):
-    """What a model says of the words of a line. A word that does not count has NaN, and rank 0."""
+    """Scores of the words of a line. A word that does not count has NaN, and rank 0."""
 
     words: list[str]  # of the line, with `<eos>` at its end
     unknown: np.ndarray  # [N] bool, whether the vocabulary lacks the word
     log_probabilities: np.ndarray  # [N] float64, in nats
     ranks: np.ndarray  # [N] int64, 1 for the most likely word
     entropies: np.ndarray  # [N] float64, of the distribution that the word was drawn from, in nats
+    regions: np.ndarray  # [N] int64, from 1: the number, between blanks, of the part of the line that has the word
 
     @property
     def log_probability(self) -> float:
@@ -50,12 +53,13 @@ class _Line(NamedTuple):
     words: list[str]
     ids: np.ndarray  # [N] int32, -1 for words that the vocabulary has no id for
     unknown: np.ndarray  # [N] bool
+    regions: np.ndarray  # [N] int64
 
 
 def score(
     model: LanguageModel,
     vocabulary: Vocabulary,
-    lines: Iterable[str],
+    lines: str | Iterable[str],
     *,
     carry: bool = False,
     unk_log_prob: float = 0.0,
@@ -70,7 +74,7 @@ def score(
     Args:
       model: the language model.
       vocabulary: of the model.
-      lines: texts without line ends.
+      lines: one or several texts without line ends.
       carry: whether the lines are one text; otherwise each starts from the zero state.
       unk_log_prob: added to the log-probability of `<unk>` for each unknown word, in nats: log of the share of it
         that one word has, such as -log(number of unseen words).
@@ -98,6 +102,7 @@ def score(
     require(len(vocabulary) == size, "vocabulary", f"{size} words, as the model has", len(vocabulary))
     require(unk_log_prob <= 0, "unk_log_prob", "a log-probability, at most 0", unk_log_prob)
     require(batch_words >= 1, "batch_words", "at least 1", batch_words)
+    lines = [lines] if isinstance(lines, str) else lines
     return _scores(Reader(model, batch_words), vocabulary, lines, carry, unk_log_prob, ignore_unk)
 
 
@@ -126,15 +131,29 @@ def _scores(
             yield _line_score(line, [result[begin:end] for result in results])
 
 
+def regions_of(vocabulary: Vocabulary, line: str) -> list[tuple[str, list[str]]]:
+    """Returns the parts of a line between blanks, each with its words.
+
+    >>> regions_of(Vocabulary(("the",), None, "words"), "don't  go.")
+    [("don't", ['don', "'", 't']), ('go.', ['go', '.'])]
+    """
+    parts = [part for part in BLANKS.split(line) if part]
+    return [(part, [word for word in vocabulary.tokenize(part) if word != "\n"]) for part in parts]
+
+
 def _encode(vocabulary: Vocabulary, line: str) -> _Line:
-    words = [word for word in vocabulary.tokenize(line) if word != "\n"]
+    parts = regions_of(vocabulary, line)
+    words = [word for _, inner in parts for word in inner]
+    regions = [number for number, (_, inner) in enumerate(parts, start=1) for _ in inner]
     if words[-1:] == [EOS]:  # it stands for the end of the line, which is added below
         words.pop()
+        regions.pop()
     ids = vocabulary.ids_of(words)
     unknown = ids == (-1 if vocabulary.unk is None else vocabulary.unk)
-    if vocabulary.eos is None:
-        return _Line(words, ids, unknown)
-    return _Line([*words, EOS], np.append(ids, np.int32(vocabulary.eos)), np.append(unknown, False))
+    if vocabulary.eos is not None:
+        words, regions = [*words, EOS], [*regions, len(parts) + 1]
+        ids, unknown = np.append(ids, np.int32(vocabulary.eos)), np.append(unknown, False)
+    return _Line(words, ids, unknown, np.array(regions, np.int64))
 
 
 def _windows(lines: Iterator[_Line], batch_words: int) -> Iterator[list[_Line]]:
@@ -155,7 +174,8 @@ def _line_score(line: _Line, results: list[np.ndarray]) -> LineScore:
     log_probabilities, ranks, entropies = results
     counts = ~np.isnan(log_probabilities)
     where = np.flatnonzero(line.ids >= 0)[counts]
-    score = LineScore(line.words, line.unknown, *(np.full(line.ids.size, fill) for fill in (np.nan, 0, np.nan)))
-    for values, found in zip(score[2:], (log_probabilities, ranks, entropies), strict=True):
+    filled = [np.full(line.ids.size, fill) for fill in (np.nan, 0, np.nan)]
+    score = LineScore(line.words, line.unknown, filled[0], filled[1], filled[2], line.regions)
+    for values, found in zip(filled, (log_probabilities, ranks, entropies), strict=True):
         values[where] = found[counts]
     return score

@@ -1,5 +1,6 @@
 """Scores of lines: the numbers of full logits and of `evaluate`, however the lines are cut into batches."""
 
+import csv
 import gzip
 import io
 import json
@@ -19,6 +20,7 @@ from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
 from jaxlm.inference.perplexity import evaluate
 from jaxlm.inference.scoring import score
+from jaxlm.inference.unknown_words import UnknownWords
 from jaxlm.runs.directory import load_model
 
 WORDS = ("the", "<eos>", "<unk>", ",", "whale", "sea", "of", "and", "ship", "a", "it", "was", "in", "x", "y", "z")
@@ -101,6 +103,61 @@ def test_unknown_words_share_unk_or_do_not_count():
     assert plain.num_unknown == shared.num_unknown == ignored.num_unknown == 2
 
 
+def test_one_text_is_a_sequence_of_one():
+    model, vocabulary = make()
+    (line,) = score(model, vocabulary, "the sea")
+    assert line.words == ["the", "sea", "<eos>"]
+    (same,) = score(model, vocabulary, ["the sea <eos>"])
+    assert same.words == line.words and same.log_probability == line.log_probability
+
+
+def test_parts_of_words_add_up_to_words_between_blanks(tmp_path, run_dir, capsys):
+    model, vocabulary = make()
+    (line,) = score(model, vocabulary, ["\tThe dog, didn't  see\u00a0it."])
+    assert line.words == ["The", "dog", ",", "didn", "'", "t", "see", "it", ".", "<eos>"]
+    assert line.regions.tolist() == [1, 2, 2, 3, 3, 3, 4, 4, 4, 5]
+    (tmp_path / "s").write_text('don\'t, the "NA" null\n\nthe sea.\n')
+    _, parts, _ = command(capsys, "score", run_dir, tmp_path / "s", "--per-word", "--format", "jsonl")
+    _, table, _ = command(capsys, "score", run_dir, tmp_path / "s", "--by-word")
+    rows = list(csv.DictReader(table, delimiter="\t"))
+    words = ["don't,", "the", '"NA"', "null", "<eos>", "<eos>", "the", "sea.", "<eos>"]
+    assert [row["word"] for row in rows] == words and rows[0]["parts"] == "don ' t ,"
+    assert [row["region"] for row in rows] == list("123451123")
+    for row in rows:
+        place = int(row["line"]), int(row["region"])
+        members = [part for part in map(json.loads, parts) if (part["line"], part["region"]) == place]
+        total = sum(part["surprisal_bits"] for part in members)
+        np.testing.assert_allclose(float(row["surprisal_bits"]), total, rtol=1e-6)
+        assert row["parts"].split() == [part["word"] for part in members]
+    assert command(capsys, "score", run_dir, tmp_path / "s", "--by-word", "--per-word")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["THE WHALE OF THE SEA"], "lower-case the text"),
+        (["12 4 88", "7"], "replace ids by words"),
+        (['{"sentence_good": "the sea", "sentence_bad": "sea the"}'], "jaxlm compare"),
+        (["<s> </s>"], "markers of another toolkit"),
+        (["un@@ known"], "language"),
+        (["Der Wal und das Meer"], "another language"),
+    ],
+)
+def test_many_unknown_words_have_a_likely_reason(lines, reason):
+    model, vocabulary = make()
+    unknown = UnknownWords(vocabulary)
+    list(unknown.count(score(model, vocabulary, lines)))
+    assert reason in unknown.describe() and unknown.describe().startswith("WARNING")
+
+
+def test_few_unknown_words_are_counted():
+    model, vocabulary = make()
+    unknown = UnknownWords(vocabulary)
+    list(unknown.count(score(model, vocabulary, ["the whale of the zebra", "the sea of it"])))
+    assert unknown.describe() == "1 of 9 words (11.1%) are not in the vocabulary"
+    assert UnknownWords(vocabulary).describe() is None
+
+
 def test_lines_are_read_as_they_are_needed():
     model, vocabulary = make()
     read = []
@@ -153,7 +210,7 @@ def test_score_prints_tables(run_dir, tmp_path, capsys):
     np.testing.assert_allclose(objects[1]["surprisal_bits"], -expected[0].log_probabilities[1] / math.log(2), rtol=1e-6)
     assert objects[8]["unknown"] == 1 and objects[1]["rank"] == expected[0].ranks[1]
     _, rows, _ = command(capsys, "score", run_dir, tmp_path / "text", "--per-word", "--ignore-unk")
-    assert rows[9].split("\t")[4:] == ["nan", "nan", "0", "nan"]
+    assert rows[9].split("\t")[4:] == ["nan", "nan", "0", "nan", "2"]
 
 
 @pytest.mark.parametrize("form", ["file", "stdin"])
