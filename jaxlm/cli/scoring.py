@@ -185,6 +185,7 @@ def rescore(
     acoustic_scale: float = 1.0,
     output: Literal["best", "list"] = "best",
     unk_log_prob: float = 0.0,
+    tune: OptionalPath = None,
 ) -> None:
     """Choose the best of the hypotheses of a speech recognizer or a translation system.
 
@@ -203,6 +204,8 @@ def rescore(
       output: The best path of each utterance, or the list with the score added: a cost for each key for Kaldi, a
         feature and the total for Moses.
       unk_log_prob: Added to the log-probability of <unk> for each unknown word, in nats.
+      tune: Right texts of a development list (utterance words, or one per line for ids from 0). Prints the weight and
+        the acoustic scale with the lowest word error rate instead.
     """
     from jaxlm.data.text_files import read_lines
     from jaxlm.inference import nbest as forms
@@ -223,7 +226,17 @@ def rescore(
         unk_log_prob=unk_log_prob,
         seen=unknown.count,
     )
-    if output == "best":
+    if tune:
+        from jaxlm.inference.tuning import read_references
+        from jaxlm.inference.tuning import tune as best_settings
+
+        scored = list(hypotheses)
+        best = best_settings(scored, read_references(read_lines(tune), by_line=bool(scored) and scored[0].is_moses))
+        print(
+            f"--weight {best.weight:g} --acoustic-scale {best.acoustic_scale:g}: word error rate"
+            f" {best.word_error_rate:.2%}"
+        )
+    elif output == "best":
         for hypothesis in forms.best_paths(hypotheses):
             print(forms.format_best(hypothesis))
     else:

@@ -225,11 +225,15 @@ def rescore(
     for line in seen(score(model, vocabulary, texts(), unk_log_prob=unk_log_prob)):
         hypothesis = waiting.popleft()
         require(weight <= 1 or not hypothesis.lm_score, "weight", "at most 1, with another language model", weight)
-        factors = (acoustic_scale, 1 - weight, weight)
-        values = (hypothesis.score, hypothesis.lm_score, line.log_probability)
-        # an infinite score that does not count is no nan
-        total = sum(factor * value for factor, value in zip(factors, values, strict=True) if factor and value)
-        yield hypothesis._replace(log_probability=line.log_probability, total=total)
+        hypothesis = hypothesis._replace(log_probability=line.log_probability)
+        yield hypothesis._replace(total=total_score(hypothesis, weight, acoustic_scale))
+
+
+def total_score(hypothesis: Hypothesis, weight: float, acoustic_scale: float) -> float:
+    """Returns the total of `rescore`. What has a factor of 0 does not count, infinite or not."""
+    factors = (acoustic_scale, 1 - weight, weight)
+    values = (hypothesis.score, hypothesis.lm_score, hypothesis.log_probability)
+    return sum(factor * value for factor, value in zip(factors, values, strict=True) if factor and value)
 
 
 def best_paths(hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
