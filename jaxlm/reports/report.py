@@ -88,7 +88,7 @@ def _load(path: Path, name: str, max_tokens: int) -> ReportedRun:
     return ReportedRun(name, model, vocabulary, config, read_metrics(path), corpus, scored)
 
 
-def _differences(runs: Sequence[ReportedRun]) -> str:
+def differences(runs: Sequence[ReportedRun]) -> str:
     """Returns why the perplexities of runs do not compare; "" if they do."""
     vocabularies = {run.vocabulary.checksum for run in runs}
     texts = {run.config.fingerprints["valid"] for run in runs if "valid" in run.config.fingerprints}
@@ -125,10 +125,10 @@ def _summary(runs: Sequence[ReportedRun]) -> str:
             add(f"words of the {part} text", None if tokens is None else int(tokens.size))
             unknown = None if tokens is None else f"{oov_rate(tokens, run.vocabulary):.2%}"
             add(f"unknown in the {part} text", unknown)
-    differences = _differences(runs)
-    if differences:
-        logger.warning(differences)
-    remark = [paragraph(differences)] if differences else []
+    warning = differences(runs)
+    if warning:
+        logger.warning(warning)
+    remark = [paragraph(warning)] if warning else []
     return section("Result", *remark, _columns("Perplexity, and the text it was reached with", runs, rows))
 
 

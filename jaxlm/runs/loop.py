@@ -24,6 +24,7 @@ from jaxlm.parallel.processes import Decision, Decisions, require_same
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.deferred_losses import DeferredLosses
 from jaxlm.runs.directory import RunConfig, corpus_of_run, load_config
+from jaxlm.runs.doctor import slow_jax
 from jaxlm.runs.glibc import return_freed_memory
 from jaxlm.runs.memory import require_memory
 from jaxlm.runs.opening import locked_run, with_dtype_of_run
@@ -93,6 +94,8 @@ def train(
 
     abstract = jax.eval_shape(create)  # raises what creating it would, before anything is written
     require_memory(model_config, train_config, mesh)
+    if slow_jax():
+        logger.info(slow_jax())
     with locked_run(directory, config, corpus.vocabulary) as config:
         checkpoints = Checkpoints(directory)
         step, state, resumed = starting_state(checkpoints, abstract, corpus, model_config, mesh)

@@ -1,5 +1,6 @@
 """The commands as a user calls them: the whole path, and one clear line for each kind of bad input."""
 
+import io
 import logging
 import os
 import platform
@@ -12,7 +13,7 @@ import pytest
 from flax import nnx
 from helpers import rewrite_json
 
-from jaxlm.cli import run
+from jaxlm.cli import run, run_command
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import load_config, save_config
 from jaxlm.runs.metrics import read_metrics
@@ -249,3 +250,42 @@ def test_an_untrained_import_asks_for_a_corpus(run_dir, tmp_path, capsys):
     assert "name one with --data" in error_line(capsys)
     assert jaxlm("resume", run) == 2
     assert "begin with `jaxlm train`" in error_line(capsys)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 99999999999999999999])
+@pytest.mark.parametrize("command", [["generate", "--num-words", 1], ["report"], ["train"]])
+def test_a_seed_out_of_range_is_one_line(corpus_dir, run_dir, tmp_path, capsys, command, seed):
+    name, *flags = command
+    arguments = [corpus_dir, "--out", tmp_path / "run"] if name == "train" else [run_dir]
+    assert jaxlm(name, *arguments, *flags, f"--seed={seed}") == 2
+    assert "Invalid --seed: expected an integer from 0 to 4294967295" in error_line(capsys)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_characters_that_the_terminal_lacks_are_replaced(monkeypatch, encoding):
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", output)
+    assert run_command(lambda: print("the 船 \udcff")) == 0
+    assert output.buffer.getvalue() == b"the ? ?\n"
+
+
+def test_a_corpus_that_was_moved_is_named_with_data(run_dir, corpus_dir, tmp_path, capsys):
+    shutil.copytree(run_dir, tmp_path / "run")
+    shutil.copytree(corpus_dir, tmp_path / "moved")
+    rewrite_json(tmp_path / "run" / "config.json", '"data": "/', '"data": "/nowhere/')
+    assert jaxlm("resume", tmp_path / "run", "--steps", 61) == 2
+    assert "if it was moved, name it with --data" in error_line(capsys)
+    assert jaxlm("resume", tmp_path / "run", "--steps", 61, "--data", tmp_path / "moved") == 0
+    assert load_config(tmp_path / "run").data == str(tmp_path / "moved")
+
+
+@pytest.mark.parametrize("command", ["prepare", "train"])
+def test_an_output_directory_may_exist_if_it_is_empty(text_file, corpus_dir, tmp_path, capsys, command):
+    flags = ["--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4, "--eval-tokens", 100, "--steps", 2]
+    arguments = [text_file] if command == "prepare" else [corpus_dir, *flags]
+    (tmp_path / "empty").mkdir()
+    assert jaxlm(command, *arguments, "--out", tmp_path / "empty") == 0
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter").write_text("dear")
+    assert jaxlm(command, *arguments, "--out", tmp_path / "full") == 2
+    assert "empty" in error_line(capsys)

@@ -4,6 +4,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from jaxlm.cli import run
 from jaxlm.config import TrainConfig
 from jaxlm.inference.perplexity import evaluate
 from jaxlm.reports.frequency_bands import frequency_bands, inclusion_probabilities
-from jaxlm.reports.report import write_report
+from jaxlm.reports.report import ReportedRun, differences, write_report
 from jaxlm.reports.word_sections import score_text
-from jaxlm.runs.directory import load_model
+from jaxlm.runs.directory import RunConfig, load_model
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -130,3 +131,22 @@ def test_a_run_without_its_corpus_still_has_a_report(run_dir, tmp_path, capsys):
 def test_bad_runs_are_one_line(tmp_path, capsys):
     assert run(["report", str(tmp_path)]) == 2
     assert "is not a run directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "differ"),
+    [
+        ({}, ""),
+        ({"valid": "9 words, 0"}, "validation texts"),
+        ({"vocabulary.json": "0"}, "vocabularies"),
+        ({"vocabulary.json": "0", "valid": "9 words, 0"}, "vocabularies and validation texts"),
+    ],
+)
+def test_runs_whose_perplexities_do_not_compare_are_named(change, differ):
+    def reported(fingerprints: dict[str, str]) -> ReportedRun:
+        vocabulary = SimpleNamespace(checksum=fingerprints["vocabulary.json"])
+        return ReportedRun("run", None, vocabulary, RunConfig(None, fingerprints=fingerprints), [], None, None)
+
+    before = {"vocabulary.json": "1", "valid": "8 words, 1"}
+    expected = f"The perplexities of these runs do not compare: their {differ} differ." if differ else ""
+    assert differences([reported(before), reported(before | change)]) == expected
