@@ -38,9 +38,9 @@ def read_source(path: Path) -> Source:
         raise InputError(f"{path} does not exist; expected a Keras model to read.")
     name = format_of(path)
     if name == "savedmodel":
-        from convert.formats import saved_model
+        from convert.formats import saved_model_weights
 
-        model, assumed, ignored = saved_model.read_model(path)
+        model, assumed, ignored = saved_model_weights.read_model(path)
         return Source(model, load_predictor(path), None, assumed, ignored, {})
     if name not in ("keras", "h5", "weights.h5"):
         raise InputError(f"{path} cannot be imported: expected .keras, .h5, .weights.h5 or a SavedModel directory.")

@@ -1,38 +1,24 @@
 """TensorFlow SavedModel directories. They take ids or plain strings, and need only TensorFlow."""
 
-import dataclasses
-import itertools
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from convert.checks.comparison import compare, precomputed
 from convert.checks.predictor import (
     Predictions,
     Predictor,
-    language_model_predictor,
     log_probabilities,
     result_and_states,
     step_predictor,
 )
-from convert.errors import library_errors
 from convert.formats.tf_network import Network
 from convert.formats.tf_tokenizer import TfTokenizer
-from convert.keras_models.json_config import layers_of_json
-from convert.keras_models.supported_layers import Structure, read_structure
 from convert.options import DEFAULT_OPTIONS, ExportOptions
-from convert.weights.cudnn import as_lstm_arrays
 from convert.weights.run_model import RunModel
-from convert.weights.table import chain_config, language_model_weights, model_from_keras_arrays, to_keras_weights
-from jaxlm.config import Activation, ModelConfig
 from jaxlm.errors import InputError
-from jaxlm.model.language_model import LanguageModel
 
-LEAVES = ("embeddings", "kernel", "bias")  # weights of the layers that Keras 2 stores by their own names
 SOFTMAX = ("Softmax", "RealDiv")  # the second in Keras before 2.3: exp(x) / sum(exp(x))
 # operations that may follow either
 PASSED = {"Cast", "ExpandDims", "Identity", "IdentityN", "Pack", "Reshape", "Squeeze", "Transpose"}
@@ -186,106 +172,3 @@ def _step_predictor(loaded: Any, name: str) -> Predictor:
 
     vocab_size = int(step.structured_outputs[result].shape[-1])
     return step_predictor(name, vocab_size, run, zeros, result)
-
-
-def read_model(path: Path) -> tuple[LanguageModel, tuple[str, ...], tuple[str, ...]]:
-    """Reads a SavedModel from Keras 2 or 3, or from `write`.
-
-    Keras 2 also saves the model's JSON. Where there is none, the activations of Dense layers before the last are
-    those with which the model agrees with the graph, which is executed for that.
-
-    Returns:
-      The model, what was assumed about it, and the settings that jaxlm trains without.
-
-    Raises:
-      InputError: it is damaged, jaxlm cannot represent it, or its variables are those of other layers.
-    """
-    structure = _read_structure(path)
-    if structure is not None:
-        return read_weights(path, structure.config), structure.assumed, structure.ignored
-    model = read_weights(path)
-    if model.config.dense_layers:
-        model = _with_activations(model, precomputed(load_predictor(path)))
-    words = [f"Dense({layer.size}) {layer.activation}" for layer in model.config.dense_layers]
-    return model, (f"activations: as they agree with the graph: {', '.join(words)}",) if words else (), ()
-
-
-def _with_activations(model: LanguageModel, truth: Predictor) -> LanguageModel:
-    """Returns the model with those activations of its Dense layers with which it agrees with another.
-
-    Raises:
-      InputError: there are none.
-    """
-    weights, layers = language_model_weights(model), model.config.dense_layers
-    choices: tuple[Activation, ...] = ("relu", "tanh", "linear")
-    for names in itertools.product(choices, repeat=len(layers)):
-        dense = [dataclasses.replace(layer, activation=name) for layer, name in zip(layers, names, strict=True)]
-        lstms, rates = model.config.lstm_layers, model.config.dropout_rates
-        sizes = (model.config.vocab_size, model.config.embedding_size)
-        config = chain_config(*sizes, lstms, dense, rates, softmax_bias=model.config.softmax_bias)
-        arrays = to_keras_weights(weights, model.config).values()
-        candidate = model_from_keras_arrays(list(arrays), config)
-        if compare(language_model_predictor(candidate), truth).within_tolerance:
-            return candidate
-    raise InputError(f"{truth.name}: its Dense layers agree with the graph with neither relu nor tanh nor linear.")
-
-
-def _read_structure(path: Path) -> Structure | None:
-    """Reads the JSON that Keras 2 saves beside the graph; None if there is none."""
-    metadata = path / "keras_metadata.pb"
-    if not metadata.is_file():
-        return None
-    from tensorflow.python.keras.protobuf import saved_metadata_pb2
-
-    with library_errors(path, "loaded"):
-        nodes = saved_metadata_pb2.SavedMetadata.FromString(metadata.read_bytes()).nodes
-        config = json.loads(next((node.metadata for node in nodes if node.node_path == "root"), "null"))
-        return read_structure(layers_of_json(_plain(config)))
-
-
-def _plain(value: Any) -> Any:
-    """Returns JSON in which what Keras marks as tuples are lists."""
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    if not isinstance(value, dict):
-        return value
-    if value.get("class_name") == "__tuple__":
-        return _plain(value.get("items"))
-    return {key: _plain(entry) for key, entry in value.items()}
-
-
-def read_weights(path: Path, config: ModelConfig | None = None) -> LanguageModel:
-    """Reads the weights of a SavedModel from Keras 2 or 3, or from `write`. Does not execute its graph.
-
-    Args:
-      path: its directory.
-      config: of the model; None takes it from the shapes.
-
-    Raises:
-      InputError: it is damaged, or its variables are not those of Embedding -> LSTM stack -> Dense layers.
-    """
-    with library_errors(path, "loaded"):
-        reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))
-        types = reader.get_variable_to_dtype_map()
-        keys = _in_order([key for key, dtype in types.items() if dtype.is_floating])
-        if not keys:
-            raise InputError(f"{path} has no weights that Keras could have written.")
-        return model_from_keras_arrays(as_lstm_arrays([reader.get_tensor(key) for key in keys]), config)
-
-
-def _in_order(keys: Sequence[str]) -> list[str]:
-    """Returns the keys of the weights in Keras' order: a number is a place in it, and the others fill the rest."""
-    numbered: dict[int, str] = {}
-    named: list[tuple[int, int, str]] = []
-    for key in keys:
-        parts = key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").split("/")
-        if "optimizer" in parts or not key.endswith("VARIABLE_VALUE"):
-            continue
-        if parts[-2:-1] in (["variables"], ["weights"]) and parts[-1].isdigit():
-            numbered[int(parts[-1])] = key
-        elif parts[0].startswith("layer_with_weights-") and len(parts) == 2 and parts[1] in LEAVES:
-            named.append((int(parts[0].split("-")[1]), LEAVES.index(parts[1]), key))
-    rest = iter([key for _, _, key in sorted(named)])
-    places = range(max(numbered, default=-1) + 1)
-    ordered = [numbered[place] if place in numbered else next(rest, "") for place in places]
-    return [key for key in [*ordered, *rest] if key]

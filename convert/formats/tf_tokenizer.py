@@ -1,5 +1,7 @@
 """The tokenization of `jaxlm prepare` in TensorFlow's own operations, so that a SavedModel accepts strings."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 from tokenizers import Regex, pre_tokenizers
@@ -8,6 +10,7 @@ from jaxlm.data.tokenization import PATTERNS, PUNCTUATION, KerasTokenizer, Token
 from jaxlm.data.vocabulary import EOS, UNK
 
 
+@functools.cache
 def character_class(pattern: str) -> str:
     """Returns the characters that a `tokenizers` class such as \\w matches, as RE2 ranges without the brackets.
 

@@ -11,7 +11,7 @@ from convert.checks.comparison import compare
 from convert.checks.predictor import language_model_predictor
 from convert.files.export import check_output, export
 from convert.files.registry import load_predictor
-from convert.formats import saved_model
+from convert.formats import saved_model_weights
 from convert.keras_models import reader
 from convert.options import ExportOptions
 from jaxlm.errors import InputError
@@ -49,7 +49,7 @@ def test_formats_without_keras_show_log_probabilities_and_all_states(random_run,
 def test_bottlenecks_and_tied_rows_come_back_bit_for_bit(random_run, tmp_path, name, change):
     run = random_run(2, **change)
     export(run, tmp_path / name)
-    model = (saved_model.read_weights if name == "a" else reader.read_model)(tmp_path / name)
+    model = (saved_model_weights.read_weights if name == "a" else reader.read_model)(tmp_path / name)
     assert model.config == run.model.config
     assert_models_equal(model, run.model)
 

@@ -15,7 +15,7 @@ from convert.checks.comparison import compare
 from convert.checks.predictor import language_model_predictor
 from convert.files.export import export
 from convert.files.registry import load_predictor
-from convert.formats import saved_model
+from convert.formats import saved_model_weights
 from convert.weights.run_model import RunModel
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.inference.scoring import score
@@ -95,7 +95,7 @@ assert score["num_words"].numpy().tolist() == [3, 1, 3, 5001] and (score["log_pr
 
 def test_an_exported_model_comes_back_bit_for_bit(served):
     model, _, path = served
-    assert_models_equal(saved_model.read_weights(path), model)
+    assert_models_equal(saved_model_weights.read_weights(path), model)
 
 
 def keras_3(layers, path):
@@ -119,7 +119,7 @@ def keras_2(layers, path):
 def test_a_saved_model_of_keras_is_read(save, tmp_path):
     package = pytest.importorskip("tf_keras" if save is keras_2 else "keras", reason="Keras 2 is not installed")
     save(package.layers, tmp_path / "model")
-    model = saved_model.read_weights(tmp_path / "model")
+    model = saved_model_weights.read_weights(tmp_path / "model")
     assert compare(language_model_predictor(model), load_predictor(tmp_path / "model")).max_difference < 1e-5
 
 

@@ -1,5 +1,6 @@
 """Vocabularies of Keras models: the files that people have of them, and ids that are those of Keras."""
 
+import functools
 import gzip
 import json
 import shlex
@@ -39,6 +40,7 @@ def make_tokenizer(**settings: object) -> Tokenizer:
     return tokenizer
 
 
+@functools.cache
 def make_layer(**settings: object) -> layers.TextVectorization:
     layer = layers.TextVectorization(**settings)
     layer.adapt(TEXTS)
