@@ -13,7 +13,7 @@ from convert.options import Dtype, ExportOptions, FormatName
 from jaxlm.cli import OptionalPath, RunPath, run_command, show_messages
 from jaxlm.errors import InputError
 
-# how --help names what a command takes
+# argument names and metavars in --help
 Model = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
 OptionalWord = Annotated[str | None, tyro.conf.arg(metavar="WORD")]
 OptionalTokenization = Annotated[

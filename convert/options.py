@@ -1,4 +1,4 @@
-"""`ExportOptions`: what an exported model computes. Imports nothing heavy, so that --help is fast."""
+"""`ExportOptions`: inputs, outputs and data type of an exported model. Light imports keep --help fast."""
 
 from typing import Literal, NamedTuple
 
@@ -7,7 +7,7 @@ Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 
 
 class ExportOptions(NamedTuple):
-    """What an exported model computes. Not every format has every option.
+    """Inputs, outputs and data type of an exported model. Not every format has every option.
 
     Attributes:
       logits: whether the softmax is left out.

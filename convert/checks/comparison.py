@@ -1,4 +1,4 @@
-"""The check that every conversion ends with: two models' log-probabilities and states on the same ids."""
+"""Compares the log-probabilities and states of two models on the same ids, as every conversion does at its end."""
 
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class Comparison(NamedTuple):
 
     @property
     def within_tolerance(self) -> bool:
-        """Whether every difference is as small as it must be. NaN never is."""
+        """Whether every difference is within its tolerance. NaN never is."""
         return bool(self.differences) and all(row.absolute <= row.allowed for row in self.differences)
 
     @property

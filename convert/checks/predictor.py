@@ -1,4 +1,4 @@
-"""`Predictor`: a model of any format, reduced to what a comparison needs of it."""
+"""`Predictor`: the predictions of a model of any format, for comparisons."""
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -16,7 +16,7 @@ from jaxlm.model.lstm import Carry
 
 
 class Predictions(NamedTuple):
-    """What a model predicts for a batch of ids."""
+    """Predictions for a batch of ids."""
 
     log_probabilities: np.ndarray  # [batch, time, vocab_size] float32; time is 1 if last_only
     states: Mapping[str, np.ndarray]  # "h_1", "c_1", ... [batch, hidden_size] at the end, as far as they are visible

@@ -1,4 +1,4 @@
-"""A Keras model's file, read to become a run: the model, Keras' predictions, and what is said about both."""
+"""Reads a Keras model's file for import: the model, Keras' predictions, assumptions and ignored settings."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,13 +62,13 @@ def _assumed(file: KerasFile) -> Iterator[str]:
 
 
 def weights_alone(config: ModelConfig) -> str:
-    """Says what is assumed about a model of which there are only weights."""
+    """Returns the assumptions about a file of weights alone."""
     activations = "".join(f", Dense({layer.size}) {layer.activation}" for layer in config.dense_layers)
     return f"weights alone say nothing about activations: LSTM tanh and sigmoid{activations}, the last Dense softmax"
 
 
 def dropped_settings(compiled: Mapping[str, Any], *, keep_optimizer: bool) -> list[str]:
-    """Returns what of a model's compilation the run does not keep: optimizer, losses and metrics."""
+    """Returns the compile settings that a run does not keep: optimizer, losses and metrics."""
     found = []
     optimizer = compiled.get("optimizer")
     if isinstance(optimizer, dict):

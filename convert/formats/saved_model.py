@@ -26,7 +26,7 @@ CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
 class SavedModel(tf.Module):
-    """What is saved: the signatures `serve`, `step`, `next_words` and `score`."""
+    """The saved module, with the signatures `serve`, `step`, `next_words` and `score`."""
 
     def __init__(self, run: RunModel, logits: bool = False):
         super().__init__(name="jaxlm")

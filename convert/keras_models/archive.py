@@ -1,4 +1,4 @@
-"""The ZIP archive of a `.keras` file: checked as a whole, and its weights opened where they lie."""
+"""The ZIP archive of a `.keras` file: checked as a whole, and its weights read in place."""
 
 import io
 import json

@@ -101,4 +101,5 @@ def load_into_keras(language_model: LanguageModel, model: Any) -> None:
         raise InputError(f"Invalid `model`: expected weights of shapes {expected}. Received: {shapes}.")
     for variable, array in zip(variables, weights, strict=True):
         variable.assign(array)
-    check(language_model_predictor(language_model), keras_predictor(model))
+    problem = "The weights were copied, but the two models differ"
+    check(language_model_predictor(language_model), keras_predictor(model), problem)

@@ -36,7 +36,7 @@ DTYPES = {"float32": 0, "float64": 0, "float16": 1, "bfloat16": 2}  # from preci
 
 
 class Structure(NamedTuple):
-    """All that matters of a Keras model."""
+    """A supported Keras model: its layers, their config, and its settings."""
 
     layers: tuple[Layer, ...]  # those with weights: Embedding, LSTM, ..., Dense
     config: ModelConfig

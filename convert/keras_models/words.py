@@ -1,4 +1,4 @@
-"""The words of a Keras model, from the files that people have of them."""
+"""Reads the vocabulary of a Keras model: Tokenizer, TextVectorization, word lists."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def read_vocabulary(
 
 
 def vocabulary_warnings(vocabulary: Vocabulary) -> list[str]:
-    """Returns what people should know of an imported vocabulary."""
+    """Returns warnings about an imported vocabulary: missing words and counts, unused ids, tokenization."""
     cutting = vocabulary.tokenization
     cutter = f"--tokenization {cutting} does"
     if isinstance(cutting, KerasTokenizer):
