@@ -2,9 +2,7 @@ from . import candidate_sampling as candidate_sampling
 from .candidate_sampling.samplers import log_uniform_candidate_sampler as log_uniform_candidate_sampler
 from .config import DenseConfig as DenseConfig
 from .config import LSTMConfig as LSTMConfig
-from .config import MeshConfig as MeshConfig
 from .config import ModelConfig as ModelConfig
-from .config import ProcessConfig as ProcessConfig
 from .config import ScheduleConfig as ScheduleConfig
 from .config import TrainConfig as TrainConfig
 from .data.batches import Batch as Batch
@@ -15,6 +13,8 @@ from .data.corpus import prepare as prepare
 from .data.tokenization import KerasTokenizer as KerasTokenizer
 from .data.vocabulary import Vocabulary as Vocabulary
 from .data.word_vectors import word_vectors as word_vectors
+from .device_config import MeshConfig as MeshConfig
+from .device_config import ProcessConfig as ProcessConfig
 from .errors import InputError as InputError
 from .inference.generation import generate as generate
 from .inference.neighbors import NearestWords as NearestWords

@@ -104,7 +104,7 @@ def _add_softmax(graph: Graph, config: ModelConfig, weights: dict[str, np.ndarra
     """Adds the Dense layers, that of the words last, and the softmax."""
     outputs = f"layer_{len(config.lstm_layers)}"
     for n, layer in enumerate(config.dense_layers, start=1):
-        outputs = _add_dense(graph, "projection" if config.projection_size else f"dense_{n}", outputs, weights)
+        outputs = _add_dense(graph, f"dense_{n}", outputs, weights)
         if layer.activation != "linear":
             graph.add("Relu" if layer.activation == "relu" else "Tanh", outputs, f"{outputs}_activated")
             outputs = f"{outputs}_activated"

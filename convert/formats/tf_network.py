@@ -88,9 +88,8 @@ class Network(tf.Module):
         shape = tf.shape(hidden)
         flat = tf.reshape(hidden, [-1, self.config.hidden_size])
         for n, layer in enumerate(self.config.dense_layers, start=1):
-            name = "projection" if self.config.projection_size else f"dense_{n}"
             activate = {"linear": tf.identity, "relu": tf.nn.relu, "tanh": tf.tanh}[layer.activation]
-            flat = activate(self._add(flat @ self.weight(f"{name}/kernel"), f"{name}/bias"))
+            flat = activate(self._add(flat @ self.weight(f"dense_{n}/kernel"), f"dense_{n}/bias"))
         # the maximum changes nothing, but keeps product and bias apart: LiteRT would fuse them, and add a thousand
         # small products one by one to a bias of about -12, which loses the digits that the tolerance of 1e-4 needs
         products = flat @ self.weight("softmax/kernel")

@@ -65,14 +65,12 @@ def _lstm(config: ModelConfig, options: ExportOptions, n: int, **settings: bool)
 
 def _softmax(config: ModelConfig, options: ExportOptions, outputs: Any) -> Any:
     """Applies the Dense layers, that of the words last, and the softmax, which is always in float32."""
+    settings: dict[str, Any]
     for n, layer in enumerate(config.dense_layers, start=1):
-        name = "projection" if config.projection_size else f"dense_{n}"
-        dense = keras.layers.Dense(
-            layer.size, activation=layer.activation, use_bias=layer.use_bias, dtype=options.dtype, name=name
-        )
-        outputs = dense(outputs)
+        settings = {"use_bias": layer.use_bias, "dtype": options.dtype, "name": f"dense_{n}"}
+        outputs = keras.layers.Dense(layer.size, activation=layer.activation, **settings)(outputs)
     activation = "softmax" if options.dtype == "float32" and not options.logits else None
-    settings: dict[str, Any] = {"use_bias": config.softmax_bias, "dtype": options.dtype, "name": "softmax"}
+    settings = {"use_bias": config.softmax_bias, "dtype": options.dtype, "name": "softmax"}
     outputs = keras.layers.Dense(config.vocab_size, activation=activation, **settings)(outputs)
     if options.logits or activation:
         return outputs

@@ -47,9 +47,7 @@ def weight_table(config: ModelConfig) -> Iterator[Weight]:
         if lstm.use_bias:
             yield Weight(f"{ours}/bias", f"{theirs}/bias", (gates,))
         width = lstm.size
-    if config.projection_size:
-        yield Weight("projection", "projection/kernel", (width, config.projection_size))
-    for n, dense in enumerate(config.dense):
+    for n, dense in enumerate(config.dense_layers):
         yield Weight(f"dense/{n}/kernel", f"dense_{n + 1}/kernel", (width, dense.size))
         if dense.use_bias:
             yield Weight(f"dense/{n}/bias", f"dense_{n + 1}/bias", (dense.size,))

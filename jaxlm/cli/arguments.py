@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import tyro
 
 from jaxlm.cli.command_line import OptionError
-from jaxlm.config import DenseConfig, LSTMConfig, MeshConfig, ModelConfig, ProcessConfig, ScheduleConfig, TrainConfig
+from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.device_config import MeshConfig, ProcessConfig
 from jaxlm.errors import InputError
 
 Texts = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="TEXT [TEXT ...]")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxlm.cli.arguments import RunPath
-from jaxlm.config import require_seed
+from jaxlm.config_checks import require_seed
 from jaxlm.errors import InputError
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from jaxlm.cli.arguments import (
     Texts,
     Words,
 )
-from jaxlm.config import MeshConfig, ModelConfig, ProcessConfig
+from jaxlm.config import ModelConfig
+from jaxlm.device_config import MeshConfig, ProcessConfig
 from jaxlm.errors import InputError, MissingPackageError
 from jaxlm.runs.glibc import keep_freed_memory
 

@@ -51,7 +51,8 @@ class Dense(nnx.Module):
 
     def __call__(self, inputs: jax.Array, dtype: ComputeDtype = "float32") -> jax.Array:
         """Returns outputs `[batch, time, size]` of inputs `[batch, time, input_size]`."""
-        outputs = _linear(inputs, self.kernel[...], dtype)
+        outputs = matmul(inputs.reshape(-1, inputs.shape[-1]), self.kernel[...], dtype)
+        outputs = outputs.reshape(*inputs.shape[:-1], -1)
         if self.bias is not None:
             outputs += self.bias[...].reshape((1,) * (outputs.ndim - 1) + (-1,))
         return ACTIVATIONS[self.activation](outputs)
@@ -75,8 +76,7 @@ class LanguageModel(nnx.Module):
       embedding: `[vocab_size, embedding_size]` float32, the word vectors or uniform in [-1, 1]. Both are wider
         than in Keras, so that words differ from the first step on. None if `config.tied`.
       lstms: the layers of `LSTM`.
-      projection: `[hidden_size, projection_size]` float32, Glorot uniform; None without a bottleneck.
-      dense: the layers of `Dense`.
+      dense: the layers of `Dense`, a bottleneck of `projection_size` among them.
       weights: `[vocab_size, softmax_size]` float32 softmax rows: the word vectors, rotated into this width, or
         Glorot uniform; if tied, uniform in [-0.1, 0.1] as in Merity et al. 2018,
         https://arxiv.org/abs/1708.02182.
@@ -106,14 +106,12 @@ class LanguageModel(nnx.Module):
         self.config, self.mesh = config, mesh
         vectors = _checked(word_vectors, (config.vocab_size, config.embedding_size), "word_vectors", mesh)
         self.embedding = None if config.tied else RowParam(initial_embedding(config, vectors, rngs, mesh))
-        widths = [layer.size for layer in config.lstm_layers] + [layer.size for layer in config.dense]
+        widths = [layer.size for layer in config.lstm_layers] + [layer.size for layer in config.dense_layers]
         sizes = iter([config.embedding_size, *widths])  # of each layer's inputs
         self.lstms = nnx.List(
             [LSTM(next(sizes), lstm.size, use_bias=lstm.use_bias, rngs=rngs) for lstm in config.lstm_layers]
         )
-        shape = (config.hidden_size, config.projection_size)
-        self.projection = nnx.Param(glorot_uniform(rngs, shape)) if config.projection_size else None
-        self.dense = nnx.List([Dense(next(sizes), dense, rngs=rngs) for dense in config.dense])
+        self.dense = nnx.List([Dense(next(sizes), dense, rngs=rngs) for dense in config.dense_layers])
         self.weights = RowParam(initial_weights(config, vectors, rngs, mesh))
         biases = _checked(log_unigram, (config.vocab_size,), "log_unigram", mesh)
         zeros = biases is None or not config.softmax_bias
@@ -160,9 +158,6 @@ class LanguageModel(nnx.Module):
             outputs, layer_carry = lstm(outputs, layer_carry, dtype)
             outputs = _dropout(outputs, rates[layer], dropout_keys, layer)
             new_carry.append(layer_carry)
-        if self.projection is not None:
-            projected = _linear(outputs, self.projection[...], dtype)
-            outputs = _dropout(projected, rates[-1], dropout_keys, len(rates) - 1)
         for layer, dense in enumerate(self.dense, start=1 + len(self.lstms)):
             outputs = _dropout(dense(outputs, dtype), rates[layer], dropout_keys, layer)
         return outputs, tuple(new_carry)
@@ -232,11 +227,6 @@ def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str, mesh: Me
     rows, padded = jnp.asarray(rows, jnp.float32), (padded_rows(shape[0], mesh), *shape[1:])
     require(rows.shape in (shape, padded), name, f"shape {shape}, one row per word", rows.shape)
     return pad(rows, padded[0])
-
-
-def _linear(inputs: jax.Array, kernel: jax.Array, dtype: ComputeDtype) -> jax.Array:
-    outputs = matmul(inputs.reshape(-1, inputs.shape[-1]), kernel, dtype)
-    return outputs.reshape(*inputs.shape[:-1], -1)
 
 
 def _dropout(inputs: jax.Array, rate: float, keys: jax.Array | None, layer: int) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxlm.config import MeshConfig
+from jaxlm.device_config import MeshConfig
 from jaxlm.errors import require
 
 DATA, VOCAB = "data", "vocab"

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlm.config import ProcessConfig
+from jaxlm.device_config import ProcessConfig
 from jaxlm.errors import InputError, reason
 from jaxlm.parallel.mesh import DATA, VOCAB
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.config import require_seed
+from jaxlm.config_checks import require_seed
 from jaxlm.data.corpus import Corpus, PathLike, load_corpus, oov_rate, unigram_loss
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError, require_packages

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import jax
 
-from jaxlm.config import MeshConfig, ModelConfig, TrainConfig
+from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.corpus import Corpus
+from jaxlm.device_config import MeshConfig
 from jaxlm.errors import InputError
 from jaxlm.parallel.mesh import Mesh, mesh_shape
 from jaxlm.parallel.processes import from_first, on_first

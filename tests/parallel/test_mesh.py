@@ -16,9 +16,10 @@ from jax.sharding import NamedSharding
 import convert.cli
 import jaxlm.cli
 from convert.files import run_directory
-from jaxlm.config import MeshConfig, ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.data.batches import Batch, local_streams, shard_batch, train_batch
 from jaxlm.data.vocabulary import Vocabulary
+from jaxlm.device_config import MeshConfig
 from jaxlm.errors import InputError
 from jaxlm.inference.generation import generate
 from jaxlm.inference.neighbors import nearest_words

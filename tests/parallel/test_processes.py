@@ -181,7 +181,7 @@ def test_the_clock_of_one_process_ends_the_run_of_all(corpus_dir, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num-processes=2"], "--num-processes: expected --distributed beside it"),
+        (["--num-processes=2"], "--num-processes: expected no value without --distributed"),
         (["--distributed"], "The processes of this run cannot find each other"),
     ],
 )

@@ -1,0 +1,41 @@
+"""Checks of the fields of a config."""
+
+import math
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from jaxlm.errors import require
+
+EXPECTED = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string"}
+
+
+def require_types(config: Any) -> None:
+    """Checks each field against its type; a float may be given as an integer."""
+    types = get_type_hints(type(config))
+    for field in fields(config):
+        kind, value = types[field.name], getattr(config, field.name)
+        if get_origin(kind) is Literal:
+            require(isinstance(value, str) and value in get_args(kind), field.name, f"one of {get_args(kind)}", value)
+        elif get_origin(kind) is tuple:
+            require(isinstance(value, tuple), field.name, "a tuple", value)
+            for entry in value:
+                _require_type(field.name, entry, get_args(kind)[0])
+        else:
+            _require_type(field.name, value, kind)
+
+
+def _require_type(name: str, value: Any, kind: type) -> None:
+    right = isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    right = right and (kind is not float or math.isfinite(value))
+    require(right, name, EXPECTED.get(kind, f"a {kind.__name__}"), value)
+
+
+def require_at_least(config: Any, lowest: int, *names: str) -> None:
+    """Checks that fields are not below the lowest value."""
+    for name in names:
+        require(getattr(config, name) >= lowest, name, f"at least {lowest}", getattr(config, name))
+
+
+def require_seed(seed: int) -> None:
+    """Raises `InputError` unless a seed is one that JAX tells apart from all others."""
+    require(0 <= seed < 2**32, "seed", "an integer from 0 to 4294967295", seed)
