@@ -1,8 +1,6 @@
 """The prepare, train, resume, evaluate, report and doctor commands."""
 
 import dataclasses
-import math
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,16 +24,15 @@ from jaxlm.cli.arguments import (
     Texts,
     Words,
 )
+from jaxlm.cli.results import print_evaluation, print_result
 from jaxlm.config import ModelConfig
 from jaxlm.device_config import MeshConfig, ProcessConfig
-from jaxlm.errors import InputError, MissingPackageError
+from jaxlm.errors import InputError
 from jaxlm.runs.glibc import keep_freed_memory
 
 if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does not
     from jax.sharding import Mesh
 
-    from jaxlm.data.corpus import Corpus
-    from jaxlm.inference.perplexity import Evaluation
 
 ZIPF_LIMIT = 0.3  # nats; English and German novels have 0.12, documentation 0.18, equal counts 0.9 and more
 
@@ -141,7 +138,7 @@ def train(
     corpus = load_corpus(data)
     shape = _model_config(model, out, len(corpus.vocabulary))
     evaluation = train_model(corpus, out, shape, config, schedule, data=data.resolve(), mesh=mesh)
-    _print_result(out, corpus, evaluation, mesh)
+    print_result(out, corpus, evaluation, mesh)
 
 
 def _join(processes: ProcessConfig, devices: MeshConfig, run: Path) -> "Mesh | None":
@@ -198,7 +195,7 @@ def resume(
     evaluation = resume_training(
         run, data=corpus_dir, mesh=mesh, steps=steps, epochs=epochs, minutes=minutes, learning_rate=learning_rate
     )
-    _print_result(run, corpus_of_run(run, load_config(run)), evaluation, mesh)
+    print_result(run, corpus_of_run(run, load_config(run)), evaluation, mesh)
 
 
 def evaluate(
@@ -227,7 +224,7 @@ def evaluate(
         tokens = getattr(corpus, split)
         result = evaluate_model(model, tokens, max_tokens=max_tokens, batch_size=batch_size)
         streams = min(batch_size, tokens.size - 1)
-        _print_evaluation(split, result, corpus, f", read as {streams} streams, each from the zero state")
+        print_evaluation(split, result, corpus, f", read as {streams} streams, each from the zero state")
 
 
 def report(
@@ -263,41 +260,3 @@ def doctor(path: OptionalPositional = None, /) -> int:
     for subject, result, is_good in findings:
         print(f"{'ok' if is_good else 'WRONG':5}  {subject:{width}}  {result}")
     return 0 if all(finding.is_good for finding in findings) else 1
-
-
-def _print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None", mesh: "Mesh | None") -> None:
-    """Writes and prints what a run ends with, in process 0."""
-    import jax
-
-    if jax.process_index():
-        return
-    from jaxlm.parallel.mesh import on_host
-    from jaxlm.reports.curve import plot_metrics
-    from jaxlm.reports.report import write_report
-
-    try:
-        print(f"curve: {plot_metrics(run, corpus)}")
-        # a model that needs a mesh is read by the processor
-        with nullcontext() if mesh is None else on_host():
-            print(f"report: {write_report([run])}")
-    except MissingPackageError as error:
-        print(f"No curve and no report are written. {error}")
-    if evaluation is not None:
-        _print_evaluation("valid", evaluation, corpus)
-
-
-def _print_evaluation(split: str, evaluation: "Evaluation", corpus: "Corpus", how: str = "") -> None:
-    from jaxlm.data.corpus import unigram_loss
-    from jaxlm.inference.perplexity import DIVERGED
-
-    unigram = unigram_loss(getattr(corpus, split), corpus.counts)
-    if evaluation.loss > unigram + DIVERGED:
-        print(
-            f"{split}: exact loss {evaluation.loss:.2f} nats per word on {evaluation.num_tokens:,} words, far above the"
-            f" {unigram:.2f} of the unigram model: the model has diverged"
-        )
-        return
-    print(
-        f"{split}: exact perplexity {evaluation.perplexity:.2f} on {evaluation.num_tokens:,} words{how}"
-        f" (unigram model, which knows only the word frequencies: {math.exp(unigram):.2f})"
-    )
