@@ -16,6 +16,14 @@ BATCH_HOOKS = (
 LOGS_ONLY = {"CSVLogger", "History", "LearningRateScheduler", "ProgbarLogger", "ReduceLROnPlateau", "TerminateOnNaN"}
 
 
+def flat_callbacks(callbacks: Any) -> list[Any]:
+    """Returns the callbacks of one, of a nested list or of a `CallbackList`, as a list."""
+    if callbacks is None:
+        return []
+    inner = callbacks if isinstance(callbacks, list | tuple) else getattr(callbacks, "callbacks", None)
+    return [callbacks] if inner is None else [flat for each in inner for flat in flat_callbacks(each)]
+
+
 def callback_list(keras: Any, model: Any, callbacks: Sequence[Any], progress: bool, **params: Any) -> Any:
     """Returns a `CallbackList` with a `History`, and a progress bar if asked for.
 

@@ -199,6 +199,10 @@ def _class_ids(y: np.ndarray, shape: tuple[int, int], labels: Labels) -> np.ndar
 def _integers(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype.kind == "f":
         require(bool(np.all(values == np.rint(values))), name, "integer ids", f"{values.dtype} with fractions")
+        require(bool(np.all(np.isfinite(values))), name, "finite ids", "an infinite one")
+    if values.size:
+        lowest, highest = int(values.min()), int(values.max())
+        require(-(2**31) <= lowest and highest < 2**31, name, "ids below 2**31", f"{lowest} to {highest}")
     return values.astype(np.int32)
 
 
@@ -260,8 +264,13 @@ def _fill(
     x: np.ndarray, y: np.ndarray, weights: np.ndarray, positions: np.ndarray | None, shape: Shape
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Fills a batch up to full size by repeating its ids, with weights of 0."""
+    expected = f"at most {shape.batch_size} examples in a batch, the most in the first pass"
+    require(len(x) <= shape.batch_size, "x", expected, len(x))
     rows = (0, shape.batch_size - len(x))
-    columns = (0, shape.sequence_length - x.shape[1])
+    length = shape.sequence_length
+    if x.shape[1] > length:  # a later pass may have longer sequences
+        length = -(-x.shape[1] // LENGTH_STEP) * LENGTH_STEP
+    columns = (0, length - x.shape[1])
     label_columns = columns if positions is None else (0, 0)
     x = np.pad(x, (rows, columns), mode="wrap")
     y = np.pad(y, (rows, label_columns), mode="wrap")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert.fit.batches import read_any, to_any_batch
-from convert.fit.callbacks import callback_list, may_read_weights
+from convert.fit.callbacks import callback_list, flat_callbacks, may_read_weights
 from convert.fit.compile_settings import keras_of
 from convert.fit.examples import Examples, Labels, Shape, open_examples, read, scan, to_batch
 from convert.fit.network import Network
@@ -36,14 +36,14 @@ def fit_keras(
     batch_size: int | None = None,
     epochs: int = 1,
     verbose: Verbose = "auto",
-    callbacks: Sequence[Any] | None = None,
+    callbacks: Any = None,
+    *,
     validation_split: float = 0.0,
     validation_data: Any = None,
     shuffle: bool | None = None,
     sample_weight: Any = None,
     initial_epoch: int = 0,
     validation_batch_size: int | None = None,
-    *,
     num_sampled: int = 1000,
     sampler: Sampler = "log_uniform",
     initial_biases: InitialBiases = None,
@@ -105,7 +105,7 @@ def fit_keras(
     ['loss']
     """
     for argument, value in other.items():
-        require(False, argument, "an argument that fit_keras has", value)
+        require(value is None, argument, "an argument that fit_keras has", value)
     session, labels = open_session(model, getattr(x, "shape", (0, None))[-1])
     network, stateful = session.network, session.network.batch_size is not None
     shuffle = not stateful if shuffle is None else shuffle
@@ -139,9 +139,10 @@ def fit_keras(
         print(
             f"loss: sampled softmax over {state.config.num_sampled:,} words, lower than the exact loss; val_loss: exact"
         )
+    listed = flat_callbacks(callbacks)
     params = {"epochs": epochs, "steps": shape.num_batches, "verbose": shown}
-    hooks = callback_list(keras_of(model), model, list(callbacks or ()), bool(shown), **params)
-    _run_epochs(session, state, data, hooks, range(initial_epoch, epochs), may_read_weights(callbacks or ()))
+    hooks = callback_list(keras_of(model), model, listed, bool(shown), **params)
+    _run_epochs(session, state, data, hooks, range(initial_epoch, epochs), may_read_weights(listed))
     return model.history
 
 
@@ -279,17 +280,17 @@ class EpochLosses:
 
 
 def _validation_loss(network: Network, state: TrainState, data: Data, stop: StopSignals) -> float:
-    """Returns the exact mean loss of the labels that count, each sequence from the zero state."""
+    """Returns the exact loss as `model.evaluate` does: the mean over batches by size, each from the zero state."""
     valid, shape = cast(tuple[Examples, Shape], data.valid)
     carry = state.carry
     if network.structure is not None:
         zeros = [jnp.zeros((shape.batch_size, lstm.size)) for lstm in network.structure.config.lstm_layers]
         carry = tuple((place_streams(array, state.mesh), place_streams(array, state.mesh)) for array in zeros)
     state = dataclasses.replace(state, carry=carry)
-    total, weight = 0.0, 0.0
+    losses, sizes = [], []
     for examples in valid.batches(None):
-        batch, weights = _to_batch(network, data.labels, examples, shape, valid.name, mean=False)
-        loss = exact_batch_loss(state, shard_batch(batch, state.mesh))
-        total, weight = total + float(loss), weight + weights
+        batch, _ = _to_batch(network, data.labels, examples, shape, valid.name, mean=True)
+        losses.append(float(exact_batch_loss(state, shard_batch(batch, state.mesh))))
+        sizes.append(len(examples[1]))
         stop.raise_if_requested()
-    return total / weight if weight else math.nan
+    return float(np.average(losses, weights=sizes))

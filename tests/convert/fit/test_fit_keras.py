@@ -268,13 +268,42 @@ def test_val_loss_is_that_of_evaluate(module):
     assert history["loss"][-1] < history["val_loss"][-1]  # the sampled one
 
 
-def test_val_loss_is_the_mean_over_words_that_are_not_padding():
-    model = make(mask_zero=True)
-    model.compile("adam", "sparse_categorical_crossentropy")
-    x, y = padded("left")
-    history = fit_keras(model, x[:7], y[:7], **QUIET, validation_data=(x[7:], y[7:]), validation_batch_size=1).history
-    probabilities = np.take_along_axis(model.predict(x[7:], verbose=0), y[7:, :, None], axis=-1)[..., 0]
-    np.testing.assert_allclose(history["val_loss"][-1], -np.log(probabilities[x[7:] != 0]).mean(), rtol=1e-5)
+@pytest.mark.parametrize(
+    ("data", "weight", "reduction"),
+    [
+        (padded("left"), None, "sum_over_batch_size"),
+        (sequences(), weights(10, 6), "sum_over_batch_size"),
+        (padded("right"), None, "sum"),
+    ],
+)
+def test_val_loss_is_that_of_evaluate_with_padding_weights_and_reductions(data, weight, reduction):
+    model, (x, y) = make(mask_zero=True), data
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(reduction=reduction))
+    valid = (x, y) if weight is None else (x, y, weight)
+    history = fit_keras(model, *sequences(), **QUIET, validation_data=valid).history
+    expected = model.evaluate(x, y, sample_weight=weight, batch_size=4, verbose=0)
+    np.testing.assert_allclose(history["val_loss"][-1], expected, rtol=1e-5)
+
+
+def test_ids_are_checked_before_they_are_cast():
+    x, y = sequences()
+    for shift in (2**32, -(2**32)):
+        with pytest.raises(InputError, match="`x`: expected ids"):
+            fit_keras(make(), x.astype(np.int64) + shift, y, **QUIET)
+        with pytest.raises(InputError, match="`y`: expected ids"):
+            fit_keras(make(), x, y.astype(np.int64) + shift, **QUIET)
+    with pytest.raises(InputError, match="`x`: expected ids"):
+        fit_keras(make(), x.astype(np.uint64) + np.uint64(2**63), y, **QUIET)
+
+
+@pytest.mark.parametrize(
+    "nest", [lambda one: one, lambda one: [[one]], lambda one: keras.callbacks.CallbackList([one])]
+)
+def test_callbacks_are_flattened(nest):
+    model, recorder = make(), Recorder()
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    fit_keras(model, *sequences(), **QUIET, callbacks=nest(recorder), class_weight=None)
+    assert len(recorder.seen) == 1
 
 
 def test_a_split_validates_on_the_last_examples():
