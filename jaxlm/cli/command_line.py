@@ -46,7 +46,7 @@ def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
 
 
 def print_any_text() -> None:
-    """Lets output in another encoding than UTF-8 replace the characters that it lacks."""
+    """Replaces characters that the encoding of the output lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
@@ -96,7 +96,7 @@ def show_messages() -> None:
 
 
 def enable_compilation_cache() -> None:
-    """Lets JAX keep compiled programs in the user's cache directory, unless the environment says otherwise."""
+    """Lets JAX keep compiled programs in the user's cache directory, unless the environment configures it."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -52,12 +52,13 @@ def generate(
         raise InputError(f"Invalid `num_samples`: expected at least 1. Received: {num_samples}.")
     for each in (seed, seed + num_samples - 1):
         require_seed(each)
-    model, vocabulary, _ = load_model(run, mesh=open_mesh())
+    loaded = load_model(run, mesh=open_mesh())
+    vocabulary = loaded.vocabulary
     if until_eos and vocabulary.eos is None:
         raise InputError("The vocabulary has no <eos>: leave out `until_eos`.")
     ids, start = _encode_prompt(vocabulary, prompt)
     steps = draw_words(
-        model,
+        loaded.model,
         start,
         num_words,
         temperature=temperature,
@@ -70,7 +71,7 @@ def generate(
 
 
 def _encode_prompt(vocabulary: "Vocabulary", prompt: str) -> "tuple[np.ndarray, np.ndarray]":
-    """Returns the ids of a prompt, alone and after the `<eos>` that a text begins with; names unknown words."""
+    """Returns the ids of a prompt, without and with the `<eos>` that begins a text. Prints its unknown words."""
     import numpy as np
 
     ids = vocabulary.encode(prompt)
@@ -88,14 +89,14 @@ def _encode_prompt(vocabulary: "Vocabulary", prompt: str) -> "tuple[np.ndarray, 
 def _print_texts(
     vocabulary: "Vocabulary", prompt: list[int], steps: "Iterable[np.ndarray]", num_samples: int, stop: int | None
 ) -> None:
-    """Prints the first text as it grows, then the others, with an empty line between them."""
+    """Prints the first text word by word, then the others, with an empty line between them."""
     texts, ended, printed = [list(prompt) for _ in range(num_samples)], [False] * num_samples, ""
     for words in steps:
         for n, word in enumerate(words.tolist()):
             if not ended[n]:
                 texts[n].append(word)
                 ended[n] = word == stop
-        text = vocabulary.decode(texts[0]).rstrip()  # what a next word cannot change
+        text = vocabulary.decode(texts[0]).rstrip()  # the next word may change the space at the end
         if text.startswith(printed):
             print(text[len(printed) :], end="", flush=True)
             printed = text
@@ -123,9 +124,10 @@ def next_words(
     from jaxlm.parallel.mesh import open_mesh
     from jaxlm.runs.directory import load_model
 
-    model, vocabulary, _ = load_model(run, mesh=open_mesh())
+    loaded = load_model(run, mesh=open_mesh())
+    vocabulary = loaded.vocabulary
     _, start = _encode_prompt(vocabulary, prompt)
-    for word, probability in zip(*most_likely(model, start, k), strict=True):
+    for word, probability in zip(*most_likely(loaded.model, start, k), strict=True):
         print(f"{probability:.6f}\t{vocabulary.words[word]}")
 
 
@@ -146,7 +148,8 @@ def neighbors(
     from jaxlm.parallel.mesh import open_mesh
     from jaxlm.runs.directory import load_model
 
-    model, vocabulary, _ = load_model(run, mesh=open_mesh())
+    loaded = load_model(run, mesh=open_mesh())
+    vocabulary = loaded.vocabulary
     if not words:
         raise InputError("No word: expected jaxlm neighbors RUN WORD [WORD ...].")
     unknown = [word for word in words if word not in vocabulary.ids]
@@ -155,7 +158,7 @@ def neighbors(
     ids = [vocabulary.ids[word] for word in words]
     print("word", "table", "neighbor", "cosine", sep="\t")
     avoid = vocabulary.placeholders
-    found = {table: nearest_words(model, ids, k, table=table, avoid=avoid) for table in TABLES}
+    found = {table: nearest_words(loaded.model, ids, k, table=table, avoid=avoid) for table in TABLES}
     for n, word in enumerate(words):
         for table, (neighbor_ids, cosines) in found.items():
             for neighbor, cosine in zip(neighbor_ids[n], cosines[n], strict=True):

@@ -1,4 +1,4 @@
-"""Prints the results of training and evaluation."""
+"""Prints the results of preparation, training and evaluation."""
 
 import math
 from contextlib import nullcontext
@@ -14,8 +14,35 @@ if TYPE_CHECKING:
     from jaxlm.inference.perplexity import Evaluation
 
 
+ZIPF_LIMIT = 0.3  # nats; English and German novels have 0.12, documentation 0.18, equal counts 0.9 and more
+
+
+def print_count_warnings(corpus: "Corpus", advise_size: bool) -> None:
+    """Warns if `<unk>` never occurs in training, or if the word counts are far from Zipf's law.
+
+    Args:
+      corpus: that was prepared.
+      advise_size: whether a smaller vocabulary may be advised.
+    """
+    from jaxlm.data.text_warnings import UNK_MARKERS
+    from jaxlm.data.vocabulary import UNK, zipf_divergence
+
+    counts, unk_id = corpus.counts, corpus.vocabulary.unk
+    if unk_id is not None and not counts[unk_id]:
+        marker = next((word for word in UNK_MARKERS if word in corpus.vocabulary.ids), None)
+        advice = ": lower --vocab-size to train it" if advise_size else ""
+        advice = f': if {marker} stands for unknown words, give --unk "{marker}"' if marker else advice
+        print(f"every training word is in the vocabulary, so {UNK} is never trained{advice}")
+    divergence = zipf_divergence(counts)
+    if divergence > ZIPF_LIMIT:
+        print(
+            f"the word counts are {divergence:.2f} nats from Zipf's law (ordinary text: about 0.1), so log-uniform"
+            " sampling is a poor fit: train with --sampler unigram"
+        )
+
+
 def print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None", mesh: "Mesh | None") -> None:
-    """Writes and prints what a run ends with, in process 0."""
+    """Writes the curve and the report of a run, and prints its result; in process 0 only."""
     import jax
 
     if jax.process_index():
@@ -26,7 +53,7 @@ def print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None", m
 
     try:
         print(f"curve: {plot_metrics(run, corpus)}")
-        # a model that needs a mesh is read by the processor
+        # a model that was trained on a mesh is read into the memory of the host
         with nullcontext() if mesh is None else on_host():
             print(f"report: {write_report([run])}")
     except MissingPackageError as error:
@@ -36,6 +63,7 @@ def print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None", m
 
 
 def print_evaluation(split: str, evaluation: "Evaluation", corpus: "Corpus", how: str = "") -> None:
+    """Prints the exact perplexity of a text, or that the model has diverged."""
     from jaxlm.data.corpus import unigram_loss
     from jaxlm.inference.perplexity import DIVERGED
 
@@ -48,5 +76,5 @@ def print_evaluation(split: str, evaluation: "Evaluation", corpus: "Corpus", how
         return
     print(
         f"{split}: exact perplexity {evaluation.perplexity:.2f} on {evaluation.num_tokens:,} words{how}"
-        f" (unigram model, which knows only the word frequencies: {math.exp(unigram):.2f})"
+        f" (unigram model, from word frequencies alone: {math.exp(unigram):.2f})"
     )

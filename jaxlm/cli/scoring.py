@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jaxlm.cli.arguments import OptionalPath, Paths, RunPath, TextOrInput
-from jaxlm.errors import require
+from jaxlm.errors import InputError
 
 if TYPE_CHECKING:
     from jaxlm.inference.scoring import LineScore
@@ -51,12 +51,18 @@ def score(
     from jaxlm.inference.unknown_words import UnknownWords
     from jaxlm.runs.directory import load_model
 
-    model, vocabulary, _ = load_model(run)
-    unknown = UnknownWords(vocabulary)
+    if per_word and by_word:
+        raise InputError("`per_word` and `by_word` are mutually exclusive.")
+    loaded = load_model(run)
+    unknown = UnknownWords(loaded.vocabulary)
     lines = score_lines(
-        model, vocabulary, read_lines(text), carry=carry, unk_log_prob=unk_log_prob, ignore_unk=ignore_unk
+        loaded.model,
+        loaded.vocabulary,
+        read_lines(text),
+        carry=carry,
+        unk_log_prob=unk_log_prob,
+        ignore_unk=ignore_unk,
     )
-    require(not (per_word and by_word), "by_word", "no `per_word` beside it", by_word)
     rows_of = _regions if by_word else _words if per_word else _line
     numbered = enumerate(unknown.count(lines), start=1)
     _print_rows((row for number, line in numbered for row in rows_of(number, line)), format)
@@ -149,23 +155,13 @@ def compare(
     from jaxlm.inference.unknown_words import UnknownWords
     from jaxlm.runs.directory import load_model
 
-    model, vocabulary, _ = load_model(run)
-    unknown = UnknownWords(vocabulary)
+    loaded = load_model(run)
+    unknown = UnknownWords(loaded.vocabulary)
     given = read_pairs(read_lines(pairs), str(pairs))
-    scored = list(score_pairs(model, vocabulary, given, unk_log_prob=unk_log_prob, seen=unknown.count))
-    rows: list[Row] = []
-    for group in accuracies(scored):
-        low, high = group.interval
-        rows.append(
-            {
-                "group": group.group,
-                "pairs": group.pairs,
-                "accuracy": group.accuracy,
-                "low_95": low,
-                "high_95": high,
-            }
-        )
-    _print_rows(rows, "tsv")
+    scored = list(score_pairs(loaded.model, loaded.vocabulary, given, unk_log_prob=unk_log_prob, seen=unknown.count))
+    header = ("group", "pairs", "accuracy", "low_95", "high_95")
+    groups = ((each.group, each.pairs, each.accuracy, *each.interval) for each in accuracies(scored))
+    _print_rows((dict(zip(header, values, strict=True)) for values in groups), "tsv")
     if failed:
         file = io.StringIO()
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
@@ -212,14 +208,14 @@ def rescore(
     from jaxlm.inference.unknown_words import UnknownWords
     from jaxlm.runs.directory import load_model
 
-    model, vocabulary, _ = load_model(run)
+    loaded = load_model(run)
     tables = [
         forms.add_costs(forms.read_costs(read_lines(path), str(path)) for path in paths) for paths in (costs, lm_costs)
     ]
-    unknown = UnknownWords(vocabulary)
+    unknown = UnknownWords(loaded.vocabulary)
     hypotheses = forms.rescore(
-        model,
-        vocabulary,
+        loaded.model,
+        loaded.vocabulary,
         forms.read_nbest(read_lines(nbest), str(nbest), *tables),
         weight=weight,
         acoustic_scale=acoustic_scale,

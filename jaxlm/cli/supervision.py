@@ -1,4 +1,4 @@
-"""One of several processes: it leaves at once when another one dies, and a parent process reports how it ended."""
+"""Supervision of one of several processes: it exits when another one dies, and its parent reports the error."""
 
 import os
 import re
@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 from jaxlm.errors import reason
 
-CHILD = "JAXLM_PARENT"  # environment variable that tells a child the id of its parent
+CHILD = "JAXLM_PARENT"  # environment variable with the process id of the parent
 PEER_DIED = 3  # exit code
 MESSAGE = "a process of this run has died; start all of them again with the same command to resume the run"
 
 
 def supervise() -> int:
-    """Runs the same command line in a child process, since JAX may abort it without a word; returns the exit code."""
+    """Runs the same command line in a child process, since JAX may abort it silently; returns the exit code."""
     environment = os.environ | {CHILD: str(os.getpid()), "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-m", "jaxlm", *sys.argv[1:]]
     shown = None if sys.stderr.isatty() else subprocess.PIPE  # a progress bar needs the terminal itself
@@ -26,7 +26,7 @@ def supervise() -> int:
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, lambda number, _: child.send_signal(number))
         for line in child.stderr or ():
-            if re.match(r"F\d{4} ", line):  # why JAX aborts, and from where in C++
+            if re.match(r"F\d{4} ", line):  # the reason of an abort, followed by a C++ stack trace
                 break
             sys.stderr.write(line)
             sys.stderr.flush()

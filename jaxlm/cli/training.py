@@ -24,7 +24,7 @@ from jaxlm.cli.arguments import (
     Texts,
     Words,
 )
-from jaxlm.cli.results import print_evaluation, print_result
+from jaxlm.cli.results import print_count_warnings, print_evaluation, print_result
 from jaxlm.config import ModelConfig
 from jaxlm.device_config import MeshConfig, ProcessConfig
 from jaxlm.errors import InputError
@@ -32,9 +32,6 @@ from jaxlm.runs.glibc import keep_freed_memory
 
 if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does not
     from jax.sharding import Mesh
-
-
-ZIPF_LIMIT = 0.3  # nats; English and German novels have 0.12, documentation 0.18, equal counts 0.9 and more
 
 
 def prepare(
@@ -58,8 +55,8 @@ def prepare(
       valid: Validation texts. Without them, the end of the training text is held out.
       test: Test texts. Without them, the end of the training text is held out.
       vocab_size: Maximum number of words; less frequent ones become <unk>.
-      tokenization: "words" and punctuation marks, "whitespace" for text that is already tokenized, or as Keras cuts
-        text by default.
+      tokenization: "words" and punctuation marks, "whitespace" for text that is already tokenized, or a
+        default tokenization of Keras.
       vocabulary: vocabulary.json of an existing model, which replaces --vocab-size and --tokenization; or a list of the
         words to keep, one per line, with or without counts.
       unk: Word of the texts that stands for unknown words, such as "<UNK>".
@@ -67,7 +64,7 @@ def prepare(
     """
     from jaxlm.data import corpus as corpora
     from jaxlm.data.text_warnings import UNK_MARKERS
-    from jaxlm.data.vocabulary import UNK, zipf_divergence
+    from jaxlm.data.vocabulary import UNK
     from jaxlm.data.word_lists import read_vocabulary
 
     if not train:
@@ -92,18 +89,7 @@ def prepare(
         drop=drop,
     )
     print(corpora.describe(corpus))
-    counts, unk_id = corpus.counts, corpus.vocabulary.unk
-    if unk_id is not None and not counts[unk_id]:
-        marker = next((word for word in UNK_MARKERS if word in corpus.vocabulary.ids), None)
-        advice = f': if {marker} stands for unknown words, give --unk "{marker}"' if marker else ""
-        advice = advice or ("" if given else ": lower --vocab-size to train it")
-        print(f"every training word is in the vocabulary, so {UNK} is never trained{advice}")
-    divergence = zipf_divergence(counts)
-    if divergence > ZIPF_LIMIT:
-        print(
-            f"the word counts are {divergence:.2f} nats from Zipf's law (ordinary text: about 0.1), so log-uniform"
-            " sampling is a poor fit: train with --sampler unigram"
-        )
+    print_count_warnings(corpus, advise_size=given is None)
     print(f"written to {out}")
 
 
@@ -125,7 +111,7 @@ def train(
       out: Run directory. Resumes the run it holds, if the settings of the model and of a training step are the
         same; the schedule may change.
       model: Shape of the model. If omitted, uses the existing run's model.
-      config: What a training step does.
+      config: Settings of a training step.
       schedule: Learning rate, length and evaluations.
       devices: Devices that share the model.
       processes: Processes that train together.
@@ -142,7 +128,7 @@ def train(
 
 
 def _join(processes: ProcessConfig, devices: MeshConfig, run: Path) -> "Mesh | None":
-    """Joins the other processes, if there are any, and returns the mesh, by default the run's; None for one device."""
+    """Joins the other processes, if any. Returns the mesh, by default that of the run; None for one device."""
     if processes.distributed:
         from jaxlm.parallel.processes import initialize_processes
 
@@ -154,7 +140,7 @@ def _join(processes: ProcessConfig, devices: MeshConfig, run: Path) -> "Mesh | N
 
 
 def _model_config(options: ModelOptions, out: Path, vocab_size: int) -> ModelConfig:
-    """Returns what the options say, or if none is given, the config of an existing run: options cannot say it all."""
+    """Returns the config of the options; without any, that of an existing run, which may be an imported model."""
     from jaxlm.runs.directory import CONFIG_FILE, load_config
 
     if options == ModelOptions() and (out / CONFIG_FILE).exists():
@@ -182,7 +168,7 @@ def resume(
       epochs: New length of the whole run in passes over the training text.
       minutes: New length of the whole run in minutes, not counting evaluation.
       learning_rate: New highest learning rate.
-      data: Directory made by `jaxlm prepare`, if it is no longer at its place during training.
+      data: Directory made by `jaxlm prepare`, if it was moved since training.
       devices: Devices that share the model.
       processes: Processes that train together.
     """
@@ -209,7 +195,7 @@ def evaluate(
 
     Args:
       run: Run directory.
-      data: Directory made by `jaxlm prepare`, if it is no longer at its place during training.
+      data: Directory made by `jaxlm prepare`, if it was moved since training.
       max_tokens: Maximum number of words of each text, spread evenly over it; 0 for all.
       batch_size: Streams of text read side by side, each from the zero state: more streams read faster, and their
         perplexity is a little higher, since the first words of each have no context.
@@ -218,11 +204,11 @@ def evaluate(
     from jaxlm.parallel.mesh import open_mesh
     from jaxlm.runs.directory import corpus_of_run, load_model
 
-    model, _, config = load_model(run, mesh=open_mesh())
-    corpus = corpus_of_run(run, config, data or "")
+    loaded = load_model(run, mesh=open_mesh())
+    corpus = corpus_of_run(run, loaded.config, data or "")
     for split in ("valid", "test"):
         tokens = getattr(corpus, split)
-        result = evaluate_model(model, tokens, max_tokens=max_tokens, batch_size=batch_size)
+        result = evaluate_model(loaded.model, tokens, max_tokens=max_tokens, batch_size=batch_size)
         streams = min(batch_size, tokens.size - 1)
         print_evaluation(split, result, corpus, f", read as {streams} streams, each from the zero state")
 
@@ -248,7 +234,7 @@ def report(
 
 
 def doctor(path: OptionalPositional = None, /) -> int:
-    """Check this machine, and the files of a run or a corpus. Exits with 1 if something is wrong.
+    """Check this machine, and the files of a run or a corpus. Exits with 1 if a check fails.
 
     Args:
       path: Run directory, or directory made by `jaxlm prepare`.

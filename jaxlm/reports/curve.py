@@ -1,10 +1,10 @@
-"""The curve of a run as a PNG: exact validation perplexity, and the sampled training loss beside it."""
+"""Curves of a run as a PNG: exact validation perplexity and sampled training loss."""
 
 import math
 from pathlib import Path
 
 from jaxlm.data.corpus import Corpus, PathLike, unigram_loss
-from jaxlm.errors import require_packages
+from jaxlm.errors import InputError, require_packages
 from jaxlm.runs.directory import load_config
 from jaxlm.runs.metrics import read_metrics
 
@@ -12,7 +12,16 @@ CURVE_FILE = "curve.png"
 
 
 def plot_metrics(directory: PathLike, corpus: Corpus) -> Path:
-    """Draws curve.png into a run directory, from its metrics.jsonl, and returns the path."""
+    """Draws curve.png into a run directory, from its metrics.jsonl, and returns the path.
+
+    Args:
+      directory: of the run.
+      corpus: that it was trained on.
+
+    Raises:
+      MissingPackageError: the extra `report` is not installed.
+      InputError: the directory is not a run, or it was not trained yet.
+    """
     require_packages("report", "matplotlib")
     import matplotlib
 
@@ -21,7 +30,8 @@ def plot_metrics(directory: PathLike, corpus: Corpus) -> Path:
 
     directory = Path(directory)
     config = load_config(directory).train
-    assert config is not None  # the run has been trained
+    if config is None:
+        raise InputError(f"{directory} has no curve: it was not trained yet. Train it with `jaxlm train`.")
     words = config.batch_size * config.sequence_length / 1e6
     rows = read_metrics(directory)
     valid = [(row["step"] * words, row["valid_perplexity"]) for row in rows if "valid_perplexity" in row]

@@ -1,4 +1,4 @@
-"""Bands of word frequency: how well a model predicts the words of each, and how often training samples them."""
+"""Bands of word frequency: perplexity and sampling probability of the words of each band."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ def frequency_bands(
       labels: `[N]` ids of a text.
       log_probabilities: `[N]` of them, in nats.
       counts: `[V]` of the words in the training text.
-      config: what a training step did; None if that is not known.
+      config: settings of a training step; None if they are not known.
     """
     inclusion = np.full(counts.size, np.nan) if config is None else inclusion_probabilities(counts, config)
     bounds = [0, *(10**n for n in range(1, 9) if 10**n < counts.size), counts.size]

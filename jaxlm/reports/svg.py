@@ -1,10 +1,10 @@
-"""Figures as SVG that stands within a page: its colors follow the page, its text is text."""
+"""Figures as inline SVG in the colors of the page, with selectable text."""
 
 import io
 import re
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 INK = "#010203"  # replaced by the text color of the page
 SIZE = (4.6, 3.4)  # inches: legible at the width of a phone
@@ -12,12 +12,19 @@ SIZE = (4.6, 3.4)  # inches: legible at the width of a phone
 Curve = tuple[str, Sequence[float], Sequence[float]]  # label, x, y
 
 
+class Figure(NamedTuple):
+    """A drawing as SVG, and the text below it."""
+
+    svg: str
+    caption: str
+
+
 def draw(name: str, description: str, plot: Callable[[Any], None], size: tuple[float, float] = SIZE) -> str:
     """Returns the SVG of a figure.
 
     Args:
       name: distinguishes it from the other figures of a page.
-      description: what a screen reader says.
+      description: text for screen readers.
       plot: draws into the axes it is given.
       size: width and height in inches.
     """
@@ -46,8 +53,8 @@ def draw(name: str, description: str, plot: Callable[[Any], None], size: tuple[f
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1).replace(INK, "currentColor")
 
 
-def curves(name: str, title: str, x_label: str, lines: Sequence[Curve], log: bool = False) -> str:
-    """Returns a figure of curves, described by where each of them ends."""
+def curves(name: str, title: str, x_label: str, lines: Sequence[Curve], log: bool = False) -> Figure:
+    """Returns a figure of curves, described by the last value of each."""
     ends = "; ".join(f"{label} ends at {y[-1]:,.4g}" for label, _, y in lines if len(y))
 
     def plot(axes: Any) -> None:
@@ -63,7 +70,7 @@ def curves(name: str, title: str, x_label: str, lines: Sequence[Curve], log: boo
         if lines:
             axes.legend()
 
-    return draw(name, f"{title}: {ends}.", plot)
+    return Figure(draw(name, f"{title}: {ends}.", plot), f"{title[0].upper()}{title[1:]}, by {x_label}.")
 
 
 def word_map(name: str, description: str, words: Sequence[str], points: Any) -> str:

@@ -1,4 +1,4 @@
-"""The words of a report: surprising ones in context, samples, nearest neighbors, and a map of frequent ones."""
+"""Sections about words: surprising words in context, samples, nearest neighbors, and a map of frequent words."""
 
 import math
 import re
@@ -12,8 +12,8 @@ from jaxlm.inference.batch_reader import Reader, Sequence
 from jaxlm.inference.generation import generate
 from jaxlm.inference.neighbors import TABLES, nearest_words
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.reports.html import Cell, Markup, figure, heat, paragraph, quotation, section, table
-from jaxlm.reports.svg import word_map
+from jaxlm.reports.html import Cell, Rows
+from jaxlm.reports.svg import Figure, word_map
 
 TEMPERATURES = (0.5, 0.8, 1.1)
 SAMPLE_WORDS = 60
@@ -26,7 +26,7 @@ FUNCTION_WORDS = 30  # the most frequent words say little about meaning
 
 
 class ScoredText(NamedTuple):
-    """Words of a text and what a model says of them."""
+    """Words of a text, with their log-probabilities and ranks."""
 
     ids: np.ndarray  # [N]
     log_probabilities: np.ndarray  # [N] float64, in nats
@@ -40,23 +40,33 @@ def score_text(model: LanguageModel, ids: np.ndarray) -> ScoredText:
     return ScoredText(np.asarray(ids[1:]), log_probabilities, ranks)
 
 
-def sections(
-    model: LanguageModel, vocabulary: Vocabulary, scored: ScoredText | None, seed: int, suffix: str
-) -> list[str]:
-    """Returns the sections about words, `suffix` being added to their headings."""
-    made = [] if scored is None else [section(f"Most surprising words{suffix}", *_surprising(vocabulary, scored))]
-    made.append(section(f"Samples{suffix}", *_samples(model, vocabulary, seed)))
+class WordSections(NamedTuple):
+    """Contents of the sections about the words of a run."""
+
+    name: str  # of the run
+    surprising: Rows | None  # None without a text
+    samples: list[tuple[float, str]]  # temperature and text
+    neighbors: Rows
+    map: Figure | None  # None if the vocabulary has too few words
+
+
+def word_sections(
+    name: str, model: LanguageModel, vocabulary: Vocabulary, scored: ScoredText | None, seed: int
+) -> WordSections:
+    """Makes the sections about the words of one run."""
     content = [i for i, word in enumerate(vocabulary.words) if re.fullmatch(r"\w{3,}", word)]
     content = content[FUNCTION_WORDS:] if len(content) > 2 * FUNCTION_WORDS else content
-    if len(content) >= 3:
-        made.append(section(f"Nearest words{suffix}", _neighbors(model, vocabulary, content)))
-        made.append(
-            section(f"Map of frequent words{suffix}", _map(model, vocabulary, content[:MAPPED], f"word-map{suffix}"))
-        )
-    return made
+    enough = len(content) >= 3
+    return WordSections(
+        name,
+        None if scored is None else _surprising(vocabulary, scored),
+        _samples(model, vocabulary, seed),
+        _neighbors(model, vocabulary, content) if enough else [],
+        _map(model, vocabulary, content[:MAPPED], f"word-map {name}") if enough else None,
+    )
 
 
-def _surprising(vocabulary: Vocabulary, scored: ScoredText) -> list[str]:
+def _surprising(vocabulary: Vocabulary, scored: ScoredText) -> Rows:
     bits = -scored.log_probabilities / math.log(2)
     shown: list[int] = []
     for position in np.argsort(-bits).tolist():  # of words whose contexts do not overlap
@@ -70,16 +80,12 @@ def _surprising(vocabulary: Vocabulary, scored: ScoredText) -> list[str]:
     rows: list[list[Cell]] = []
     for position in shown:
         around = range(max(0, position - CONTEXT), min(len(texts), position + CONTEXT + 1))
-        marked = Markup(" ".join(heat(texts[n], bits[n]) for n in around))
-        rows.append([texts[position], round(float(bits[position]), 1), int(scored.ranks[position]), marked])
-    head = paragraph(
-        "The stronger the background of a word, the more bits of surprisal it has: each bit halves its probability."
-    )
-    header = ["word", "bits", "rank", "in context"]
-    return [head, table("Words of the validation text that the model expected least", header, rows)]
+        context = [(texts[n], float(bits[n])) for n in around]
+        rows.append([texts[position], round(float(bits[position]), 1), int(scored.ranks[position]), context])
+    return rows
 
 
-def _samples(model: LanguageModel, vocabulary: Vocabulary, seed: int) -> list[str]:
+def _samples(model: LanguageModel, vocabulary: Vocabulary, seed: int) -> list[tuple[float, str]]:
     start = [0 if vocabulary.eos is None else vocabulary.eos]
     made = []
     for temperature in TEMPERATURES:
@@ -91,25 +97,23 @@ def _samples(model: LanguageModel, vocabulary: Vocabulary, seed: int) -> list[st
             avoid=vocabulary.placeholders,
             key=jax.random.key(seed),
         )
-        made += [f"<h3>Temperature {temperature}</h3>", quotation(vocabulary.decode(drawn).strip())]
+        made.append((temperature, vocabulary.decode(drawn).strip()))
     return made
 
 
-def _neighbors(model: LanguageModel, vocabulary: Vocabulary, content: list[int]) -> str:
+def _neighbors(model: LanguageModel, vocabulary: Vocabulary, content: list[int]) -> Rows:
     spread = np.unique(np.geomspace(1, min(len(content), 2000), WORDS_WITH_NEIGHBORS).astype(int) - 1)
     chosen = [content[n] for n in spread]
     avoid = vocabulary.placeholders
     k = min(NEIGHBORS, len(vocabulary) - len(avoid) - 1)
     found = [nearest_words(model, chosen, k, table=name, avoid=avoid).ids for name in TABLES]
-    rows: list[list[Cell]] = [
+    return [
         [vocabulary.words[word], *(", ".join(vocabulary.words[i] for i in ids[n]) for ids in found)]
         for n, word in enumerate(chosen)
     ]
-    header = ["word", "by its embedding row", "by its softmax row"]
-    return table("The nearest words by cosine", header, rows)
 
 
-def _map(model: LanguageModel, vocabulary: Vocabulary, ids: list[int], name: str) -> str:
+def _map(model: LanguageModel, vocabulary: Vocabulary, ids: list[int], name: str) -> Figure:
     """The first two principal components of the words' rows, each scaled to length 1."""
     rows = np.asarray((model.weights if model.embedding is None else model.embedding)[...][np.array(ids)], np.float64)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
@@ -122,5 +126,5 @@ def _map(model: LanguageModel, vocabulary: Vocabulary, ids: list[int], name: str
     caption = (
         f"{len(ids)} frequent words by the two main directions of their embedding rows, {share:.0%} of the variance."
     )
-    description = f"Map of words. {caption} The table of nearest words says the same."
-    return figure(word_map(name, description, texts, points), caption)
+    description = f"Map of words. {caption} The table of nearest words lists the neighbors."
+    return Figure(word_map(name, description, texts, points), caption)

@@ -58,7 +58,7 @@ class Checkpoints:
         Args:
           step: steps done.
           state: a `TrainState`, or a tree with some of its parts.
-          progress: saved beside it.
+          progress: saved with it.
 
         Raises:
           OSError: this checkpoint, or the one before on an accelerator, could not be written.
@@ -123,7 +123,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Deletes checkpoints that are neither among the latest nor the best, and those cut off while written.
 
-        Other files and directories stay. A checkpoint that cannot be deleted does no harm but take space.
+        Other files and directories stay. A checkpoint that cannot be deleted only takes space.
         """
         steps = self.steps()
         kept = {*steps[:KEPT], *self._by_loss()[:1]}
@@ -155,7 +155,7 @@ class Checkpoints:
         return sorted((int(path.name) for path in self.directory.iterdir() if _is_checkpoint(path)), reverse=True)
 
     def is_intact(self, step: int) -> bool:
-        """Checks a checkpoint against its checksums, and logs what is wrong with it."""
+        """Checks a checkpoint against its checksums, and logs damage."""
         if step not in self.intact:
             try:
                 verify_checksums(self.directory / str(step))
@@ -219,7 +219,7 @@ class Checkpoints:
 
         Args:
           step: of the checkpoint, which may have been written on another mesh.
-          abstract: as it lies on `mesh`.
+          abstract: shapes and shardings on `mesh`.
           mesh: to read it onto; None for one device.
 
         Raises:

@@ -27,7 +27,7 @@ class RunConfig(NamedTuple):
     schedule: ScheduleConfig | None = None  # likewise
     data: str = ""  # directory made by `jaxlm prepare`
     total_steps: int = 0  # 0 until it is known
-    fingerprints: dict[str, str] = {}  # of vocabulary and texts, to tell whether they were changed
+    fingerprints: dict[str, str] = {}  # of vocabulary and texts, to detect changes
 
 
 def create_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> None:
@@ -96,7 +96,7 @@ def from_dict(cls: type[Config], values: dict[str, Any], source: str) -> Config:
 
 
 def _from_json(value: Any, kind: Any, source: str) -> Any:
-    """Makes the tuples of a config of JSON's lists."""
+    """Turns the lists of JSON into the tuples of a config."""
     if get_origin(kind) is not tuple or not isinstance(value, list):
         return value
     entry = get_args(kind)[0]
@@ -104,7 +104,7 @@ def _from_json(value: Any, kind: Any, source: str) -> Any:
 
 
 def load_vocabulary(directory: Path, config: RunConfig) -> Vocabulary:
-    """Reads a run's vocabulary, and checks that it is the one that the model was made for.
+    """Reads a run's vocabulary, and checks that it is that of the model.
 
     Raises:
       InputError: it is missing, damaged, or another one.
@@ -126,7 +126,7 @@ def corpus_of_run(directory: PathLike, config: RunConfig, data: PathLike = "") -
     Args:
       directory: of the run.
       config: of the run.
-      data: directory of the corpus; by default, the one it was trained on.
+      data: directory of the corpus; by default, that of its training.
 
     Raises:
       InputError: no corpus is there, or it is damaged or has another vocabulary.

@@ -1,4 +1,4 @@
-"""Findings about this machine, and about the files of a run or a corpus, for `jaxlm doctor`."""
+"""`jaxlm doctor`: checks of this machine, and of the files of a run or a corpus."""
 
 import importlib.metadata
 import platform
@@ -65,7 +65,7 @@ def _existing(path: Path) -> Path:
 
 
 def _attempt(subject: str, check: Callable[[], str]) -> Finding:
-    """Runs a check, and turns what is wrong into a finding."""
+    """Runs a check, and turns an error into a finding."""
     try:
         return Finding(subject, check())
     except (InputError, OSError) as error:

@@ -9,7 +9,7 @@ from jaxlm.training.state import TrainState
 
 
 def not_finite(state: TrainState) -> list[str]:
-    """Returns the names, for people, of the weights and moments that are not finite."""
+    """Returns readable names of the weights and moments that are not finite."""
     parts: dict[str, Any] = {name: table for name, table in state.tables.items()} | {"the LSTM": state.dense}
     parts |= {f"the optimizer state of {name}": part for name, part in state.opt_state.items()}
     return [name for name, finite in _all_finite(parts).items() if not finite]

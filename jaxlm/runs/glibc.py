@@ -1,4 +1,4 @@
-"""Memory that glibc keeps after it was freed: for the next training step, or back to the system."""
+"""Settings of glibc's malloc: keeps freed memory for the next training step, or returns it to the system."""
 
 import ctypes
 import os

@@ -62,9 +62,9 @@ def train(
       corpus: as from `load_corpus`.
       directory: run directory, made if it does not exist.
       model_config: its `vocab_size` is the size of the corpus' vocabulary.
-      train_config: what a step does.
+      train_config: settings of a training step.
       schedule: learning rate, length and evaluations.
-      data: directory of the corpus, noted in config.json for `jaxlm evaluate` and `resume`; by default the one
+      data: directory of the corpus, written to config.json for `jaxlm evaluate` and `resume`; by default the one
         that `load_corpus` opened.
       progress: whether to show progress bars.
       mesh: as from `jaxlm.make_mesh`, to train on several devices; a run may be resumed on another one. Each of
@@ -92,7 +92,7 @@ def train(
         model = LanguageModel(model_config, corpus.log_unigram, rngs=nnx.Rngs(train_config.seed), mesh=mesh)
         return TrainState.create(model, train_config, corpus.counts)
 
-    abstract = jax.eval_shape(create)  # raises what creating it would, before anything is written
+    abstract = jax.eval_shape(create)  # raises the errors of creation before anything is written
     require_memory(model_config, train_config, mesh)
     if slow_jax():
         logger.info(slow_jax())
@@ -137,7 +137,7 @@ def resume(
 
 
 def _directory_of(corpus: Corpus) -> PathLike:
-    """Returns where a corpus was opened; "" if it was made by hand."""
+    """Returns the directory of a corpus; "" if its arrays are in memory."""
     filename = getattr(corpus.train, "filename", None)
     return Path(filename).parent if filename else ""
 
@@ -160,7 +160,7 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
             step += 1
             losses.add(loss, step)
 
-            # what comes next, in all processes
+            # stop, save and length: the same decision in all processes
             total_steps = run.estimate_length(step, watch.seconds())
             decision = decisions.exchange(Decision(stop.requested, run.save_interval_passed(), total_steps))
             run.fix_length(decision.total_steps)

@@ -34,6 +34,6 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 
 
 def drop_metrics_after(directory: Path, step: int) -> None:
-    """Removes what a killed run logged after its last checkpoint, since those steps will come again."""
+    """Removes the lines after a step: those of a killed run after its last checkpoint, which will be written again."""
     rows = [row for row in read_metrics(directory) if row["step"] <= step]
     write_text(directory / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""`Progress`: counters of a run, saved beside the arrays of a checkpoint."""
+"""`Progress`: counters of a run, saved with the arrays of a checkpoint."""
 
 from pathlib import Path
 from typing import NamedTuple

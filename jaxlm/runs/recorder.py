@@ -3,13 +3,10 @@
 import logging
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from jaxlm.data.batches import Batch, shard_batch
@@ -24,7 +21,7 @@ from jaxlm.runs.directory import RunConfig, save_config
 from jaxlm.runs.finite import not_finite
 from jaxlm.runs.metrics import append_metrics, drop_metrics_after
 from jaxlm.runs.progress import Progress
-from jaxlm.runs.schedule import StepEstimate, learning_rate_schedule
+from jaxlm.runs.schedule import StepEstimate, jit_learning_rates
 from jaxlm.runs.tensorboard import event_writer
 from jaxlm.training.evaluation import exact_and_training_loss
 from jaxlm.training.state import TrainState
@@ -35,17 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 class RunLogger:
-    """Evaluates a run, and writes its checkpoints, metrics and messages.
+    """Evaluates a model in training, and writes checkpoints, metrics and messages.
 
     Args:
       directory: of the run.
       config: of the run; its `total_steps` may be estimated later.
       checkpoints: of the run.
-      corpus: that it is trained on.
+      corpus: training and validation text.
       first_step: steps done before this process.
       resumed: progress saved after them.
       progress: whether to show progress bars.
-      mesh: that it is trained on; of several processes, the first one writes and shows.
+      mesh: devices of the run. Of several processes, the first one writes files and shows progress.
     """
 
     def __init__(
@@ -65,7 +62,7 @@ class RunLogger:
         self.train, self.schedule, self.first_step, self.mesh = config.train, config.schedule, first_step, mesh
         self.writes, self.progress = is_first(), progress and is_first()
         self.unigram_loss = unigram_loss(corpus.valid, corpus.counts)
-        self.learning_rates = self._schedule(config.total_steps)
+        self.learning_rates = jit_learning_rates(self.schedule, config.total_steps, mesh)
         self.length, self.estimated = StepEstimate(self.schedule, first_step), 0
         self.logged = resumed.logged  # steps and seconds at the last line of metrics.jsonl
         self.unwritten: list[dict[str, float]] = []
@@ -75,16 +72,6 @@ class RunLogger:
         if self.writes:
             drop_metrics_after(directory, first_step)
         self.events = event_writer(directory / "tensorboard", first_step) if self.writes else None
-
-    def _schedule(self, total_steps: int) -> Callable[[np.ndarray], jax.Array]:
-        """Returns the learning rates as a function of the steps, on all devices."""
-        schedule = learning_rate_schedule(self.schedule, total_steps)
-
-        def learning_rates(steps: jax.Array) -> jax.Array:
-            return jnp.broadcast_to(jnp.asarray(schedule(steps), jnp.float32), steps.shape)
-
-        everywhere = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
-        return jax.jit(learning_rates, out_shardings=everywhere)
 
     def progress_bar(self) -> tqdm:
         """Returns the bar of the steps."""
@@ -100,11 +87,11 @@ class RunLogger:
         return self.estimated
 
     def fix_length(self, total_steps: int) -> None:
-        """Fixes the number of steps, and writes it down."""
+        """Fixes the number of steps, and writes it to config.json."""
         if total_steps in (0, self.config.total_steps):
             return
         self.config = self.config._replace(total_steps=total_steps)
-        self.learning_rates = self._schedule(total_steps)
+        self.learning_rates = jit_learning_rates(self.schedule, total_steps, self.mesh)
         self._save_config()
 
     def _save_config(self) -> None:
@@ -147,17 +134,17 @@ class RunLogger:
         bar.set_postfix_str(f"training loss {loss:.3f}, {speed:,.0f} words/s")
 
     def save_interval_passed(self) -> bool:
-        """Returns whether `save_minutes` asks for a checkpoint by the clock of this process."""
+        """Returns whether `save_minutes` have passed since the last checkpoint, by the clock of this process."""
         minutes = self.schedule.save_minutes
         return minutes > 0 and time.perf_counter() - self.saved_at >= 60 * minutes
 
     def should_save(self, step: int, save_interval_passed: bool) -> bool:
-        """Returns whether `save_steps` or `save_minutes` asks for a checkpoint now."""
+        """Returns whether a checkpoint is due by `save_steps` or `save_minutes`."""
         steps = self.schedule.save_steps
         return step != self.saved_step and (save_interval_passed or (steps > 0 and step % steps == 0))
 
     def save(self, step: int, state: TrainState, progress: Progress) -> None:
-        """Writes a checkpoint; if the disk is full, training continues with the ones there are.
+        """Writes a checkpoint; if the disk is full, training continues with the existing ones.
 
         Raises:
           InputError: a weight or a moment is not finite.
@@ -242,16 +229,16 @@ class RunLogger:
             return
         logger.warning("step %d: the loss or its gradient is not finite; the step was skipped", step)
         if skipped_in_a_row >= MAX_SKIPPED:
-            what = f"The loss or its gradient was not finite in {skipped_in_a_row} steps up to {step}."
-            raise InputError(self._advice(what))
+            problem = f"The loss or its gradient was not finite in {skipped_in_a_row} steps up to {step}."
+            raise InputError(self._advice(problem))
 
-    def _advice(self, what: str) -> str:
-        """Adds advice to the message that numbers are no longer finite."""
+    def _advice(self, problem: str) -> str:
+        """Adds advice to the message that numbers are not finite."""
         clip = "lower the `clip_norm`" if self.train.clip_norm else "set a `clip_norm`, such as 10,"
         latest = next((step for step in self.checkpoints.steps() if step and self.checkpoints.is_intact(step)), None)
         if latest is None:
-            return f"{what} There is no checkpoint yet: start again with a lower `learning_rate`, or {clip}."
+            return f"{problem} There is no checkpoint yet: start again with a lower `learning_rate`, or {clip}."
         return (
-            f"{what} Checkpoint {latest} in {self.directory} is intact: resume with a lower `learning_rate`"
+            f"{problem} Checkpoint {latest} in {self.directory} is intact: resume with a lower `learning_rate`"
             " (run the same command with it)."
         )

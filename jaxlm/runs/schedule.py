@@ -1,14 +1,20 @@
-"""How long a run is, and its learning rate at each step."""
+"""Learning rate schedule and length of a run."""
 
 import math
+from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.config import ScheduleConfig, TrainConfig
 from jaxlm.data.batches import batches_per_epoch
+from jaxlm.parallel.mesh import Mesh
 
-WARM_UP = 3  # steps of a process that say nothing about its speed, since they are compiled
-MEASURED = 0.05  # fraction of a length in minutes over which the speed is measured at least
+WARM_UP = 3  # first steps of a process, not used to measure its speed, since they are compiled
+MEASURED = 0.05  # minimum part of a length in minutes over which the speed is measured
 
 
 def learning_rate_schedule(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
@@ -35,6 +41,19 @@ def learning_rate_schedule(config: ScheduleConfig, total_steps: int) -> optax.Sc
         return rate * decay(step) if decay_steps > 0 else rate
 
     return schedule
+
+
+def jit_learning_rates(
+    config: ScheduleConfig, total_steps: int, mesh: Mesh | None
+) -> Callable[[np.ndarray], jax.Array]:
+    """Returns a compiled function from step numbers `[N]` to learning rates `[N]` float32, replicated on the mesh."""
+    schedule = learning_rate_schedule(config, total_steps)
+
+    def learning_rates(steps: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(jnp.asarray(schedule(steps), jnp.float32), steps.shape)
+
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.jit(learning_rates, out_shardings=everywhere)
 
 
 def known_total_steps(schedule: ScheduleConfig, train: TrainConfig, num_tokens: int) -> int:
@@ -66,7 +85,7 @@ class StepEstimate:
         self.warm = (0, 0.0)  # step and seconds from which the speed is measured
 
     def total_steps(self, step: int, seconds: float) -> int:
-        """Returns the total number of steps, or 0 if it cannot be told yet, after so many steps and seconds."""
+        """Returns the total number of steps, or 0 if it is not known yet, after a number of steps and seconds."""
         if step == self.first_step + WARM_UP:
             self.warm = (step, seconds)
         measured_until = min(self.warm[1] + MEASURED * self.limit, self.limit)

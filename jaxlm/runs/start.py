@@ -34,11 +34,11 @@ def mesh_of_run(directory: Path) -> MeshConfig:
 def starting_state(
     checkpoints: Checkpoints, abstract: TrainState, corpus: Corpus, model_config: ModelConfig, mesh: Mesh | None
 ) -> tuple[int, TrainState, Progress]:
-    """Returns the number of steps done, the state after them, and what was saved beside it.
+    """Returns the number of steps done, the state after them, and the progress saved with it.
 
     Args:
       checkpoints: of the run.
-      abstract: a state of the run, as it lies on `mesh`.
+      abstract: shapes and shardings of the state on `mesh`.
       corpus: that the run is trained on.
       model_config: of the run.
       mesh: that it is trained on.
@@ -62,11 +62,11 @@ def _latest_step(checkpoints: Checkpoints) -> int | None:
 
 
 def _report_resumption(directory: Path, step: int, resumed: Progress, mesh: Mesh | None) -> None:
-    """Says where a run is resumed, and what may change its bits."""
+    """Logs the step of resumption, and differences that may change the bits of the run."""
     logger.info("%s: resuming from step %d", directory, step)
     if resumed.jax_version != jax.__version__:
         logger.warning(
-            "the run was saved with jax %s and resumes with %s: its bits may differ from an undisturbed run's",
+            "the run was saved with jax %s and resumes with %s: its bits may differ from those of an uninterrupted run",
             resumed.jax_version,
             jax.__version__,
         )
@@ -74,7 +74,7 @@ def _report_resumption(directory: Path, step: int, resumed: Progress, mesh: Mesh
     if before != now:
         logger.warning(
             "the run was saved by %d process(es) on %d x %d devices (data x vocab) and resumes with %d on %d x %d:"
-            " its last bits may differ from an undisturbed run's",
+            " its last bits may differ from those of an uninterrupted run",
             *before,
             *now,
         )

@@ -1,14 +1,14 @@
-"""Signals that ask a training run to stop, checked between its steps."""
+"""`StopSignals`: SIGINT and SIGTERM, checked between training steps."""
 
 import signal
 import threading
 import time
 
-SAME_SIGNAL = 1.0  # seconds within which a signal that comes by two ways, such as a parent's, is the same
+SAME_SIGNAL = 1.0  # seconds within which two signals count as one, such as one that a parent process passes on
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into a request that is checked between steps. A second signal stops at once."""
+    """Context in which SIGINT and SIGTERM set `requested`. A second signal stops at once."""
 
     def __enter__(self) -> "StopSignals":
         self.requested, self.requested_at = False, 0.0

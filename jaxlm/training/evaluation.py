@@ -39,7 +39,7 @@ def _exact_batch_loss(state: TrainState, batch: Batch) -> jax.Array:
 def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Computes the exact loss and the training loss of one batch with the same parameters, without dropout.
 
-    Their difference is what sampling hides. If it grows, sample more classes.
+    Their difference is the sampling gap. If it grows, sample more classes.
 
     Args:
       state: not donated.

@@ -148,5 +148,5 @@ def test_runs_whose_perplexities_do_not_compare_are_named(change, differ):
         return ReportedRun("run", None, vocabulary, RunConfig(None, fingerprints=fingerprints), [], None, None)
 
     before = {"vocabulary.json": "1", "valid": "8 words, 1"}
-    expected = f"The perplexities of these runs do not compare: their {differ} differ." if differ else ""
+    expected = f"The perplexities of these runs are not comparable: their {differ} differ." if differ else ""
     assert differences([reported(before), reported(before | change)]) == expected
