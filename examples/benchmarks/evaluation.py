@@ -34,7 +34,6 @@ def main(
     """
     vocab_size, model = problem.vocab_size, problem.state().model
     tokens = np.random.default_rng(0).integers(0, vocab_size, words + 1).astype(np.int32)
-    prompt = tokens[:20]
     vocabulary = jaxlm.Vocabulary((*(f"w{n}" for n in range(vocab_size - 1)), "<eos>"), None, "whitespace")
     lines = [" ".join(vocabulary.words[i % (vocab_size - 1)] for i in tokens[n : n + 19]) for n in range(0, words, 20)]
     product = matmul()
@@ -43,7 +42,9 @@ def main(
     functions = {
         f"evaluate, {words:,} words": lambda: jaxlm.evaluate(model, tokens),
         f"score, {20 * len(lines):,} words in lines": lambda: list(jaxlm.score(model, vocabulary, lines)),
-        f"generate, {generated} words": lambda: jaxlm.generate(model, prompt, generated, key=jax.random.key(0)),
+        f"generate, {generated} words": lambda: jaxlm.generate(
+            model, vocabulary, lines[0], generated, key=jax.random.key(0)
+        ),
         "read the softmax rows once": lambda: read(rows).block_until_ready(),
         "ten products of 2048 x 2048": lambda: [product() for _ in range(10)],
     }

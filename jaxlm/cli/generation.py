@@ -11,8 +11,6 @@ from jaxlm.config_checks import require_seed
 from jaxlm.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from jaxlm.data.vocabulary import Vocabulary
 
 
@@ -44,7 +42,7 @@ def generate(
     import jax
     import jax.numpy as jnp
 
-    from jaxlm.inference.generation import draw_words
+    from jaxlm.inference.generation import draw_texts
     from jaxlm.parallel.mesh import open_mesh
     from jaxlm.runs.directory import load_model
 
@@ -53,58 +51,40 @@ def generate(
     for each in (seed, seed + num_samples - 1):
         require_seed(each)
     loaded = load_model(run, mesh=open_mesh())
-    vocabulary = loaded.vocabulary
-    if until_eos and vocabulary.eos is None:
-        raise InputError("The vocabulary has no <eos>: leave out `until_eos`.")
-    ids, start = _encode_prompt(vocabulary, prompt)
-    steps = draw_words(
+    _print_unknown(loaded.vocabulary, prompt)
+    texts = draw_texts(
         loaded.model,
-        start,
+        loaded.vocabulary,
+        prompt,
         num_words,
+        until_eos=until_eos,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        avoid=vocabulary.placeholders,
         keys=jnp.stack([jax.random.key(seed + n) for n in range(num_samples)]),
     )
-    _print_texts(vocabulary, ids.tolist(), steps, num_samples, vocabulary.eos if until_eos else None)
+    _print_texts(loaded.vocabulary, texts)
 
 
-def _encode_prompt(vocabulary: "Vocabulary", prompt: str) -> "tuple[np.ndarray, np.ndarray]":
-    """Returns the ids of a prompt, without and with the `<eos>` that begins a text. Prints its unknown words."""
-    import numpy as np
-
-    ids = vocabulary.encode(prompt)
+def _print_unknown(vocabulary: "Vocabulary", prompt: str) -> None:
     words = dict.fromkeys(vocabulary.tokenize(prompt.replace("\n", " ")))
     unknown = [word for word in words if word not in vocabulary.ids]
     if unknown:
         treatment = "left out" if vocabulary.unk is None else "read as <unk>"
         print(f"(not in the vocabulary, so {treatment}: {', '.join(unknown)})", file=sys.stderr)
-    start = np.array([] if vocabulary.eos is None else [vocabulary.eos], np.int32)
-    if not start.size + ids.size:
-        raise InputError("The vocabulary has no <eos> to begin with: give a `prompt` of words it has.")
-    return ids, np.concatenate([start, ids])
 
 
-def _print_texts(
-    vocabulary: "Vocabulary", prompt: list[int], steps: "Iterable[np.ndarray]", num_samples: int, stop: int | None
-) -> None:
+def _print_texts(vocabulary: "Vocabulary", drawn: Iterable[list[list[int]]]) -> None:
     """Prints the first text word by word, then the others, with an empty line between them."""
-    texts, ended, printed = [list(prompt) for _ in range(num_samples)], [False] * num_samples, ""
-    for words in steps:
-        for n, word in enumerate(words.tolist()):
-            if not ended[n]:
-                texts[n].append(word)
-                ended[n] = word == stop
+    printed = ""
+    for texts in drawn:
         text = vocabulary.decode(texts[0]).rstrip()  # the next word may change the space at the end
         if text.startswith(printed):
             print(text[len(printed) :], end="", flush=True)
             printed = text
-        if all(ended):
-            break
     print(vocabulary.decode(texts[0])[len(printed) :].rstrip(" \n") if printed else vocabulary.decode(texts[0]))
-    for text_ids in texts[1:]:
-        print("\n" + vocabulary.decode(text_ids).rstrip(" \n"))
+    for ids in texts[1:]:
+        print("\n" + vocabulary.decode(ids).rstrip(" \n"))
 
 
 def next_words(
@@ -125,10 +105,9 @@ def next_words(
     from jaxlm.runs.directory import load_model
 
     loaded = load_model(run, mesh=open_mesh())
-    vocabulary = loaded.vocabulary
-    _, start = _encode_prompt(vocabulary, prompt)
-    for word, probability in zip(*most_likely(loaded.model, start, k), strict=True):
-        print(f"{probability:.6f}\t{vocabulary.words[word]}")
+    _print_unknown(loaded.vocabulary, prompt)
+    for word, probability in zip(*most_likely(loaded.model, loaded.vocabulary, prompt, k), strict=True):
+        print(f"{probability:.6f}\t{word}")
 
 
 def neighbors(

@@ -8,95 +8,137 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from numpy.typing import ArrayLike
 
-from jaxlm.errors import require
+from jaxlm.data.vocabulary import Vocabulary
+from jaxlm.errors import InputError, require
 from jaxlm.matmul import in_float32
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.lstm import Carry
-from jaxlm.token_ids import check_ids
 
 
 def generate(
     model: LanguageModel,
-    prompt: jax.Array | ArrayLike,
+    vocabulary: Vocabulary,
+    prompt: str,
     num_words: int,
     *,
+    until_eos: bool = False,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    avoid: ArrayLike = (),
-    stop: int | None = None,
     key: jax.Array | None = None,
-) -> list[int]:
-    """Draws words from the model's exact distribution, one after the other.
+) -> str:
+    """Continues a text with words drawn from the model's exact distribution, one after the other.
+
+    The text begins a line, so `<eos>` comes before it. In a vocabulary without `<eos>` nothing comes before it. Unknown
+    words of the prompt are read as `<unk>`, or left out without `<unk>`. `<unk>` and padding are never drawn.
 
     Args:
       model: the language model.
-      prompt: `[N]` integer ids to continue, at least one; `Vocabulary.encode` makes them of text.
-      num_words: number of words to draw.
+      vocabulary: of the model.
+      prompt: text to continue; "" for a new one, if the vocabulary has `<eos>`.
+      num_words: maximum number of words to draw.
+      until_eos: whether to stop at the end of a line.
       temperature: divides the logits; 0 takes the most likely word, without randomness.
       top_k: draw among the k most likely words; 0 for all.
       top_p: draw among the most likely words that together have this probability, after temperature and `top_k`.
-      avoid: ids that are never drawn, such as that of `<unk>`.
-      stop: id after which to stop, such as that of `<eos>`.
       key: a `jax.random.key`; not needed at a temperature of 0.
 
     Returns:
-      `num_words` ids, without the prompt; fewer if `stop` was drawn, which is then the last one.
+      The prompt and the words drawn, as a text.
 
     Raises:
-      InputError: the prompt is empty, an id on the host or an argument is out of range, or `key` is missing.
+      InputError: the vocabulary is not that of the model, there is no word to begin with, an argument is out of range,
+        or `key` is missing.
 
     References:
       Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, https://arxiv.org/abs/1904.09751, for `top_p`.
 
     >>> from jaxlm.config import ModelConfig
-    >>> model = LanguageModel(ModelConfig(vocab_size=50, hidden_size=16), rngs=nnx.Rngs(0))
-    >>> len(generate(model, [3, 1, 4], 5, key=jax.random.key(0)))
-    5
+    >>> vocabulary = Vocabulary(("the", "<eos>", "sea", "<unk>"), None, "words")
+    >>> model = LanguageModel(ModelConfig(vocab_size=4, embedding_size=3, hidden_size=5), rngs=nnx.Rngs(0))
+    >>> generate(model, vocabulary, "the open sea", 0, temperature=0)
+    'the <unk> sea'
     """
     require(key is not None or temperature == 0, "key", "a jax.random.key, or a `temperature` of 0", key)
-    keys = (jax.random.key(0) if key is None else key)[None]
-    words = draw_words(
-        model, prompt, num_words, temperature=temperature, top_k=top_k, top_p=top_p, avoid=avoid, keys=keys
+    texts = draw_texts(
+        model,
+        vocabulary,
+        prompt,
+        num_words,
+        until_eos=until_eos,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        keys=(jax.random.key(0) if key is None else key)[None],
     )
-    drawn = []
-    for (word,) in words:
-        drawn.append(int(word))
-        if word == stop:
-            break
-    return drawn
+    *_, (ids,) = texts
+    return vocabulary.decode(ids).rstrip(" \n")
 
 
-def draw_words(
+def draw_texts(
     model: LanguageModel,
-    prompt: jax.Array | ArrayLike,
+    vocabulary: Vocabulary,
+    prompt: str,
     num_words: int,
     *,
+    until_eos: bool = False,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    avoid: ArrayLike = (),
     keys: jax.Array,
-) -> Iterator[np.ndarray]:
-    """Yields the next word of several texts, `[num_samples]` int32, `num_words` times, as they are drawn.
+) -> Iterator[list[list[int]]]:
+    """Yields the ids of several texts that continue a prompt, first those of the prompt, then after each word drawn.
 
     Args:
       keys: `[num_samples]` of `jax.random.key`; each text is the one that `generate` draws with its key.
 
     The other arguments and errors are those of `generate`.
     """
-    vocab_size = model.config.vocab_size
-    ids = check_ids("prompt", prompt, vocab_size)
-    avoided = check_ids("avoid", np.asarray(avoid, np.int32), vocab_size)
-    require(ids.size >= 1, "prompt", "at least one word", ids.size)
+    ids = encode_prompt(model, vocabulary, prompt)
+    stop = vocabulary.eos if until_eos else None
+    if until_eos and stop is None:
+        raise InputError("The vocabulary has no <eos>: leave out `until_eos`.")
     require(num_words >= 0, "num_words", "at least 0", num_words)
     require(temperature >= 0, "temperature", "at least 0", temperature)
     require(top_k >= 0, "top_k", "at least 0", top_k)
     require(0 < top_p <= 1, "top_p", "a probability above 0, at most 1", top_p)
-    banned = jnp.zeros(vocab_size, bool).at[avoided].set(True)
-    return _words(model, ids, num_words, _Choice(min(top_k, vocab_size), top_p < 1), banned, temperature, top_p, keys)
+    banned = jnp.zeros(len(vocabulary), bool).at[np.array(vocabulary.placeholders, np.int32)].set(True)
+    choice = _Choice(min(top_k, len(vocabulary)), top_p < 1)
+    steps = _words(model, ids, num_words, choice, banned, temperature, top_p, keys)
+    return _grow(vocabulary.encode(prompt).tolist(), steps, keys.shape[0], stop)
+
+
+def _grow(
+    prompt: list[int], steps: Iterator[np.ndarray], num_texts: int, stop: int | None
+) -> Iterator[list[list[int]]]:
+    texts, ended = [list(prompt) for _ in range(num_texts)], [False] * num_texts
+    yield texts
+    for words in steps:
+        for n, word in enumerate(words.tolist()):
+            if not ended[n]:
+                texts[n].append(word)
+                ended[n] = word == stop
+        yield texts
+        if all(ended):
+            break
+
+
+def encode_prompt(model: LanguageModel, vocabulary: Vocabulary, prompt: str) -> np.ndarray:
+    """Returns the ids of a text that begins a line, `[N]` int32: `<eos>`, if the vocabulary has it, comes first.
+
+    Raises:
+      InputError: the vocabulary is not that of the model, the prompt is not a text, or there are no ids.
+    """
+    size = model.config.vocab_size
+    require(len(vocabulary) == size, "vocabulary", f"{size} words, as the model has", len(vocabulary))
+    require(isinstance(prompt, str), "prompt", "a text", type(prompt).__name__)
+    ids = vocabulary.encode(prompt)
+    if vocabulary.eos is not None:
+        return np.concatenate([np.array([vocabulary.eos], np.int32), ids])
+    if not ids.size:
+        raise InputError("The vocabulary has no <eos> to begin with: give a `prompt` of words it has.")
+    return ids
 
 
 class _Choice(NamedTuple):
@@ -108,7 +150,7 @@ class _Choice(NamedTuple):
 
 def _words(
     model: LanguageModel,
-    ids: jax.Array | np.ndarray,
+    ids: np.ndarray,
     num_words: int,
     choice: _Choice,
     banned: jax.Array,

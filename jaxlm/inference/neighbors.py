@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 from numpy.typing import ArrayLike
 
+from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import require
-from jaxlm.inference.generation import next_logits, read_word
+from jaxlm.inference.generation import encode_prompt, next_logits, read_word
 from jaxlm.matmul import in_float32
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.token_ids import check_ids
@@ -29,7 +30,7 @@ class NearestWords(NamedTuple):
 class NextWords(NamedTuple):
     """The most likely next words, the most likely first."""
 
-    ids: np.ndarray  # [k] int32
+    words: list[str]  # k
     probabilities: np.ndarray  # [k] float32
 
 
@@ -80,33 +81,34 @@ def _nearest(rows: jax.Array, word: jax.Array, banned: jax.Array, k: int) -> tup
     return ids, cosines
 
 
-def next_words(model: LanguageModel, prompt: ArrayLike, k: int = 10) -> NextWords:
+def next_words(model: LanguageModel, vocabulary: Vocabulary, prompt: str, k: int = 10) -> NextWords:
     """Finds the most likely words after a prompt, with their exact probabilities.
 
     Args:
       model: the language model.
-      prompt: `[N]` integer ids, at least one; `Vocabulary.encode` makes them of text.
+      vocabulary: of the model.
+      prompt: beginning of a line, read as `jaxlm.generate` reads it; "" for the first word of a line.
       k: maximum number of words; all if the vocabulary has fewer.
 
     Returns:
       `NextWords`.
 
     Raises:
-      InputError: an id is out of range, or an argument is.
+      InputError: the vocabulary is not that of the model, there is no word to begin with, or `k` is out of range.
 
     >>> from jaxlm.config import ModelConfig
-    >>> model = LanguageModel(ModelConfig(vocab_size=50, hidden_size=16), rngs=nnx.Rngs(0))
-    >>> next_words(model, [3, 1, 4], k=5).probabilities.shape
-    (5,)
+    >>> vocabulary = Vocabulary(("the", "<eos>", "sea", "<unk>"), None, "words")
+    >>> model = LanguageModel(ModelConfig(vocab_size=4, embedding_size=3, hidden_size=5), rngs=nnx.Rngs(0))
+    >>> sorted(next_words(model, vocabulary, "the sea", k=4).words)
+    ['<eos>', '<unk>', 'sea', 'the']
     """
-    ids = np.asarray(check_ids("prompt", prompt, model.config.vocab_size))
-    require(ids.size >= 1, "prompt", "at least one word", ids.size)
     require(k >= 1, "k", "at least 1", k)
     graphdef, params = nnx.split(model)
     carry = model.initial_carry(1)
-    for word in ids:
+    for word in encode_prompt(model, vocabulary, prompt):
         hidden, carry = read_word(graphdef, params, jnp.int32(word), carry)
-    return NextWords(*map(np.asarray, _most_likely(graphdef, params, hidden, min(k, model.config.vocab_size))))
+    ids, probabilities = map(np.asarray, _most_likely(graphdef, params, hidden, min(k, len(vocabulary))))
+    return NextWords([vocabulary.words[i] for i in ids], probabilities)
 
 
 @partial(jax.jit, static_argnums=(0, 3))

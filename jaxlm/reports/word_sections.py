@@ -86,18 +86,12 @@ def _surprising(vocabulary: Vocabulary, scored: ScoredText) -> Rows:
 
 
 def _samples(model: LanguageModel, vocabulary: Vocabulary, seed: int) -> list[tuple[float, str]]:
-    start = [0 if vocabulary.eos is None else vocabulary.eos]
+    readable = (word for word in vocabulary.words if vocabulary.encode(word).size)
+    prompt = next(readable, "") if vocabulary.eos is None else ""  # without <eos>, the most frequent word
     made = []
     for temperature in TEMPERATURES:
-        drawn = generate(
-            model,
-            start,
-            SAMPLE_WORDS,
-            temperature=temperature,
-            avoid=vocabulary.placeholders,
-            key=jax.random.key(seed),
-        )
-        made.append((temperature, vocabulary.decode(drawn).strip()))
+        text = generate(model, vocabulary, prompt, SAMPLE_WORDS, temperature=temperature, key=jax.random.key(seed))
+        made.append((temperature, text.strip()))
     return made
 
 

@@ -1,5 +1,8 @@
 """Generated text follows the model's distribution."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +12,14 @@ from scipy import stats
 
 from jaxlm.cli import run
 from jaxlm.config import ModelConfig
+from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
-from jaxlm.inference.generation import draw_words, generate
+from jaxlm.inference.generation import draw_texts, generate
 from jaxlm.model.language_model import LanguageModel
+
+# Ids are 0 to 8; 2 is the end of a line, and 4 is never drawn.
+VOCABULARY = Vocabulary(("a", "b", "<eos>", "c", "<unk>", "d", "e", "f", "g"), None, "whitespace")
+WITHOUT_EOS = dataclasses.replace(VOCABULARY, words=("a", "b", "h", *VOCABULARY.words[3:]))
 
 
 @pytest.fixture(scope="module")
@@ -21,52 +29,73 @@ def model() -> LanguageModel:
     return model
 
 
-def test_greedy_words_are_those_of_full_passes(model):
-    prompt = np.array([1, 5, 2], np.int32)
-    words = prompt.tolist()
+def draw(model: LanguageModel, prompt: str, num_words: int, num_texts: int, **options: Any) -> np.ndarray:
+    """Returns `[num_texts, num_words]` ids that follow a prompt."""
+    keys = jax.random.split(jax.random.key(0), num_texts)
+    *_, texts = draw_texts(model, VOCABULARY, prompt, num_words, keys=keys, **options)
+    return np.array(texts)[:, -num_words:]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "prompt", "ids"),
+    [
+        (VOCABULARY, "b d", [2, 1, 5]),  # <eos> comes first
+        (VOCABULARY, "", [2]),
+        (VOCABULARY, "b h", [2, 1, 4]),  # unknown
+        (VOCABULARY, "b\nd", [2, 1, 2, 5]),
+        (WITHOUT_EOS, "b d", [1, 5]),
+        (WITHOUT_EOS, "b\nx", [1, 4]),
+        (dataclasses.replace(WITHOUT_EOS, words=(*"abhcidefg",)), "b x d", [1, 5]),  # unknown words are left out
+    ],
+)
+def test_greedy_words_are_those_of_full_passes(model, vocabulary, prompt, ids):
+    words = list(ids)
     for _ in range(6):
-        words.append(int(model(jnp.array([words]))[0][0, -1].argmax()))
-    assert generate(model, prompt, 6, temperature=0.0, key=jax.random.key(0)) == words[3:]
+        logits = np.array(model(jnp.array([words]))[0][0, -1])
+        logits[vocabulary.placeholders] = -np.inf
+        words.append(int(logits.argmax()))
+    expected = vocabulary.decode(words[vocabulary.eos is not None :])
+    assert generate(model, vocabulary, prompt, 6, temperature=0.0) == expected.rstrip(" \n")
 
 
-def test_draws_follow_temperature_top_k_and_avoid(model):
-    prompt = np.array([3], np.int32)
-    logits = np.asarray(model(prompt[None])[0][0, -1]) / 0.7
+def test_draws_follow_temperature_top_k_and_leave_placeholders_out(model):
+    logits = np.asarray(model(np.array([[2, 3]]))[0][0, -1]) / 0.7
     logits[4] = -np.inf
     logits[np.argsort(logits)[:-5]] = -np.inf
     expected = np.exp(logits.astype(np.float64) - logits.max())
-    draws = [
-        generate(model, prompt, 1, temperature=0.7, top_k=5, avoid=(4,), key=jax.random.key(n))[0] for n in range(600)
-    ]
-    observed = np.bincount(draws, minlength=9)
+    observed = np.bincount(draw(model, "c", 1, 600, temperature=0.7, top_k=5)[:, 0], minlength=9)
     assert set(np.flatnonzero(observed)) <= set(np.flatnonzero(expected))
     likely = expected > 0
     assert stats.chisquare(observed[likely], 600 * expected[likely] / expected.sum()).pvalue > 1e-3
 
 
 def test_draws_follow_top_p(model):
-    logits = np.asarray(model(np.array([[3]]))[0][0, -1], np.float64)
+    logits = np.asarray(model(np.array([[2, 3]]))[0][0, -1], np.float64)
+    logits[4] = -np.inf
     probabilities = np.exp(logits) / np.exp(logits).sum()
     order = np.argsort(-probabilities)
     kept = order[: int(np.searchsorted(np.cumsum(probabilities[order]), 0.6)) + 1]
-    (words,) = draw_words(model, [3], 1, top_p=0.6, keys=jax.random.split(jax.random.key(0), 600))
-    observed = np.bincount(words, minlength=9)
+    observed = np.bincount(draw(model, "c", 1, 600, top_p=0.6)[:, 0], minlength=9)
     assert set(np.flatnonzero(observed)) == set(kept)
     expected = 600 * probabilities[kept] / probabilities[kept].sum()
     assert stats.chisquare(observed[kept], expected).pvalue > 1e-3
 
 
 def test_texts_drawn_side_by_side_are_those_drawn_alone(model):
-    keys = [jax.random.key(n) for n in range(3)]
-    together = np.stack(list(draw_words(model, [3, 4], 15, top_p=0.9, keys=jnp.stack(keys))))
-    for n, key in enumerate(keys):
-        assert together[:, n].tolist() == generate(model, [3, 4], 15, top_p=0.9, key=key)
+    keys = jax.random.split(jax.random.key(0), 3)
+    for until_eos in (False, True):
+        options = {"top_p": 0.9, "until_eos": until_eos}
+        *_, together = draw_texts(model, VOCABULARY, "c f", 15, keys=keys, **options)
+        alone = [generate(model, VOCABULARY, "c f", 15, key=key, **options) for key in keys]
+        assert [VOCABULARY.decode(ids).rstrip(" \n") for ids in together] == alone
 
 
-def test_a_text_ends_at_the_stop_word(model):
-    words = generate(model, [3], 50, key=jax.random.key(0))
-    stop = words[10]
-    assert generate(model, [3], 50, stop=stop, key=jax.random.key(0)) == words[: words.index(stop) + 1]
+def test_a_text_ends_at_the_end_of_a_line(model):
+    seeds = [jax.random.key(n) for n in range(8)]
+    texts = [generate(model, VOCABULARY, "c", 60, key=key) for key in seeds]
+    lines = [generate(model, VOCABULARY, "c", 60, until_eos=True, key=key) for key in seeds]
+    assert lines == [text.partition("\n")[0] for text in texts]
+    assert lines != texts
 
 
 def test_the_command_prints_several_texts(run_dir, capsys):
@@ -83,17 +112,16 @@ def test_the_command_prints_several_texts(run_dir, capsys):
 
 
 def test_same_key_same_words_and_none_on_request(model):
-    prompt = np.array([3, 4], np.int32)
-    first = generate(model, prompt, 20, key=jax.random.key(1))
-    assert first == generate(model, prompt, 20, key=jax.random.key(1))
-    assert first != generate(model, prompt, 20, key=jax.random.key(2))
-    assert generate(model, prompt, 0, key=jax.random.key(1)) == []
+    first = generate(model, VOCABULARY, "c d", 20, key=jax.random.key(1))
+    assert first == generate(model, VOCABULARY, "c d", 20, key=jax.random.key(1))
+    assert first != generate(model, VOCABULARY, "c d", 20, key=jax.random.key(2))
+    assert generate(model, VOCABULARY, "c d", 0, key=jax.random.key(1)) == "c d"
 
 
 def test_a_temperature_of_0_needs_no_key_and_top_k_may_exceed_the_vocabulary(model):
-    drawn = generate(model, [3, 4], 9, temperature=0, key=jax.random.key(1))
-    assert generate(model, [3, 4], 9, temperature=0) == drawn
-    all_words, more = (generate(model, [3, 4], 20, top_k=k, key=jax.random.key(1)) for k in (9, 10))
+    drawn = generate(model, VOCABULARY, "c d", 9, temperature=0, key=jax.random.key(1))
+    assert generate(model, VOCABULARY, "c d", 9, temperature=0) == drawn
+    all_words, more = (generate(model, VOCABULARY, "c d", 20, top_k=k, key=jax.random.key(1)) for k in (9, 10))
     assert all_words == more
 
 
@@ -106,14 +134,13 @@ def test_a_temperature_of_0_needs_no_key_and_top_k_may_exceed_the_vocabulary(mod
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"num_words": -1},
-        {"prompt": []},
-        {"prompt": [[1]]},
-        {"prompt": [9]},
-        {"prompt": [-1]},
-        {"avoid": [9]},
+        {"prompt": [3, 1, 4]},
+        {"prompt": "", "vocabulary": WITHOUT_EOS},
+        {"until_eos": True, "vocabulary": WITHOUT_EOS},
+        {"vocabulary": Vocabulary(("a",), None, "whitespace")},
     ],
 )
 def test_arguments_out_of_range_raise(model, change):
-    arguments = {"prompt": [0], "num_words": 1, "key": jax.random.key(0)} | change
+    arguments = {"vocabulary": VOCABULARY, "prompt": "a", "num_words": 1, "key": jax.random.key(0)} | change
     with pytest.raises(InputError, match=next(iter(change))):
         generate(model, **arguments)

@@ -6,9 +6,12 @@ import pytest
 from helpers import make_random_model
 
 from jaxlm.cli import run
+from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
 from jaxlm.inference.neighbors import nearest_words, next_words
 from jaxlm.runs.directory import load_model
+
+VOCABULARY = Vocabulary(("<eos>", *map(str, range(1, 22)), "<unk>"), None, "whitespace")
 
 
 @pytest.mark.parametrize("table", ["embedding", "softmax"])
@@ -32,15 +35,16 @@ def test_a_tied_model_has_one_table():
 
 def test_next_words_have_the_highest_probabilities():
     model = make_random_model()
-    ids, probabilities = next_words(model, [3, 1, 4], k=23)
-    expected = np.asarray(jax.nn.softmax(model(np.array([[3, 1, 4]]))[0][0, -1]))
-    assert ids.tolist() == np.argsort(-expected).tolist()
-    np.testing.assert_allclose(probabilities, expected[ids], rtol=1e-5)
+    words, probabilities = next_words(model, VOCABULARY, "3 1 unheard", k=23)
+    expected = np.asarray(jax.nn.softmax(model(np.array([[0, 3, 1, 22]]))[0][0, -1]))  # <eos> before, <unk> at the end
+    order = np.argsort(-expected)
+    assert words == [VOCABULARY.words[i] for i in order]
+    np.testing.assert_allclose(probabilities, expected[order], rtol=1e-5)
 
 
 def test_a_small_vocabulary_has_fewer_words_than_asked_for():
     model = make_random_model()
-    assert sorted(next_words(model, [3], k=100).ids) == list(range(23))
+    assert sorted(next_words(model, VOCABULARY, "3", k=100).words) == sorted(VOCABULARY.words)
     ids = nearest_words(model, [3, 20], k=100, avoid=[7]).ids
     assert [sorted(each) for each in ids] == [[i for i in range(23) if i not in (word, 7)] for word in (3, 20)]
 
@@ -49,16 +53,28 @@ def test_a_small_vocabulary_has_fewer_words_than_asked_for():
 def test_wrong_arguments_raise(change):
     with pytest.raises(InputError, match=next(iter(change))):
         nearest_words(make_random_model(), **({"words": [1]} | change))
-    with pytest.raises(InputError, match="prompt"):
-        next_words(make_random_model(), [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"k": 0},
+        {"prompt": [3, 1]},
+        {"prompt": "", "vocabulary": Vocabulary(tuple(map(str, range(23))), None, "whitespace")},
+        {"vocabulary": Vocabulary(("a",), None, "whitespace")},
+    ],
+)
+def test_wrong_arguments_of_next_words_raise(change):
+    with pytest.raises(InputError, match=next(iter(change))):
+        next_words(make_random_model(), **({"vocabulary": VOCABULARY, "prompt": "3"} | change))
 
 
 def test_the_commands_print_tables(run_dir, capsys):
     model, vocabulary, _ = load_model(run_dir)
     assert run(["next-words", str(run_dir), "the whale", "--k", "3"]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    ids, probabilities = next_words(model, [vocabulary.eos, *vocabulary.encode("the whale")], k=3)
-    assert [word for _, word in lines] == [vocabulary.words[i] for i in ids]
+    words, probabilities = next_words(model, vocabulary, "the whale", k=3)
+    assert [word for _, word in lines] == words
     np.testing.assert_allclose([float(number) for number, _ in lines], probabilities, atol=1e-6)
     assert run(["neighbors", str(run_dir), "whale", "sea", "--k", "2"]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
