@@ -25,6 +25,7 @@ COMMANDS = {
         "resume",
         "evaluate",
         "score",
+        "compare",
         "rescore",
         "generate",
         "next-words",
