@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from convert.fit.examples import Labels, class_ids, divisor_of
+from convert.fit.examples import Labels, class_ids, divisor_of, weighted_by_class
 from convert.fit.network import Network
 from jaxlm.data.batches import Batch
 from jaxlm.errors import require
@@ -45,12 +45,12 @@ def read_any(batch: Sequence[Any], network: Network, labels: Labels, name: str) 
 
 
 def to_any_batch(
-    batch: Sequence[Any], network: Network, labels: Labels, name: str, *, mean: bool
-) -> tuple[Batch, float]:
-    """Makes a batch for jaxlm from one of examples; the arguments and the result are those of `to_batch`."""
+    batch: Sequence[Any], network: Network, labels: Labels, name: str, class_weights: np.ndarray | None = None
+) -> Batch:
+    """Makes a batch for jaxlm from one of examples, weighted as Keras' loss is; see `to_batch`."""
     inputs, y, weights, valid = read_any(batch, network, labels, name)
+    weights = weighted_by_class(weights, y, valid, class_weights)
     ids, features = network.prepare(inputs)
-    total = float(weights.sum())
-    divisor = divisor_of(labels.reduction, total, int(valid.sum())) if mean else 1.0
+    divisor = divisor_of(labels.reduction, float(weights.sum()), int(valid.sum()))
     weights = (weights * (y.size / (divisor or 1.0))).astype(np.float32)
-    return Batch(ids, np.where(valid, y, 0), True, None, weights, features), total
+    return Batch(ids, np.where(valid, y, 0), True, None, weights, features)

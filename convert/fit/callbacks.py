@@ -1,9 +1,11 @@
-"""Callbacks of Keras during `fit_keras`, which calls them with epochs, logs and weights."""
+"""Callbacks of Keras during `fit_keras`: which of them look at the model, and which act on batches."""
 
-from collections.abc import Sequence
-from typing import Any
+import string
+from typing import Any, NamedTuple
 
-from jaxlm.errors import InputError
+import keras
+
+from jaxlm.errors import InputError, require
 
 BATCH_HOOKS = (
     "on_batch_begin",
@@ -16,50 +18,76 @@ BATCH_HOOKS = (
 LOGS_ONLY = {"CSVLogger", "History", "LearningRateScheduler", "ProgbarLogger", "ReduceLROnPlateau", "TerminateOnNaN"}
 
 
-def flat_callbacks(callbacks: Any) -> list[Any]:
-    """Returns the callbacks of one, of a nested list or of a `CallbackList`, as a list."""
-    if callbacks is None:
-        return []
-    inner = callbacks if isinstance(callbacks, list | tuple) else getattr(callbacks, "callbacks", None)
-    return [callbacks] if inner is None else [flat for each in inner for flat in flat_callbacks(each)]
+class Hooks(NamedTuple):
+    """The callbacks of a call."""
+
+    list: Any  # Keras' `CallbackList`
+    lookers: tuple[Any, ...]  # callbacks that may look at the model, or change it
+    on_batches: bool  # whether one of them acts on batches
+
+    def looks(self, hook: str) -> bool:
+        """Whether a callback may look at the model in a hook."""
+        return any(_looks(callback, hook) for callback in self.lookers)
 
 
-def callback_list(keras: Any, model: Any, callbacks: Sequence[Any], progress: bool, **params: Any) -> Any:
-    """Returns a `CallbackList` with a `History`, and a progress bar if asked for.
+def open_callbacks(module: Any, model: Any, callbacks: Any, logs: set[str], progress: bool, **params: Any) -> Hooks:
+    """Opens the callbacks of a call, with a `History`, and a progress bar if asked for.
 
     Args:
-      keras: the module of the model, `keras` or `tf_keras`.
+      module: of the model, `keras` or `tf_keras`.
       model: that the callbacks see.
-      callbacks: of the user.
+      callbacks: of the user: one, any nesting of them, a `CallbackList`, or None.
+      logs: names that an epoch logs.
       progress: whether to show a progress bar.
       params: `epochs`, `steps` and `verbose`.
 
     Raises:
-      InputError: a callback acts on batches; names it.
+      InputError: one of them is no callback, or waits for what is never logged; names it.
     """
-    for callback in callbacks:
-        hooks = _batch_hooks(callback)
-        if hooks:
-            raise InputError(
-                f"Invalid `callbacks`: expected callbacks that act at the end of an epoch, such as EarlyStopping,"
-                f" ModelCheckpoint and CSVLogger. Received: {type(callback).__name__}, which has {hooks[0]};"
-                " leave it out."
-            )
-    return keras.callbacks.CallbackList(callbacks, add_history=True, add_progbar=progress, model=model, **params)
+    found = getattr(callbacks, "callbacks", callbacks)
+    flat = [callback for callback in keras.tree.flatten(found) if callback is not None]
+    for callback in flat:
+        is_callback = hasattr(callback, "on_epoch_end") and hasattr(callback, "set_model")
+        require(is_callback, "callbacks", "callbacks of Keras", type(callback).__name__)
+        _check_logs(callback, logs)
+    listed = module.callbacks.CallbackList(flat, add_history=True, add_progbar=progress, model=model, **params)
+    lookers = tuple(callback for callback in flat if type(callback).__name__ not in LOGS_ONLY)
+    return Hooks(listed, lookers, any(_overrides(callback, hook) for callback in lookers for hook in BATCH_HOOKS))
 
 
-def _batch_hooks(callback: Any) -> list[str]:
-    """Returns the hooks of a callback that would need the weights after each batch."""
-    if type(callback).__name__ in LOGS_ONLY or getattr(callback, "save_freq", None) == "epoch":
-        return []
+def _check_logs(callback: Any, logs: set[str]) -> None:
+    """Raises `InputError` if a callback monitors, or writes into the name of a file, what is never logged."""
+    name, path = type(callback).__name__, str(getattr(callback, "filepath", None) or "")
+    if name == "ModelCheckpoint" and getattr(callback, "save_freq", None) != "epoch":
+        return  # the names of a batch are known by then alone
+    fields = {field for _, field, _, _ in string.Formatter().parse(path) if field} - {"epoch", "batch"}
+    monitor = getattr(callback, "monitor", None)
+    if isinstance(monitor, str) and (name != "ModelCheckpoint" or getattr(callback, "save_best_only", False)):
+        fields.add(monitor)
+    missing = sorted(fields - logs - {"learning_rate", "lr"})
+    if missing:
+        raise InputError(
+            f"Invalid `callbacks`: {name} reads {missing[0]!r}, which fit_keras does not log."
+            f" Expected one of {sorted(logs)}."
+        )
+
+
+def _looks(callback: Any, hook: str) -> bool:
+    if not _overrides(callback, hook):
+        return False
+    freq = getattr(callback, "save_freq", None)
+    if hook in BATCH_HOOKS and isinstance(freq, int):  # ModelCheckpoint counts batches, and looks when it saves
+        return getattr(callback, "_batches_seen_since_last_saving", freq) + 1 >= freq
+    return True
+
+
+def _overrides(callback: Any, hook: str) -> bool:
+    """Whether a callback does something in a hook."""
+    if hook in BATCH_HOOKS and getattr(callback, "save_freq", None) == "epoch":
+        return False
     base = next((kind for kind in type(callback).__mro__ if kind.__name__ == "Callback"), None)
-    return [
-        hook
-        for hook in BATCH_HOOKS
-        if hook in vars(callback) or getattr(type(callback), hook, None) is not getattr(base, hook, None)
-    ]
-
-
-def may_read_weights(callbacks: Sequence[Any]) -> bool:
-    """Whether a callback may look at the model's weights at the end of an epoch."""
-    return any(type(callback).__name__ not in LOGS_ONLY for callback in callbacks)
+    aliases = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
+    return any(
+        name in vars(callback) or getattr(type(callback), name, None) is not getattr(base, name, None)
+        for name in (hook, aliases.get(hook, hook))
+    )

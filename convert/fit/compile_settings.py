@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 LOSSES = {  # as a name, a function or an object
@@ -28,8 +29,8 @@ def read_loss(model: Any, logits: bool) -> CompiledLoss:
       logits: whether the model ends without a softmax.
     """
     loss = getattr(model, "loss", None)
-    if isinstance(loss, list | tuple) and len(loss) == 1:
-        loss = loss[0]
+    if isinstance(loss, Mapping | list | tuple) and len(loss) == 1:
+        (loss,) = loss.values() if isinstance(loss, Mapping) else loss
     unused = _metrics(model) if getattr(model, "optimizer", None) is not None else []
     if loss is None:
         return CompiledLoss(unused=tuple(unused))

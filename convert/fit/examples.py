@@ -1,25 +1,17 @@
-"""Examples as `model.fit` takes them, and the batches that training and evaluation read from them."""
+"""Batches for the LSTM chain from batches of examples: checked, weighted as Keras does, and filled up."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
+from convert.fit.sources import Examples
 from jaxlm.data.batches import Batch
-from jaxlm.errors import InputError, require
+from jaxlm.errors import require
 from jaxlm.token_ids import check_ids
 
 LENGTH_STEP = 16  # lengths are rounded up to a multiple if they vary, since each one compiles the step again
-
-Seed = Sequence[int] | None  # to shuffle with; None keeps the order
-
-
-class Examples(NamedTuple):
-    """Examples, in batches."""
-
-    batches: Callable[[Seed], Iterator[tuple[np.ndarray, ...]]]  # x, y and maybe weights
-    name: str  # of the arguments they came from, for errors
 
 
 class Labels(NamedTuple):
@@ -45,94 +37,27 @@ class Shape(NamedTuple):
     ids: np.ndarray  # [N] int32, all that are read, one sequence after the other; empty unless asked for
 
 
-def open_examples(x: Any, y: Any, weights: Any, batch_size: int, name: str = "x") -> Examples:
-    """Opens arrays, a `tf.data.Dataset` or a `keras.utils.PyDataset`.
-
-    Args:
-      x: `[N, T]` ids, or a dataset of batches of ids, labels and maybe weights.
-      y: `[N, T]` or `[N]` labels; None for a dataset.
-      weights: `[N, T]` or `[N]`, or None.
-      batch_size: of arrays.
-      name: of the argument.
-
-    Raises:
-      InputError: it is something else, or the arrays do not fit each other.
-    """
-    kinds = {kind.__name__ for kind in type(x).__mro__}
-    if not kinds & {"PyDataset", "Sequence", "DatasetV2"}:
-        return _open_arrays(x, y, weights, batch_size, name)
-    require(y is None and weights is None, "y", f"nothing beside a dataset, which has it in `{name}`", type(y).__name__)
-    if "DatasetV2" in kinds:
-        require(int(x.cardinality()) != -1, name, "a dataset that ends, without repeat()", "an infinite one")
-
-        def batches(seed: Seed) -> Iterator[tuple[np.ndarray, ...]]:
-            return (_tuple(batch, name) for batch in x.as_numpy_iterator())
-    else:
-        length = getattr(x, "num_batches", None) or len(x)
-        require(length is not None, name, "a dataset that ends", "an infinite one")
-
-        def batches(seed: Seed) -> Iterator[tuple[np.ndarray, ...]]:
-            for i in range(length) if seed is None else np.random.default_rng(seed).permutation(length):
-                yield _tuple(x[int(i)], name)
-            x.on_epoch_end()
-
-    return Examples(batches, name)
-
-
-def _tuple(batch: Any, name: str) -> tuple[np.ndarray, ...]:
-    fits = isinstance(batch, tuple | list) and len(batch) in (2, 3)
-    require(fits, name, "batches of (x, y) or (x, y, sample_weight)", type(batch).__name__)
-    return tuple(keras.tree.map_structure(np.asarray, part) for part in batch)
-
-
-def _open_arrays(x: Any, y: Any, weights: Any, batch_size: int, name: str) -> Examples:
-    require(batch_size >= 1, "batch_size", "at least 1", batch_size)
-    inputs = keras.tree.map_structure(lambda part: _array(part, name), x) if _is_nested(x) else _array(x, name)
-    arrays = (inputs, _array(y, "y"), *(() if weights is None else (_array(weights, "sample_weight"),)))
-    sizes = [len(array) for array in keras.tree.flatten(arrays)]
-    require(min(sizes) == max(sizes) > 0, name, "arrays with the same number of examples, at least one", sizes)
-
-    def batches(seed: Seed) -> Iterator[tuple[np.ndarray, ...]]:
-        order = None if seed is None else np.random.default_rng(seed).permutation(sizes[0])
-        for start in range(0, sizes[0], batch_size):
-            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-            yield tuple(keras.tree.map_structure(lambda array, rows=rows: array[rows], arrays))
-
-    return Examples(batches, name)
-
-
-def _is_nested(x: Any) -> bool:
-    """Whether x is several inputs, and not the rows of one."""
-    return isinstance(x, dict) or (
-        isinstance(x, list | tuple) and bool(x) and all(hasattr(part, "shape") for part in x)
-    )
-
-
-def _array(value: Any, name: str) -> np.ndarray:
-    expected = "an array, a tf.data.Dataset or a keras.utils.PyDataset" if name == "x" else "an array"
-    require(not callable(getattr(value, "__next__", None)), name, expected, type(value).__name__)
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"Invalid `{name}`: expected {expected}, not ragged. Received: {error}") from error
-    require(array.ndim >= 1 and array.dtype.kind in "biuf", name, expected, type(value).__name__)
-    return array
-
-
-def scan(examples: Examples, labels: Labels, read_batch: Callable[..., Any], keep_ids: bool = False) -> Shape:
-    """Reads all examples once: checks them and counts their labels.
+def scan(
+    examples: Examples,
+    labels: Labels,
+    read_batch: Callable[..., Any],
+    steps: int | None = None,
+    keep_ids: bool = False,
+) -> Shape:
+    """Reads the examples once, or the first ones of an endless stream: checks them and counts their labels.
 
     Args:
       examples: to read.
       labels: what they mean.
       read_batch: from a batch of examples to inputs, labels, weights, and which labels count.
+      steps: batches to read if there is no end to them.
       keep_ids: whether to return the ids.
 
     Raises:
       InputError: an id or a shape does not fit the model, or there are no examples.
     """
     counts, shapes, ids, is_masked = np.zeros(labels.vocab_size, np.int64), [], [], False
-    for batch in examples.batches(None):
+    for batch in examples.first(steps):
         inputs, y, _, valid = read_batch(batch, examples.name)
         x = inputs[0] if isinstance(inputs, tuple) else inputs
         np.add.at(counts, y[valid], 1)
@@ -160,10 +85,10 @@ def read(
     Raises:
       InputError: a shape or an id does not fit the model.
     """
-    x = _ids(batch[0], name, labels.vocab_size)
+    x = _ids(_only(batch[0], name), name, labels.vocab_size)
     require(x.ndim == 2 and x.size > 0, name, "ids of shape [N, T]", x.shape)
     shape = (len(x), 1 if labels.last_only else x.shape[1])
-    y = _class_ids(np.asarray(batch[1]), shape, labels)
+    y = _class_ids(_only(batch[1], "y"), shape, labels)
     valid = np.ones(shape, bool) if labels.ignore_class is None else y != labels.ignore_class
     if labels.mask_zero and not labels.last_only:
         valid &= x != 0
@@ -177,6 +102,13 @@ def read(
     return x, y, weights * valid, valid
 
 
+def _only(structure: Any, name: str) -> np.ndarray:
+    """Returns the array of a dict, list or tuple that holds a single one."""
+    parts = keras.tree.flatten(structure)
+    require(len(parts) == 1, name, "one array, or a dict with one", f"{len(parts)} arrays")
+    return np.asarray(parts[0])
+
+
 def class_ids(y: np.ndarray, vocab_size: int, last_only: bool) -> np.ndarray:
     """Returns integer labels `[B, P]` of integer labels `[B]`, `[B, P]` or `[B, P, 1]`, or of one-hot ones."""
     if y.ndim > 1 and y.shape[-1] == vocab_size and (last_only or y.ndim > 2) and vocab_size > 1:
@@ -185,7 +117,7 @@ def class_ids(y: np.ndarray, vocab_size: int, last_only: bool) -> np.ndarray:
         right = bool(np.all(hot == 1) and np.all(np.count_nonzero(y, axis=-1) == 1))
         require(right, "y", "integer labels, or one-hot ones", "rows that are not one-hot")
         return found.astype(np.int32).reshape(len(y), -1)
-    return _integers(y.reshape(len(y), -1), "y")
+    return integer_ids(y.reshape(len(y), -1), "y")
 
 
 def _class_ids(y: np.ndarray, shape: tuple[int, int], labels: Labels) -> np.ndarray:
@@ -196,25 +128,25 @@ def _class_ids(y: np.ndarray, shape: tuple[int, int], labels: Labels) -> np.ndar
     return class_ids(y, labels.vocab_size, labels.last_only)
 
 
-def _integers(values: np.ndarray, name: str) -> np.ndarray:
+def integer_ids(values: np.ndarray, name: str) -> np.ndarray:
+    """Returns ids of any numeric type as int32, after checking that none of them is cut."""
     if values.dtype.kind == "f":
         require(bool(np.all(values == np.rint(values))), name, "integer ids", f"{values.dtype} with fractions")
         require(bool(np.all(np.isfinite(values))), name, "finite ids", "an infinite one")
-    if values.size:
-        lowest, highest = int(values.min()), int(values.max())
-        require(-(2**31) <= lowest and highest < 2**31, name, "ids below 2**31", f"{lowest} to {highest}")
+    lowest, highest = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    require(-(2**31) <= lowest and highest < 2**31, name, "ids below 2**31", f"{lowest} to {highest}")
     return values.astype(np.int32)
 
 
 def _ids(values: np.ndarray, name: str, vocab_size: int) -> np.ndarray:
-    values = _integers(np.asarray(values), name)
+    values = integer_ids(np.asarray(values), name)
     check_ids(name, values.ravel(), vocab_size)
     return values
 
 
 def to_batch(
-    batch: tuple[np.ndarray, ...], labels: Labels, shape: Shape, name: str, *, mean: bool
-) -> tuple[Batch, float]:
+    batch: tuple[np.ndarray, ...], labels: Labels, shape: Shape, name: str, class_weights: np.ndarray | None = None
+) -> Batch:
     """Makes a batch for jaxlm from one of examples.
 
     Masked ids are moved to the end of their sequence, where no state that counts has read them: a Keras LSTM passes
@@ -226,12 +158,13 @@ def to_batch(
       labels: what they mean.
       shape: the sizes to fill up to.
       name: of the argument, for errors.
-      mean: whether to weight as Keras' loss does, with the compiled reduction.
+      class_weights: `[V]`, what a label of each class counts; None for 1.
 
     Returns:
-      The batch, and the sum of the weights before the division that `mean` makes.
+      The batch, weighted as Keras' loss is, with the compiled reduction.
     """
     x, y, weights, valid = read(batch, labels, name)
+    weights = weighted_by_class(weights, y, valid, class_weights)
     positions = np.full((len(x), 1), x.shape[1] - 1, np.int32) if labels.last_only else None
     if labels.mask_zero and not np.all(x != 0):
         order = np.argsort(x == 0, axis=1, kind="stable")
@@ -245,12 +178,29 @@ def to_batch(
         x = np.where(x == 0, x[:, :1], x)
     total = float(weights.sum())
     size = shape.batch_size * (1 if labels.last_only else shape.sequence_length)  # which the loss is the mean of
-    divisor = divisor_of(labels.reduction, total, int(valid.sum())) if mean else 1.0
+    divisor = divisor_of(labels.reduction, total, int(valid.sum()))
     weights = weights * (size / (divisor or 1.0))
     if np.any(weights):
         y = np.where(weights != 0, y, y[weights != 0][0])
     x, y, weights, positions = _fill(x, y, weights.astype(np.float32), positions, shape)
-    return Batch(x, y, True, positions, weights), total
+    return Batch(x, y, True, positions, weights)
+
+
+def weighted_by_class(
+    weights: np.ndarray, y: np.ndarray, valid: np.ndarray, class_weights: np.ndarray | None
+) -> np.ndarray:
+    """Returns the weights of labels, times those of their classes."""
+    return weights if class_weights is None else weights * class_weights[np.where(valid, y, 0)]
+
+
+def grown(shape: Shape, batch: tuple[Any, ...]) -> Shape:
+    """Returns the shape of batches, made larger if a batch does not fit."""
+    found = np.shape(keras.tree.flatten(batch[0])[0])
+    length = found[1] if len(found) > 1 else 1
+    if found[0] <= shape.batch_size and length <= shape.sequence_length:
+        return shape
+    length = max(shape.sequence_length, -(-length // LENGTH_STEP) * LENGTH_STEP)
+    return shape._replace(batch_size=max(shape.batch_size, found[0]), sequence_length=length)
 
 
 def divisor_of(reduction: str | None, total: float, count: int) -> float:

@@ -1,30 +1,24 @@
 """`fit_keras`: trains a live Keras model in JAX with sampled softmax, with the arguments of `model.fit`."""
 
-import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from convert.fit.batches import read_any, to_any_batch
-from convert.fit.callbacks import callback_list, flat_callbacks, may_read_weights
+from convert.fit.batches import read_any
+from convert.fit.callbacks import open_callbacks
 from convert.fit.compile_settings import keras_of
-from convert.fit.examples import Examples, Labels, Shape, open_examples, read, scan, to_batch
+from convert.fit.examples import Labels, Shape, read, scan
+from convert.fit.loop import Data, Passes, Training
 from convert.fit.network import Network
-from convert.fit.session import InitialBiases, InitialEmbeddings, Session, open_session
+from convert.fit.session import InitialBiases, InitialEmbeddings, open_session
+from convert.fit.sources import Examples, open_examples
 from jaxlm.config import ComputeDtype, Sampler, TrainConfig
-from jaxlm.data.batches import Batch, place_streams, shard_batch
 from jaxlm.errors import InputError, require
 from jaxlm.parallel.mesh import Mesh, on_host
-from jaxlm.runs.deferred_losses import MAX_SKIPPED, DeferredLosses
-from jaxlm.runs.stop_signals import StopSignals
-from jaxlm.training.evaluation import exact_batch_loss
 from jaxlm.training.state import TrainState, shard_state
-from jaxlm.training.step import train_step
 
 Verbose = Literal["auto", 0, 1, 2]
 
@@ -41,9 +35,14 @@ def fit_keras(
     validation_split: float = 0.0,
     validation_data: Any = None,
     shuffle: bool | None = None,
+    class_weight: Mapping[int, float] | None = None,
     sample_weight: Any = None,
     initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
     validation_batch_size: int | None = None,
+    validation_freq: int | list[int] = 1,
+    counts: Any = None,
     num_sampled: int = 1000,
     sampler: Sampler = "log_uniform",
     initial_biases: InitialBiases = None,
@@ -56,7 +55,8 @@ def fit_keras(
     """Trains a Keras language model in place, as `model.fit` does, but with sampled softmax.
 
     A step costs the same at any vocabulary size. The loss in the history is the sampled one, lower than the exact
-    loss; `val_loss` is the exact mean over the labels that count. The model may be compiled with Adam, Adagrad or
+    loss; `val_loss` is exact, and that of
+    `model.evaluate`. The model may be compiled with Adam, Adagrad or
     SGD; its learning rate or schedule, `clipnorm` and `global_clipnorm` are used, and the optimizer's state goes in
     and comes back. Without compilation it is Adam with a learning rate of 0.003. Gradients are divided as Keras
     divides them; masked ids, and labels of weight 0, take no part. Weights are back in the model at the end, also
@@ -64,20 +64,27 @@ def fit_keras(
 
     Args:
       model: live, of Keras 3 or `tf_keras`, as `from_keras` reads it. A stateful one carries its state on.
-      x: `[N, T]` integer ids, in any order of frequency; or a `tf.data.Dataset` or a `keras.utils.PyDataset` of
-        batches (x, y) or (x, y, sample_weight), which is read once more than `epochs` times, to count the words.
+      x: `[N, T]` integer ids, in any order of frequency; or batches (x, y) or (x, y, sample_weight) from a
+        `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader` or a Python generator. They are read once
+        before training, to count the words; of an endless stream only the first `steps_per_epoch` batches.
       y: labels `[N, T]`, or `[N]` if the model predicts only the word after the last one; integer or one-hot.
       batch_size: of arrays; 32 by default.
       epochs: last epoch, counted from 0 and not from `initial_epoch`.
       verbose: 0 for silence, 1 for a progress bar, 2 for a line per epoch.
-      callbacks: of Keras. Those that act on batches are refused.
+      callbacks: of Keras: one, or any nesting of them. They see the weights of the last step, and what they change is
+        taken over.
       validation_split: last fraction of the arrays to validate on.
-      validation_data: (x, y), (x, y, sample_weight) or a dataset.
+      validation_data: (x, y), (x, y, sample_weight) or batches, as `x`.
       shuffle: whether to shuffle the examples of arrays, and the batches of a PyDataset, in each epoch; by default
         unless the model is stateful.
+      class_weight: what a label of each class counts, 1 for others.
       sample_weight: `[N, T]` or `[N]`, the weight of each label.
       initial_epoch: where to begin.
+      steps_per_epoch: batches of an epoch, which continues where the last one stopped; by default a whole pass.
+      validation_steps: batches of a validation; by default a whole pass.
       validation_batch_size: `batch_size` by default.
+      validation_freq: epochs between validations, or the epochs that end with one, counted from 1.
+      counts: `[V]` how often each id is a label, for the sampler; by default counted from `x`.
       num_sampled: classes sampled per step; at most the vocabulary.
       sampler: as in `jaxlm.TrainConfig`, over ids sorted by how often they are labels.
       initial_biases: "unigram" starts the softmax biases at the log-probabilities of the labels.
@@ -85,7 +92,7 @@ def fit_keras(
       compute_dtype: as in `jaxlm.TrainConfig`.
       seed: of sampling, dropout and shuffling.
       mesh: as from `jaxlm.make_mesh`, to train on several devices of this process.
-      other: refused by name, such as `class_weight`.
+      other: refused by name.
 
     Returns:
       A `keras.callbacks.History` with "loss" and "val_loss".
@@ -105,7 +112,8 @@ def fit_keras(
     ['loss']
     """
     for argument, value in other.items():
-        require(value is None, argument, "an argument that fit_keras has", value)
+        if value is not None:  # as wrappers pass it
+            raise InputError(f"fit_keras has no argument `{argument}`; leave it out.")
     session, labels = open_session(model, getattr(x, "shape", (0, None))[-1])
     network, stateful = session.network, session.network.batch_size is not None
     shuffle = not stateful if shuffle is None else shuffle
@@ -113,10 +121,17 @@ def fit_keras(
     frozen = initial_embeddings is not None and "embedding" in network.frozen
     require(not frozen, "initial_embeddings", "None for an embedding that is not trainable", initial_embeddings)
     require(mesh is None or network.structure is not None, "mesh", "None unless the body is LSTMs", mesh)
-    size = 32 if batch_size is None else batch_size
-    train, valid = _open(x, y, sample_weight, size, validation_split, validation_data, validation_batch_size or size)
-    shape = scan(train, labels, partial(_read, network, labels), keep_ids=initial_embeddings is not None)
+    size, valid_size = batch_size or 32, validation_batch_size or batch_size or 32
+    train, valid = _open(x, y, sample_weight, size, validation_split, validation_data, valid_size)
+    read_batch, keep_ids = partial(_read, network, labels), initial_embeddings is not None
+    shape = scan(train, labels, read_batch, steps_per_epoch, keep_ids)
     _check_shape(network, labels, shape)
+    class_counts = shape.counts if counts is None else _class_counts(counts, network.vocab_size)
+    validation = None
+    if valid is not None:
+        validation = Passes(valid, scan(valid, labels, read_batch, validation_steps), validation_steps)
+    weights = None if class_weight is None else _class_weights(class_weight, network.vocab_size)
+    data = Data(Passes(train, shape, steps_per_epoch), validation, validation_freq, shuffle, labels, weights)
     config = TrainConfig(
         batch_size=shape.batch_size,
         sequence_length=shape.sequence_length,
@@ -127,23 +142,40 @@ def fit_keras(
         compute_dtype=compute_dtype,
         seed=seed,
     )
-    checked = None if valid is None else (valid, scan(valid, labels, partial(_read, network, labels)))
-    data = Data(train, shape, checked, shuffle, labels)
-    state = session.read(config, shape.counts)
-    state = session.initialize(state, shape.counts, shape.ids, initial_biases, initial_embeddings)
+    state = session.read(config, class_counts)
+    state = session.initialize(state, class_counts, shape.ids, initial_biases, initial_embeddings)
     if mesh is not None:
         with on_host():
             state = shard_state(state, mesh)
     shown = 1 if verbose == "auto" else verbose
+    logs = {"loss"} | ({"val_loss"} if validation is not None else set())
+    params = {"epochs": epochs, "steps": steps_per_epoch or shape.num_batches, "verbose": shown}
+    hooks = open_callbacks(keras_of(model), model, callbacks, logs, bool(shown), **params)
     if shown:
-        print(
-            f"loss: sampled softmax over {state.config.num_sampled:,} words, lower than the exact loss; val_loss: exact"
-        )
-    listed = flat_callbacks(callbacks)
-    params = {"epochs": epochs, "steps": shape.num_batches, "verbose": shown}
-    hooks = callback_list(keras_of(model), model, listed, bool(shown), **params)
-    _run_epochs(session, state, data, hooks, range(initial_epoch, epochs), may_read_weights(listed))
+        _announce(state, train, shape, counts is None)
+    Training(session, state, data, hooks).run(range(initial_epoch, epochs))
     return model.history
+
+
+def _announce(state: TrainState, train: Examples, shape: Shape, is_counted: bool) -> None:
+    print(f"loss: sampled softmax over {state.config.num_sampled:,} words, lower than the exact loss; val_loss: exact")
+    if is_counted and not train.ends:
+        print(f"the sampler follows the labels of the first {shape.num_batches:,} batches; or give `counts`")
+
+
+def _class_counts(counts: Any, vocab_size: int) -> np.ndarray:
+    array = np.asarray(counts)
+    fits = array.shape == (vocab_size,) and array.dtype.kind in "iuf" and bool(np.all(array >= 0))
+    require(fits, "counts", f"{vocab_size} numbers of at least 0, one per class", f"shape {array.shape}")
+    return array.astype(np.int64)
+
+
+def _class_weights(class_weight: Mapping[int, float], vocab_size: int) -> np.ndarray:
+    weights = np.ones(vocab_size, np.float32)
+    for label, weight in class_weight.items():
+        require(0 <= int(label) < vocab_size, "class_weight", f"classes from 0 to {vocab_size - 1}", label)
+        weights[int(label)] = weight
+    return weights
 
 
 def _read(network: Network, labels: Labels, batch: Any, name: str) -> Any:
@@ -161,18 +193,14 @@ def _check_shape(network: Network, labels: Labels, shape: Shape) -> None:
         require(not shape.is_masked, "x", "no 0 for a stateful model that masks it", "0")
 
 
-class Data(NamedTuple):
-    """Examples to train and to validate on."""
-
-    train: Examples
-    shape: Shape
-    valid: tuple[Examples, Shape] | None
-    shuffle: bool
-    labels: Labels
-
-
 def _open(
-    x: Any, y: Any, weights: Any, batch_size: int, split: float, validation_data: Any, validation_batch_size: int
+    x: Any,
+    y: Any,
+    weights: Any,
+    batch_size: int,
+    split: float,
+    validation_data: Any,
+    validation_batch_size: int,
 ) -> tuple[Examples, Examples | None]:
     """Opens the examples to train on, and those to validate on if there are any."""
     require(0.0 <= split < 1.0, "validation_split", "a fraction in [0, 1)", split)
@@ -193,104 +221,3 @@ def _open(
     require(fits, "validation_data", "(x, y), (x, y, sample_weight) or a dataset", f"{len(validation_data)} values")
     x, y, weights = (*validation_data, None)[:3]
     return train, open_examples(x, y, weights, validation_batch_size, "validation_data")
-
-
-def _run_epochs(
-    session: Session, state: TrainState, data: Data, hooks: Any, epochs: range, write_each_epoch: bool
-) -> None:
-    """Trains, and puts the weights back, whatever ends it."""
-    session.model.stop_training = False
-    step, is_written, logs = int(state.step), False, {}
-    hooks.on_train_begin()
-    state = session.refresh(state)
-    step = int(state.step)
-    epochs = epochs[max((getattr(session.model, "_initial_epoch", None) or 0) - epochs.start, 0) :]  # BackupAndRestore
-    with StopSignals() as stop:
-        try:
-            for epoch in epochs:
-                hooks.on_epoch_begin(epoch)
-                state = session.refresh(state)
-                losses = EpochLosses(hooks)
-                for batch, size in _train_batches(session.network, data, (state.config.seed, step)):
-                    state, loss = train_step(state, batch, session.optimizer.learning_rate(step))
-                    step, is_written = step + 1, False
-                    losses.add(loss, size)
-                    stop.raise_if_requested()
-                logs = {"loss": losses.mean()}
-                if data.valid is not None:
-                    logs["val_loss"] = _validation_loss(session.network, state, data, stop)
-                if write_each_epoch:
-                    session.write(state, last=epoch == epochs[-1])
-                    is_written = True
-                hooks.on_epoch_end(epoch, logs)
-                state = session.refresh(state)
-                step = int(state.step)
-                if session.model.stop_training:
-                    break
-        finally:
-            if not is_written:
-                session.write(state, last=True)
-    hooks.on_train_end(logs)
-
-
-def _to_batch(
-    network: Network, labels: Labels, batch: Any, shape: Shape, name: str, *, mean: bool
-) -> tuple[Batch, float]:
-    if network.structure is None:
-        return to_any_batch(batch, network, labels, name, mean=mean)
-    return to_batch(batch, labels, shape, name, mean=mean)
-
-
-def _train_batches(network: Network, data: Data, seed: tuple[int, int]) -> Iterator[tuple[Batch, int]]:
-    """Yields the batches of an epoch, and how many examples each has."""
-    for examples in data.train.batches(seed if data.shuffle else None):
-        batch, _ = _to_batch(network, data.labels, examples, data.shape, data.train.name, mean=True)
-        yield batch._replace(starts_epoch=network.batch_size is None), len(examples[1])
-
-
-class EpochLosses:
-    """The losses of an epoch, shown one step late."""
-
-    def __init__(self, hooks: Any):
-        self.hooks, self.deferred = hooks, DeferredLosses(self._show)
-        self.losses: list[float] = []
-        self.sizes: list[int] = []
-
-    def add(self, loss: jax.Array, size: int) -> None:
-        """Adds the loss of a batch of `size` examples, and shows the one before."""
-        self.deferred.add(loss, size)
-
-    def mean(self) -> float:
-        """Returns the mean over the examples, as Keras does."""
-        self.deferred.fetch()
-        return float(np.average(self.losses, weights=self.sizes)) if self.losses else math.nan
-
-    def _show(self, loss: float, size: int, skipped_in_a_row: int) -> None:
-        if skipped_in_a_row >= MAX_SKIPPED:
-            raise InputError(
-                f"The loss or its gradient was not finite in {MAX_SKIPPED} steps in a row, which were skipped;"
-                " compile the model with a lower learning rate or with a smaller `global_clipnorm`."
-            )
-        if not skipped_in_a_row:
-            self.losses.append(loss)
-            self.sizes.append(size)
-        number = len(self.losses) + skipped_in_a_row - 1
-        self.hooks.on_train_batch_begin(number)
-        self.hooks.on_train_batch_end(number, {"loss": float(np.mean(self.losses)) if self.losses else math.nan})
-
-
-def _validation_loss(network: Network, state: TrainState, data: Data, stop: StopSignals) -> float:
-    """Returns the exact loss as `model.evaluate` does: the mean over batches by size, each from the zero state."""
-    valid, shape = cast(tuple[Examples, Shape], data.valid)
-    carry = state.carry
-    if network.structure is not None:
-        zeros = [jnp.zeros((shape.batch_size, lstm.size)) for lstm in network.structure.config.lstm_layers]
-        carry = tuple((place_streams(array, state.mesh), place_streams(array, state.mesh)) for array in zeros)
-    state = dataclasses.replace(state, carry=carry)
-    losses, sizes = [], []
-    for examples in valid.batches(None):
-        batch, _ = _to_batch(network, data.labels, examples, shape, valid.name, mean=True)
-        losses.append(float(exact_batch_loss(state, shard_batch(batch, state.mesh))))
-        sizes.append(len(examples[1]))
-        stop.raise_if_requested()
-    return float(np.average(losses, weights=sizes))

@@ -11,10 +11,11 @@ import keras
 import numpy as np
 
 from convert.fit.cut import Cut, cut_model
+from convert.fit.examples import integer_ids
 from convert.keras_models.live_layers import read_live_model, states_of, weight_variables
 from convert.keras_models.supported_layers import Structure
 from convert.weights.table import weight_table
-from jaxlm.errors import InputError, require
+from jaxlm.errors import InputError
 from jaxlm.training.body import Body, BodyOutputs, LanguageModelBody
 
 Path = tuple[Any, ...]  # of an array in a `TrainState`, such as ("dense", "lstms", 0, "kernel")
@@ -247,21 +248,11 @@ def _prepare(
         for lookup in cut.lookups:
             place = places.get(id(lookup.ids))
             found = inputs[place] if place is not None else np.asarray(keras.ops.convert_to_numpy(next(results)))
-            ids.append(_ids(found, model.inputs[place].name if place is not None else lookup.layer.name))
+            ids.append(integer_ids(found, model.inputs[place].name if place is not None else lookup.layer.name))
         features = [np.asarray(inputs[places[id(tensor)]]).astype(tensor.dtype) for tensor in cut.features]
         return tuple(ids), (*features, *(ids[i] != 0 for i in masked))
 
     return prepare
-
-
-def _ids(values: np.ndarray, name: str) -> np.ndarray:
-    """Returns ids as int32, after checking that none of them is cut."""
-    values = np.asarray(values)
-    if values.dtype.kind not in "iu":
-        require(bool(np.all(values == np.rint(values))), name, "integer ids", f"{values.dtype} with fractions")
-    highest = int(values.max(initial=0)) if values.size else 0
-    require(highest < 2**31, name, "ids below 2**31", highest)
-    return values.astype(np.int32)
 
 
 def _mask(

@@ -1,0 +1,209 @@
+"""The loop of `fit_keras`: epochs, batches, validation and what callbacks are told."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from convert.fit.batches import to_any_batch
+from convert.fit.callbacks import Hooks
+from convert.fit.examples import Labels, Shape, grown, to_batch
+from convert.fit.session import Session
+from convert.fit.sources import Examples
+from jaxlm.data.batches import Batch, place_streams, shard_batch
+from jaxlm.errors import InputError
+from jaxlm.runs.deferred_losses import MAX_SKIPPED, DeferredLosses
+from jaxlm.runs.stop_signals import StopSignals
+from jaxlm.training.evaluation import exact_batch_loss
+from jaxlm.training.state import TrainState
+from jaxlm.training.step import train_step
+
+
+@dataclasses.dataclass
+class Passes:
+    """Passes over examples, from which each epoch takes its steps.
+
+    Args:
+      examples: to read.
+      shape: of their batches; it grows with batches that are larger.
+      steps: of an epoch, which continues where the last one stopped; None for a whole pass.
+    """
+
+    examples: Examples
+    shape: Shape
+    steps: int | None
+    iterator: Iterator[tuple[Any, ...]] | None = None
+
+    def epoch(self, seed: tuple[int, int] | None) -> Iterator[tuple[Any, ...]]:
+        """Yields the batches of an epoch, fewer than `steps` where a pass ends."""
+        if self.iterator is None or self.steps is None:
+            self.iterator = self.examples.batches(seed)
+        read = 0
+        for batch in islice(self.iterator, self.steps):
+            read += 1
+            yield batch
+        if self.steps is None or read < self.steps or read == self.shape.num_batches:
+            self.iterator = None if self.examples.ends is not False else self.iterator
+
+
+class Data(NamedTuple):
+    """Examples to train and to validate on."""
+
+    train: Passes
+    valid: Passes | None
+    validation_freq: int | list[int]
+    shuffle: bool
+    labels: Labels
+    class_weights: np.ndarray | None  # [V], of labels to train on
+
+    def is_validated(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 0, ends with validation, as in Keras."""
+        freq = self.validation_freq
+        return (epoch + 1) % freq == 0 if isinstance(freq, int) else epoch + 1 in freq
+
+
+class Training:
+    """A training state, the live model that it came from, and the callbacks that see the model.
+
+    Args:
+      session: of the model.
+      state: as the model is.
+      data: to train on.
+      hooks: of the callbacks.
+    """
+
+    def __init__(self, session: Session, state: TrainState, data: Data, hooks: Hooks):
+        self.session, self.state, self.data, self.hooks = session, state, data, hooks
+        self.is_written = True  # whether the model holds the state
+        self.step = int(state.step)
+        self.network = session.network
+
+    def run(self, epochs: range) -> None:
+        """Trains, and puts the weights back, whatever ends it."""
+        self.session.model.stop_training = False
+        logs: dict[str, float] = {}
+        self.call("on_train_begin")
+        first = getattr(self.session.model, "_initial_epoch", None) or 0  # set by BackupAndRestore
+        with StopSignals() as self.stop:
+            try:
+                for epoch in epochs[max(first - epochs.start, 0) :]:
+                    self.call("on_epoch_begin", epoch)
+                    logs = {"loss": self._train()}
+                    if self.data.valid is not None and self.data.is_validated(epoch):
+                        logs["val_loss"] = self._validate(self.data.valid)
+                    self.call("on_epoch_end", epoch, logs)
+                    if self.session.model.stop_training:
+                        break
+            finally:
+                if not self.is_written:
+                    self.session.write(self.state, last=True)
+        self.is_written = True
+        self.call("on_train_end", logs)
+
+    def call(self, hook: str, *arguments: Any) -> None:
+        """Calls a hook. Callbacks see the weights of the last step, and what they change is taken over."""
+        looks = self.hooks.looks(hook)
+        if looks and not self.is_written:
+            self.session.write(self.state, last=False)
+            self.is_written = True
+        getattr(self.hooks.list, hook)(*arguments)
+        if looks:
+            self.state = self.session.refresh(self.state)
+            self.step = int(self.state.step)
+
+    def _train(self) -> float:
+        """Trains for an epoch; returns the mean loss over the examples, as Keras does."""
+        data, losses = self.data, EpochLosses(self)
+        seed = (self.state.config.seed, self.step) if data.shuffle else None
+        for number, examples in enumerate(data.train.epoch(seed)):
+            batch = self._batch(data.train, examples, data.class_weights)
+            if self.hooks.on_batches:
+                self.call("on_train_batch_begin", number)
+            rate = self.session.optimizer.learning_rate(self.step)
+            self.state, loss = train_step(self.state, batch, rate)
+            self.step, self.is_written = self.step + 1, False
+            losses.add(loss, len(examples[1]))
+            self.stop.raise_if_requested()
+            if self.session.model.stop_training and self.hooks.on_batches:
+                break
+        return losses.mean()
+
+    def _batch(self, passes: Passes, examples: tuple[Any, ...], class_weights: np.ndarray | None = None) -> Batch:
+        """Makes a batch with Keras' weights; one that is larger than those before makes the state's batch larger."""
+        network, labels, name = self.network, self.data.labels, passes.examples.name
+        if network.structure is None:
+            return to_any_batch(examples, network, labels, name, class_weights)
+        passes.shape = grown(passes.shape, examples)
+        is_stateful = network.batch_size is not None
+        if passes is self.data.train and passes.shape.batch_size != self.state.config.batch_size and not is_stateful:
+            config = dataclasses.replace(self.state.config, batch_size=passes.shape.batch_size)
+            state = dataclasses.replace(self.state, config=config)
+            self.state = dataclasses.replace(state, carry=self._zero_carry(passes.shape.batch_size))
+        batch = to_batch(examples, labels, passes.shape, name, class_weights)
+        return batch._replace(starts_epoch=not is_stateful)
+
+    def _zero_carry(self, batch_size: int) -> Any:
+        structure, mesh = self.network.structure, self.state.mesh
+        if structure is None:
+            return self.state.carry
+        zeros = [jnp.zeros((batch_size, lstm.size)) for lstm in structure.config.lstm_layers]
+        return tuple((place_streams(array, mesh), place_streams(jnp.copy(array), mesh)) for array in zeros)
+
+    def _validate(self, passes: Passes) -> float:
+        """Returns the loss of `model.evaluate`: the mean over the examples of each batch's loss, from zero states."""
+        self.call("on_test_begin")
+        total, count = 0.0, 0
+        for number, examples in enumerate(passes.epoch(None)):
+            if self.hooks.on_batches:
+                self.call("on_test_batch_begin", number)
+            batch = self._batch(passes, examples)._replace(starts_epoch=True)
+            state = dataclasses.replace(self.state, carry=self._zero_carry(len(batch.labels)))
+            size = len(examples[1])
+            total += size * float(exact_batch_loss(state, shard_batch(batch, state.mesh)))
+            count += size
+            if self.hooks.on_batches:
+                self.call("on_test_batch_end", number, {"loss": total / count})
+            self.stop.raise_if_requested()
+        loss = total / count if count else math.nan
+        self.call("on_test_end", {"loss": loss})
+        return loss
+
+
+class EpochLosses:
+    """The losses of an epoch, shown one step late unless a callback acts on batches."""
+
+    def __init__(self, training: Training):
+        self.training, self.deferred = training, DeferredLosses(self._show)
+        self.losses: list[float] = []
+        self.sizes: list[int] = []
+
+    def add(self, loss: jax.Array, size: int) -> None:
+        """Adds the loss of a batch of `size` examples."""
+        self.deferred.add(loss, size)
+        if self.training.hooks.on_batches:
+            self.deferred.fetch()
+
+    def mean(self) -> float:
+        """Returns the mean over the examples."""
+        self.deferred.fetch()
+        return float(np.average(self.losses, weights=self.sizes)) if self.losses else math.nan
+
+    def _show(self, loss: float, size: int, skipped_in_a_row: int) -> None:
+        if skipped_in_a_row >= MAX_SKIPPED:
+            raise InputError(
+                f"The loss or its gradient was not finite in {MAX_SKIPPED} steps in a row, which were skipped;"
+                " compile the model with a lower learning rate or with a smaller `global_clipnorm`."
+            )
+        if not skipped_in_a_row:
+            self.losses.append(loss)
+            self.sizes.append(size)
+        number = len(self.losses) + skipped_in_a_row - 1
+        if not self.training.hooks.on_batches:
+            self.training.call("on_train_batch_begin", number)
+        mean = float(np.average(self.losses, weights=self.sizes)) if self.losses else math.nan
+        self.training.call("on_train_batch_end", number, {"loss": mean})

@@ -1,0 +1,142 @@
+"""Examples in the forms that `model.fit` takes: arrays, datasets, loaders and generators."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from jaxlm.errors import InputError, require
+
+MAX_COUNTED = 10_000  # batches that are read to find the end of a pass
+
+Seed = Sequence[int] | None  # to shuffle with; None keeps the order
+
+
+class Examples(NamedTuple):
+    """Examples, in batches."""
+
+    batches: Callable[[Seed], Iterator[tuple[Any, ...]]]  # of one pass: x, y and maybe weights
+    name: str  # of the arguments they came from, for errors
+    ends: bool | None = True  # whether a pass ends; None if only reading it tells
+
+    def first(self, steps: int | None) -> Iterator[tuple[Any, ...]]:
+        """Yields the batches of a pass, or the first ones if a pass may have no end.
+
+        Raises:
+          InputError: the pass does not end, and `steps` is None.
+        """
+        if self.ends:
+            yield from self.batches(None)
+            return
+        steps_name = "steps_per_epoch" if self.name == "x" else "validation_steps"
+        require(steps is not None or self.ends is None, steps_name, f"a number beside an endless `{self.name}`", steps)
+        limit = steps or MAX_COUNTED
+        for number, batch in enumerate(self.batches(None)):
+            if number == limit:
+                require(steps is not None, steps_name, f"a number beside `{self.name}` of unknown length", steps)
+                return
+            yield batch
+
+
+def open_examples(x: Any, y: Any, weights: Any, batch_size: int, name: str = "x") -> Examples:
+    """Opens arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader` or a Python generator.
+
+    Args:
+      x: `[N, T]` ids, or a dataset of batches of ids, labels and maybe weights.
+      y: `[N, T]` or `[N]` labels; None for a dataset.
+      weights: `[N, T]` or `[N]`, or None.
+      batch_size: of arrays.
+      name: of the argument.
+
+    Raises:
+      InputError: it is something else, or the arrays do not fit each other.
+    """
+    kinds = {kind.__name__ for kind in type(x).__mro__}
+    is_stream = callable(getattr(x, "__next__", None))
+    if not is_stream and not kinds & {"PyDataset", "Sequence", "DatasetV2", "DataLoader"}:
+        return _open_arrays(x, y, weights, batch_size, name)
+    require(y is None and weights is None, "y", f"nothing beside a dataset, which has it in `{name}`", type(y).__name__)
+    if is_stream:
+        return _open_stream(x, name)
+    if "DatasetV2" in kinds:
+        ends = {-1: False, -2: None}.get(int(x.cardinality()), True)
+        return Examples(lambda seed: (_tuple(batch, name) for batch in x.as_numpy_iterator()), name, ends)
+    if "DataLoader" in kinds:
+        return Examples(lambda seed: (_tuple(batch, name) for batch in x), name, hasattr(x.dataset, "__len__"))
+    length = x.num_batches if hasattr(x, "num_batches") else len(x)
+
+    def batches(seed: Seed) -> Iterator[tuple[np.ndarray, ...]]:
+        shuffled = seed is not None and length is not None
+        for i in np.random.default_rng(seed).permutation(length) if shuffled else _numbers(length):
+            yield _tuple(x[int(i)], name)
+        x.on_epoch_end()
+
+    return Examples(batches, name, length is not None)
+
+
+def _numbers(length: int | None) -> Iterable[int]:
+    return itertools.count() if length is None else range(length)
+
+
+def _open_stream(stream: Iterator[Any], name: str) -> Examples:
+    """Opens a Python generator. It is read once: its first batches are kept until training has read them."""
+    kept: list[tuple[Any, ...]] = []
+    passes = itertools.count()
+
+    def batches(seed: Seed) -> Iterator[tuple[Any, ...]]:
+        if next(passes) == 0:  # the pass that counts
+            for batch in stream:
+                kept.append(_tuple(batch, name))
+                yield kept[-1]
+        while kept:
+            yield kept.pop(0)
+        for batch in stream:
+            yield _tuple(batch, name)
+
+    return Examples(batches, name, False)
+
+
+def _tuple(batch: Any, name: str) -> tuple[Any, ...]:
+    fits = isinstance(batch, tuple | list) and len(batch) in (2, 3)
+    require(fits, name, "batches of (x, y) or (x, y, sample_weight)", type(batch).__name__)
+    for part in keras.tree.flatten(batch):
+        if hasattr(part, "to_tensor") or type(part).__name__ == "RaggedTensorValue":
+            raise InputError(f"Invalid `{name}`: expected batches that are not ragged. Map `.to_tensor()` over them.")
+    return tuple(keras.tree.map_structure(np.asarray, part) for part in batch if part is not None)
+
+
+def _open_arrays(x: Any, y: Any, weights: Any, batch_size: int, name: str) -> Examples:
+    require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+    inputs = keras.tree.map_structure(lambda part: _array(part, name), x) if _is_nested(x) else _array(x, name)
+    arrays = (inputs, _array(y, "y"), *(() if weights is None else (_array(weights, "sample_weight"),)))
+    sizes = [len(array) for array in keras.tree.flatten(arrays)]
+    require(min(sizes) == max(sizes) > 0, name, "arrays with the same number of examples, at least one", sizes)
+
+    def batches(seed: Seed) -> Iterator[tuple[np.ndarray, ...]]:
+        order = None if seed is None else np.random.default_rng(seed).permutation(sizes[0])
+        for start in range(0, sizes[0], batch_size):
+            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+            yield tuple(keras.tree.map_structure(lambda array, rows=rows: array[rows], arrays))
+
+    return Examples(batches, name)
+
+
+def _is_nested(x: Any) -> bool:
+    """Whether x is several inputs, and not the rows of one."""
+    return isinstance(x, dict) or (
+        isinstance(x, list | tuple) and bool(x) and all(hasattr(part, "shape") for part in x)
+    )
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    expected = "an array, a dataset or a generator" if name in ("x", "validation_data") else "an array"
+    if hasattr(value, "to_tensor"):
+        raise InputError(f"Invalid `{name}`: expected {expected}, not ragged. Fill it up with `.to_tensor()`.")
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"Invalid `{name}`: expected {expected}, not ragged. Received: {error}") from error
+    require(array.ndim >= 1 and array.dtype.kind in "biuf", name, expected, type(value).__name__)
+    return array
