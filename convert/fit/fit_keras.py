@@ -121,7 +121,8 @@ def fit_keras(
     frozen = initial_embeddings is not None and "embedding" in network.frozen
     require(not frozen, "initial_embeddings", "None for an embedding that is not trainable", initial_embeddings)
     require(mesh is None or network.structure is not None, "mesh", "None unless the body is LSTMs", mesh)
-    size, valid_size = batch_size or 32, validation_batch_size or batch_size or 32
+    size = 32 if batch_size is None else batch_size
+    valid_size = size if validation_batch_size is None else validation_batch_size
     train, valid = _open(x, y, sample_weight, size, validation_split, validation_data, valid_size)
     read_batch, keep_ids = partial(_read, network, labels), initial_embeddings is not None
     shape = scan(train, labels, read_batch, steps_per_epoch, keep_ids)
@@ -129,7 +130,8 @@ def fit_keras(
     class_counts = shape.counts if counts is None else _class_counts(counts, network.vocab_size)
     validation = None
     if valid is not None:
-        validation = Passes(valid, scan(valid, labels, read_batch, validation_steps), validation_steps)
+        valid_shape = scan(valid, labels, read_batch, validation_steps)
+        validation = Passes(valid, valid_shape, validation_steps, continues=False)
     weights = None if class_weight is None else _class_weights(class_weight, network.vocab_size)
     data = Data(Passes(train, shape, steps_per_epoch), validation, validation_freq, shuffle, labels, weights)
     config = TrainConfig(

@@ -31,24 +31,28 @@ class Passes:
     Args:
       examples: to read.
       shape: of their batches; it grows with batches that are larger.
-      steps: of an epoch, which continues where the last one stopped; None for a whole pass.
+      steps: of an epoch; None for a whole pass.
+      continues: whether an epoch continues where the last one stopped, and does not begin a pass.
     """
 
     examples: Examples
     shape: Shape
     steps: int | None
+    continues: bool = True
     iterator: Iterator[tuple[Any, ...]] | None = None
+    read: int = 0  # batches of the pass so far
 
     def epoch(self, seed: tuple[int, int] | None) -> Iterator[tuple[Any, ...]]:
         """Yields the batches of an epoch, fewer than `steps` where a pass ends."""
-        if self.iterator is None or self.steps is None:
-            self.iterator = self.examples.batches(seed)
-        read = 0
+        if self.iterator is None or self.steps is None or not self.continues:
+            self.iterator, self.read = self.examples.batches(seed), 0
+        before = self.read
         for batch in islice(self.iterator, self.steps):
-            read += 1
+            self.read += 1
             yield batch
-        if self.steps is None or read < self.steps or read == self.shape.num_batches:
-            self.iterator = None if self.examples.ends is not False else self.iterator
+        is_short = self.steps is not None and self.read - before < self.steps
+        if is_short or (self.examples.ends and self.read >= self.shape.num_batches):
+            self.iterator = None
 
 
 class Data(NamedTuple):

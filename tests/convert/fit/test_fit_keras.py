@@ -1,9 +1,6 @@
 """`fit_keras` against Keras' own `fit`. With every class a candidate, drawn uniformly, sampled softmax is exact."""
 
 import itertools
-import os
-import signal
-import threading
 
 import keras
 import numpy as np
@@ -11,74 +8,25 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from convert_helpers import run_python
+from fit_helpers import (
+    EAGER,
+    EXACT,
+    MODULES,
+    OPTIMIZERS,
+    QUIET,
+    V,
+    distinct,
+    last_labels,
+    make,
+    one_hot,
+    padded,
+    sequences,
+    weights,
+    with_ignored,
+)
 from helpers import quick_if
 
 from convert import fit_keras
-from jaxlm.errors import InputError
-
-V = 23
-EXACT = {"num_sampled": V, "sampler": "uniform", "compute_dtype": "float32"}
-EAGER = {"run_eagerly": True}  # a few small steps do not repay a graph
-QUIET = {"batch_size": 4, "verbose": 0}
-MODULES = {"keras": keras, "tf_keras": tf_keras}
-OPTIMIZERS = ["Adam", "Adagrad", "SGD"]
-
-
-def make(module=keras, mask_zero=False, last_only=False, stateful=False, logits=False):
-    """Makes a model of odd sizes with random weights and biases."""
-    layers = module.layers
-    shape = {"batch_shape" if module is keras else "batch_input_shape": (4 if stateful else None, None)}
-    model = module.Sequential(
-        [
-            layers.InputLayer(**shape),
-            layers.Embedding(V, 5, mask_zero=mask_zero),
-            layers.LSTM(7, return_sequences=True, stateful=stateful),
-            layers.LSTM(7, return_sequences=not last_only, stateful=stateful),
-            layers.Dense(V, activation=None if logits else "softmax"),
-        ]
-    )
-    rng = np.random.default_rng(3)
-    model.set_weights([rng.normal(size=array.shape).astype(np.float32) for array in model.get_weights()])
-    return model
-
-
-def sequences(count=10, length=6):
-    text = np.random.default_rng(0).integers(1, V, (count, length + 1))
-    return text[:, :-1], text[:, 1:]
-
-
-def padded(where):
-    """Returns sequences in which 0 is padding: at the left, at the right, or anywhere."""
-    x, y = sequences()
-    rng = np.random.default_rng(1)
-    real, position = rng.integers(1, 7, (10, 1)), np.arange(6)[None]
-    anywhere = rng.random(x.shape) < 0.6
-    mask = {"left": position >= 6 - real, "right": position < real, "anywhere": anywhere}[where]
-    mask[:, -1] |= ~mask.any(axis=1)
-    return np.where(mask, x, 0), np.where(mask, y, 0)
-
-
-def distinct():
-    """Returns batches in which no id is read twice: TensorFlow clips and squares each occurrence by itself."""
-    text = np.concatenate([np.random.default_rng(i).permutation(V)[:20].reshape(4, 5) for i in range(3)])
-    return text, text[:, ::-1]
-
-
-def weights(*shape):
-    return np.random.default_rng(4).random(shape).astype(np.float32)
-
-
-def with_ignored(x, y):
-    return x, np.where(weights(*y.shape) < 0.3, -1, y)
-
-
-def one_hot(x, y):
-    return x, np.eye(V, dtype=np.float32)[y]
-
-
-def last_labels(x, y):
-    return x, y[:, -1]
-
 
 CASES = {  # the model, the data, and what both are compiled and called with
     "plain": {},
@@ -285,27 +233,6 @@ def test_val_loss_is_that_of_evaluate_with_padding_weights_and_reductions(data, 
     np.testing.assert_allclose(history["val_loss"][-1], expected, rtol=1e-5)
 
 
-def test_ids_are_checked_before_they_are_cast():
-    x, y = sequences()
-    for shift in (2**32, -(2**32)):
-        with pytest.raises(InputError, match="`x`: expected ids"):
-            fit_keras(make(), x.astype(np.int64) + shift, y, **QUIET)
-        with pytest.raises(InputError, match="`y`: expected ids"):
-            fit_keras(make(), x, y.astype(np.int64) + shift, **QUIET)
-    with pytest.raises(InputError, match="`x`: expected ids"):
-        fit_keras(make(), x.astype(np.uint64) + np.uint64(2**63), y, **QUIET)
-
-
-@pytest.mark.parametrize(
-    "nest", [lambda one: one, lambda one: [[one]], lambda one: keras.callbacks.CallbackList([one])]
-)
-def test_callbacks_are_flattened(nest):
-    model, recorder = make(), Recorder()
-    model.compile("sgd", "sparse_categorical_crossentropy")
-    fit_keras(model, *sequences(), **QUIET, callbacks=nest(recorder), class_weight=None)
-    assert len(recorder.seen) == 1
-
-
 def test_a_split_validates_on_the_last_examples():
     x, y = sequences()
     histories = []
@@ -352,142 +279,7 @@ def test_the_offered_starts_are_better():
     assert both < unigram + 0.3
 
 
-class Recorder(keras.callbacks.Callback):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.seen.append(
-            (epoch, sorted(logs), self.model.get_weights()[0].copy(), int(self.model.optimizer.iterations))
-        )
-
-
-def test_callbacks_see_epochs_logs_and_weights(tmp_path):
-    model, recorder = make(), Recorder()
-    model.compile("adam", "sparse_categorical_crossentropy")
-    before = model.get_weights()[0]
-    callbacks = [
-        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
-        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
-        keras.callbacks.EarlyStopping("loss", patience=0, min_delta=100.0),
-        keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.1 / (epoch + 1)),
-        recorder,
-    ]
-    x, y = sequences()
-    history = fit_keras(model, x, y, num_sampled=9, **QUIET, epochs=9, validation_data=(x, y), callbacks=callbacks)
-    assert history.epoch == [0, 1]  # EarlyStopping
-    assert [(epoch, logs, steps) for epoch, logs, _, steps in recorder.seen] == [
-        (epoch, ["learning_rate", "loss", "val_loss"], 3 * (epoch + 1)) for epoch in range(2)
-    ]
-    assert not np.array_equal(before, recorder.seen[0][2])
-    assert not np.array_equal(recorder.seen[0][2], recorder.seen[1][2])
-    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "1.keras").get_weights()[0], recorder.seen[0][2])
-    np.testing.assert_array_equal(model.get_weights()[0], recorder.seen[1][2])
-    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
-    assert float(model.optimizer.learning_rate) == pytest.approx(0.05)
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_the_best_weights_are_restored(module):
-    module = MODULES[module]
-    model = make(module)
-    model.compile(module.optimizers.SGD(300.0), "sparse_categorical_crossentropy")
-    x, y = sequences()
-    stopping = module.callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True)
-    losses = fit_keras(model, x, y, **QUIET, epochs=9, validation_data=(x, y), callbacks=[stopping]).history["val_loss"]
-    assert len(losses) < 9
-    assert np.argmin(losses) < len(losses) - 1
-    np.testing.assert_allclose(model.evaluate(x, y, verbose=0), min(losses), rtol=1e-3)
-
-
-@pytest.mark.parametrize(
-    "callback",
-    [
-        keras.callbacks.ModelCheckpoint("x.keras", save_freq=10),
-        keras.callbacks.TensorBoard(),
-        keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: None),
-        keras.callbacks.BackupAndRestore("x", save_freq=10),
-    ],
-)
-def test_callbacks_that_act_on_batches_are_refused_by_name(callback):
-    with pytest.raises(InputError, match=f"`callbacks`.*{type(callback).__name__}.*batch"):
-        fit_keras(make(), *sequences(), callbacks=[callback])
-
-
-def test_weights_are_back_after_ctrl_c():
-    model = make()
-    model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
-    before = model.get_weights()
-
-    class Interrupt(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        fit_keras(model, *sequences(), **QUIET, epochs=1000, callbacks=[Interrupt()])
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert int(model.optimizer.iterations) == 4  # one epoch, and the step in which it came
-    assert all(not np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True))
-
-
-def test_it_runs_outside_the_main_thread():
-    histories = []
-    thread = threading.Thread(target=lambda: histories.append(fit_keras(make(), *sequences(), **QUIET)))
-    thread.start()
-    thread.join()
-    assert histories[0].history["loss"]
-
-
 X, Y = sequences()
-REFUSALS = [  # arguments, the model, the message
-    ({"class_weight": {0: 1.0}}, {}, "`class_weight`: expected an argument that fit_keras has"),
-    ({"steps_per_epoch": 3}, {}, "`steps_per_epoch`"),
-    ({"x": X + V}, {}, "`x`: expected ids from 0 to 22, the vocabulary. Received: 24 to 45"),
-    ({"x": X + 0.5}, {}, "`x`: expected integer ids. Received: 'float64 with fractions'"),
-    ({"y": Y - V}, {}, "`y`: expected ids from 0 to 22"),
-    ({"x": X[0]}, {}, "`x`"),
-    ({"x": X[:5]}, {}, r"the same number of examples, at least one. Received: \[5, 10\]"),
-    ({"x": X[:0], "y": Y[:0]}, {}, "at least one"),
-    ({"y": Y[:, 0]}, {}, r"`y`: expected labels of shape \[N, T\]"),
-    ({}, {"last_only": True}, r"`y`: expected labels of shape \[N\]"),
-    ({"y": np.ones((10, 6, V))}, {}, "rows that are not one-hot"),
-    ({"y": None}, {}, "`y`: expected an array"),
-    ({"x": iter([])}, {}, "`x`: expected an array, a tf.data.Dataset or a keras.utils.PyDataset"),
-    ({"x": [[1, 2], [3]]}, {}, "`x`.*not ragged"),
-    ({"x": tf.data.Dataset.from_tensors((X, Y)).repeat(), "y": None}, {}, "without repeat"),
-    ({"x": tf.data.Dataset.from_tensors((X, Y))}, {}, "`y`: expected nothing beside a dataset"),
-    ({"x": tf.data.Dataset.from_tensors(X), "y": None}, {}, r"batches of \(x, y\)"),
-    ({"sample_weight": np.ones((10, 3))}, {}, "`sample_weight`"),
-    ({"batch_size": 0}, {}, "`batch_size`"),
-    ({"validation_split": 1.5}, {}, "`validation_split`"),
-    ({"validation_split": 0.99}, {}, "`validation_split`: expected examples on both sides"),
-    ({"validation_split": 0.2, "validation_data": (X, Y)}, {}, "`validation_split`: expected 0 beside"),
-    ({"validation_data": (X,)}, {}, "`validation_data`"),
-    ({"validation_data": (X + V, Y)}, {}, "`validation_data`: expected ids"),
-    ({"num_sampled": 0}, {}, "`num_sampled`"),
-    ({"shuffle": True}, {"stateful": True}, "`shuffle`: expected False for a stateful model"),
-    ({"batch_size": 5}, {"stateful": True}, "`batch_size`: expected 4, as the stateful model has"),
-    ({"batch_size": 4}, {"stateful": True}, "`x`: expected a multiple of 4 examples of equal length"),
-    (
-        {"x": X[:8] * 0, "y": Y[:8], "batch_size": 4},
-        {"stateful": True, "mask_zero": True},
-        "`x`: expected no 0 ",
-    ),
-]
-
-
-@pytest.mark.parametrize(("arguments", "model", "message"), REFUSALS)
-def test_what_cannot_be_used_is_refused_in_one_line(arguments, model, message):
-    model = make(**model)
-    before = model.get_weights()
-    with pytest.raises(InputError, match=message) as error:
-        fit_keras(model, **{"x": X, "y": Y, "verbose": 0} | arguments)
-    assert "\n" not in str(error.value)
-    for one, other in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 def test_layers_that_are_not_trainable_stay_as_they_are():
