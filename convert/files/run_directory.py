@@ -34,11 +34,11 @@ def load(directory: Path, *, keep_optimizer: bool = False) -> RunModel:
     description = source_json.load(directory, config.model)
     keras_ids = KerasIds.load(directory, len(vocabulary))
     if keras_ids is None:
-        return RunModel(model, vocabulary.words, vocabulary.tokenization, optimizer, description)
+        return RunModel(model, vocabulary.words, vocabulary.tokenization, optimizer, vocabulary.dropped, description)
     model, optimizer = keras_ids.model_for_keras(model, optimizer)
     gc.collect()  # Flax modules are reference cycles
     words = keras_ids.words_for_keras(vocabulary.words)
-    return RunModel(model, words, vocabulary.tokenization, optimizer, description)
+    return RunModel(model, words, vocabulary.tokenization, optimizer, vocabulary.dropped, description)
 
 
 def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:

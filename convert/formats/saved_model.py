@@ -30,7 +30,8 @@ class SavedModel(tf.Module):
 
     def __init__(self, run: RunModel, logits: bool = False):
         super().__init__(name="jaxlm")
-        self.network, self.tokenizer = Network(run.model, logits), TfTokenizer(run.words, run.tokenization)
+        self.network = Network(run.model, logits)
+        self.tokenizer = TfTokenizer(run.words, run.tokenization, run.dropped)
         self.step = self.network.step_function(None)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32, name="token_ids")])

@@ -23,6 +23,7 @@ class KerasWords(NamedTuple):
     tokenization: Tokenization | None = None  # None if the file does not say
     guessed: bool = False  # whether the tokenization is the default of the class that wrote the file
     unk: str | None = None  # the word for unknown words, if the file says so
+    dropped: tuple[str, ...] = ()  # words that are left out of texts
     allows_extra_ids: bool = False  # whether a model may have more ids than words, as Keras' classes give out fewer
 
 
@@ -65,7 +66,8 @@ def read_vocabulary(
     given = tokenization_of(tokenization)
     cutting = given if found.tokenization is None or (found.guessed and given) else found.tokenization
     try:
-        vocabulary = Vocabulary(tuple(words), None if counts is None else tuple(counts), cutting or "words")
+        known_counts = None if counts is None else tuple(counts)
+        vocabulary = Vocabulary(tuple(words), known_counts, cutting or "words", found.dropped)
     except InputError as error:
         raise InputError(f"{path} is not a vocabulary: {error}") from error
     return vocabulary, None if order is None else KerasIds(order)
@@ -139,10 +141,12 @@ def _from_json(path: Path, value: Any) -> KerasWords:
     if isinstance(value, dict) and value.get("class_name") == "Tokenizer" and isinstance(value.get("config"), dict):
         return _from_tokenizer(path, value["config"])
     if isinstance(value, dict) and isinstance(value.get("words"), list):
-        counts = value.get("counts")
+        counts, dropped = value.get("counts"), value.get("dropped", [])
         tokenization = tokenization_of(value.get("tokenization") or value.get("split"))  # its name in older files
-        if all(isinstance(word, str) for word in value["words"]) and _are_counts(counts, len(value["words"])):
-            return KerasWords(value["words"], counts if counts and any(counts) else None, tokenization)
+        are_words = isinstance(dropped, list) and all(isinstance(word, str) for word in value["words"] + dropped)
+        if are_words and _are_counts(counts, len(value["words"])):
+            known_counts = counts if counts and any(counts) else None
+            return KerasWords(value["words"], known_counts, tokenization, dropped=tuple(dropped))
     elif isinstance(value, dict) and value and all(type(i) is int for i in value.values()):
         words = _from_word_index(path, value)
         if words[0] != PAD:

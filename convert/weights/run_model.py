@@ -14,4 +14,5 @@ class RunModel(NamedTuple):
     words: tuple[str, ...]
     tokenization: Tokenization
     optimizer: OptimizerState | None = None  # only if asked for
+    dropped: tuple[str, ...] = ()  # words that are left out of texts
     description: dict[str, Any] | None = None  # JSON of the Keras model it came from, checked

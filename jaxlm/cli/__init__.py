@@ -16,7 +16,7 @@ from jaxlm.cli.training import doctor, evaluate, prepare, report, resume, train
 __all__ = ["OptionalPath", "RunPath", "main", "run", "run_command", "show_messages"]
 
 COMMANDS = (prepare, train, resume, evaluate, score, compare, rescore, generate, next_words, neighbors, report, doctor)
-SEVERAL_VALUES = ("--valid", "--test", "--drop", "--costs", "--lm-costs")  # options
+SEVERAL_VALUES = ("--valid", "--test", "--drop", "--costs", "--lm-costs", "--scale")  # options
 
 app = tyro.extras.SubcommandApp()
 for command in COMMANDS:

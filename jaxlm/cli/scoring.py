@@ -6,13 +6,13 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxlm.cli.arguments import OptionalPath, Paths, RunPath, TextOrInput
+from jaxlm.cli.arguments import OptionalPath, Paths, RunPath, Scales, TextOrInput
 from jaxlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def score(
       text: Text in UTF-8, plain or compressed, one sentence per line; - for the standard input.
       per_word: Print a line for each word: log-probability, surprisal, rank, and entropy of the distribution.
       by_word: Print a line for each word between blanks, with the sum over its parts: "don't" and "end." are one each.
+        A word that the tokenization leaves out has no sum.
       carry: Read the lines as one text. Otherwise each line stands alone, between two line ends.
       format: Table with a header (tsv), or one JSON object per line (jsonl).
       unk_log_prob: Added to the log-probability of <unk> for each unknown word, in nats. To spread <unk> evenly over
@@ -55,17 +56,13 @@ def score(
         raise InputError("`per_word` and `by_word` are mutually exclusive.")
     loaded = load_model(run)
     unknown = UnknownWords(loaded.vocabulary)
+    given, texts = tee(read_lines(text))
     lines = score_lines(
-        loaded.model,
-        loaded.vocabulary,
-        read_lines(text),
-        carry=carry,
-        unk_log_prob=unk_log_prob,
-        ignore_unk=ignore_unk,
+        loaded.model, loaded.vocabulary, given, carry=carry, unk_log_prob=unk_log_prob, ignore_unk=ignore_unk
     )
     rows_of = _regions if by_word else _words if per_word else _line
-    numbered = enumerate(unknown.count(lines), start=1)
-    _print_rows((row for number, line in numbered for row in rows_of(number, line)), format)
+    scored = enumerate(zip(unknown.count(lines), texts, strict=True), start=1)
+    _print_rows((row for number, (line, text) in scored for row in rows_of(number, line, text)), format)
     _print_unknown(unknown)
 
 
@@ -75,7 +72,7 @@ def _print_unknown(unknown: "UnknownWords") -> None:
         print(line, file=sys.stderr)
 
 
-def _line(number: int, line: "LineScore") -> Iterator[Row]:
+def _line(number: int, line: "LineScore", _: str) -> Iterator[Row]:
     yield {
         "line": number,
         "log_probability": line.log_probability,
@@ -85,7 +82,7 @@ def _line(number: int, line: "LineScore") -> Iterator[Row]:
     }
 
 
-def _words(number: int, line: "LineScore") -> Iterator[Row]:
+def _words(number: int, line: "LineScore", _: str) -> Iterator[Row]:
     for position, values in enumerate(zip(*line, strict=True), start=1):
         word, unknown, log_probability, rank, entropy, region = values
         yield {
@@ -101,15 +98,20 @@ def _words(number: int, line: "LineScore") -> Iterator[Row]:
         }
 
 
-def _regions(number: int, line: "LineScore") -> Iterator[Row]:
-    """Yields a row for each word between blanks, its parts joined: their surprisals add up."""
-    for region, members in groupby(range(len(line.words)), key=lambda n: line.regions[n]):
-        parts = list(members)
-        log_probability = float(line.log_probabilities[parts].sum())
+def _regions(number: int, line: "LineScore", text: str) -> Iterator[Row]:
+    """Yields a row for each word between blanks, and one for the line end. The surprisals of the parts add up."""
+    from jaxlm.inference.scoring import between_blanks
+
+    regions = line.regions.tolist()
+    parts_of = {region: list(parts) for region, parts in groupby(range(len(regions)), key=regions.__getitem__)}
+    words = between_blanks(text)
+    for region in range(1, max(len(words), *parts_of, 0) + 1):
+        parts = parts_of.get(region, [])
+        log_probability = float(line.log_probabilities[parts].sum()) if parts else math.nan
         yield {
             "line": number,
-            "region": int(region),
-            "word": "".join(line.words[n] for n in parts),
+            "region": region,
+            "word": words[region - 1] if region <= len(words) else line.words[-1],
             "parts": " ".join(line.words[n] for n in parts),
             "unknown": int(line.unknown[parts].sum()),
             "log_probability": log_probability,
@@ -179,6 +181,7 @@ def rescore(
     costs: Paths = (),
     lm_costs: Paths = (),
     acoustic_scale: float = 1.0,
+    scale: Scales = (),
     output: Literal["best", "list"] = "best",
     unk_log_prob: float = 0.0,
     tune: OptionalPath = None,
@@ -197,6 +200,7 @@ def rescore(
         without them it is 0.
       lm_costs: Kaldi's tables of the language model that made the list, such as lm_cost.
       acoustic_scale: Scale of the score: for Kaldi the inverse of its language model weight, 0.083 for 12.
+      scale: Scales of single tables of costs, such as ac_cost=0.083 dur_cost=0.2, by their names; 1 for the others.
       output: The best path of each utterance, or the list with the score added: a cost for each key for Kaldi, a
         feature and the total for Moses.
       unk_log_prob: Added to the log-probability of <unk> for each unknown word, in nats.
@@ -205,12 +209,15 @@ def rescore(
     """
     from jaxlm.data.text_files import read_lines
     from jaxlm.inference import nbest as forms
+    from jaxlm.inference.costs import add_costs, read_costs, read_scales
     from jaxlm.inference.unknown_words import UnknownWords
     from jaxlm.runs.directory import load_model
 
     loaded = load_model(run)
+    scales = read_scales(scale, [str(path) for path in (*costs, *lm_costs)])
     tables = [
-        forms.add_costs(forms.read_costs(read_lines(path), str(path)) for path in paths) for paths in (costs, lm_costs)
+        add_costs(read_costs(read_lines(path), str(path), scales.get(str(path), 1.0)) for path in paths)
+        for paths in (costs, lm_costs)
     ]
     unknown = UnknownWords(loaded.vocabulary)
     hypotheses = forms.rescore(

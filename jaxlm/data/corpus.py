@@ -4,6 +4,7 @@ import logging
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -76,7 +77,8 @@ def prepare(
       vocabulary: of an existing model; replaces `vocab_size` and `tokenization`. Words and line ends that it has no
         id for are left out. Or a list of the words to keep, in any order, which replaces `vocab_size`.
       unk: word of the texts that stands for unknown words, such as "<UNK>".
-      drop: words of the texts to leave out, such as ["<s>", "</s>"].
+      drop: words of the texts to leave out, such as ["<s>", "</s>"]. The vocabulary keeps them, so that they are
+        left out of later texts too.
       progress: whether to show progress bars.
 
     Returns:
@@ -94,7 +96,9 @@ def prepare(
     given = vocabulary if isinstance(vocabulary, Vocabulary) else None
     ids = auto_ids()  # of every token, in the order of first occurrence
     tokenization = given.tokenization if given else tokenization_of(tokenization)
-    encoder = PieceEncoder(tokenization, ids.__getitem__)
+    drop = [drop] if isinstance(drop, str) else drop
+    dropped = tuple(dict.fromkeys([*(given.dropped if given else ()), *drop]))
+    encoder = PieceEncoder(tokenization, ids.__getitem__, dropped)
     with staged(out) as partial:
         partial.mkdir(parents=True)
         raw = {}
@@ -107,19 +111,18 @@ def prepare(
             if name not in raw:
                 raw["train"], raw[name] = _hold_out(raw["train"], ids.get("\n"))
         words = [UNK if word == unk else word for word in ids]
-        dropped = [ids[word] for word in ([drop] if isinstance(drop, str) else drop) if word in ids]
         counts = _count(raw["train"], len(ids))
-        counts[dropped] = 0
         listed = None if isinstance(vocabulary, Vocabulary | None) else [UNK if w == unk else w for w in vocabulary]
-        found = given or select_words(words, counts, vocab_size, tokenization, listed)
-        new_ids = found.ids_of(words)
-        new_ids[dropped] = -1
-        _write_tokens(partial, raw, new_ids)
+        if given:
+            found = replace(given, dropped=dropped)
+        else:
+            found = select_words(words, counts, vocab_size, tokenization, listed, dropped)
+        _write_tokens(partial, raw, found.ids_of(words))
         found.save(partial / VOCABULARY_FILE)
         for path in partial.glob("*.raw"):
             path.unlink()
         write_checksums(partial)
-    missing = [word for word in (unk, *([drop] if isinstance(drop, str) else drop)) if word and word not in ids]
+    missing = [word for word in (unk, *drop) if word and word not in ids.keys() | encoder.found]
     for line in text_warnings(words, counts, found, missing):
         logger.info("training text: %s", line)
     return load_corpus(out)

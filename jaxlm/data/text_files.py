@@ -114,13 +114,13 @@ def _decode(name: TextSource, file: BinaryIO | io.RawIOBase) -> Iterator[str]:
     data, start = decompressed(name, file)
     if problem := wrong_encoding(name, start):
         raise InputError(problem)
+    if start.startswith(codecs.BOM_UTF8):
+        data.read(len(codecs.BOM_UTF8))
     utf8 = codecs.getincrementaldecoder("utf-8")()
     decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
-    lines, has_utf8, text, is_first = 0, False, "", True
+    lines, has_utf8, text = 0, False, ""
     while True:
         block = data.read1(CHUNK_BYTES)
-        if is_first:
-            block, is_first = block.removeprefix(codecs.BOM_UTF8), False
         try:
             decoded = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:

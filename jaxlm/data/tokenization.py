@@ -2,7 +2,7 @@
 
 from array import array
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -98,10 +98,16 @@ class PieceEncoder:
     Args:
       tokenization: how text is cut into tokens.
       id_of: returns the id of a token; "\\n" is a line end.
+      dropped: tokens to leave out.
+
+    Attributes:
+      found: the tokens that were left out.
     """
 
-    def __init__(self, tokenization: Tokenization, id_of: Callable[[str], int]):
+    def __init__(self, tokenization: Tokenization, id_of: Callable[[str], int], dropped: Iterable[str] = ()):
         self.tokenize, self.id_of = tokenizer(tokenization), id_of
+        self.dropped = frozenset(dropped)
+        self.found: set[str] = set()
         self.clear()
 
     def clear(self) -> None:
@@ -120,7 +126,11 @@ class PieceEncoder:
         sequence = np.fromiter(map(self.pieces.__getitem__, pieces), np.int64, len(pieces))
         new = reversed(list(islice(reversed(self.pieces), len(self.pieces) - known)))
         for piece in new:
-            self.ids.extend(map(self.id_of, self.tokenize(piece)))
+            tokens = self.tokenize(piece)
+            if not self.dropped.isdisjoint(tokens):
+                self.found.update(self.dropped.intersection(tokens))
+                tokens = [token for token in tokens if token not in self.dropped]
+            self.ids.extend(map(self.id_of, tokens))
             self.ends.append(len(self.ids))
             self.chars += len(piece)
         return _concatenate_slices(np.asarray(self.ids), np.asarray(self.ends), sequence)

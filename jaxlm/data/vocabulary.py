@@ -35,6 +35,7 @@ class Vocabulary:
       counts: occurrences of each word in the training text; None if they are not known.
       tokenization: how text is cut: "words" (words and punctuation marks), "whitespace", or as Keras does,
         "text_vectorization" or a `KerasTokenizer`.
+      dropped: words that are left out of every text, such as the sentence markers "<s>" and "</s>".
 
     Raises:
       InputError: there are no words, words repeat or are no text, or counts do not decrease.
@@ -43,6 +44,7 @@ class Vocabulary:
     words: tuple[str, ...]
     counts: tuple[int, ...] | None
     tokenization: Tokenization
+    dropped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         tokenizer(self.tokenization)  # raises what is wrong with it
@@ -85,8 +87,9 @@ class Vocabulary:
 
     @cached_property
     def tokenize(self) -> Callable[[str], list[str]]:
-        """The function that cuts text into words and line ends."""
-        return tokenizer(self.tokenization)
+        """The function that cuts text into words and line ends, without the words that are dropped."""
+        cut, dropped = tokenizer(self.tokenization), frozenset(self.dropped)
+        return (lambda text: [token for token in cut(text) if token not in dropped]) if dropped else cut
 
     @cached_property
     def _token_ids(self) -> dict[str, int]:
@@ -129,9 +132,9 @@ class Vocabulary:
 
     @cached_property
     def checksum(self) -> str:
-        """CRC-32 of the words, their counts and the tokenization; unknown counts are taken as 0."""
+        """CRC-32 of the words, their counts and how text is cut; unknown counts are taken as 0."""
         counts = (0,) * len(self) if self.counts is None else self.counts
-        return f"{zlib.crc32(repr((self.words, counts, self.tokenization)).encode()):08x}"
+        return f"{zlib.crc32(repr((self.words, counts, self.tokenization, self.dropped)).encode()):08x}"
 
     @property
     def log_unigram(self) -> np.ndarray:
@@ -148,7 +151,12 @@ class Vocabulary:
         """Writes the vocabulary as JSON."""
         cutting = self.tokenization
         tokenization = cutting._asdict() if isinstance(cutting, KerasTokenizer) else cutting
-        value = {"tokenization": tokenization, "words": self.words, "counts": self.counts}
+        value = {
+            "tokenization": tokenization,
+            "dropped": self.dropped,
+            "words": self.words,
+            "counts": self.counts,
+        }
         write_json(Path(path), value, FORMAT)
 
     @classmethod
@@ -161,12 +169,13 @@ class Vocabulary:
         value = read_json(Path(path), FORMAT)
         try:
             words, counts, tokenization = value["words"], value["counts"], tokenization_of(value["tokenization"])
-            if not all(isinstance(word, str) for word in words):
+            dropped = tuple(value.get("dropped", []))  # older files have none
+            if not all(isinstance(word, str) for word in (*words, *dropped)):
                 raise TypeError("words must be strings")
             if counts is not None and not all(isinstance(n, int) for n in counts):
                 raise TypeError("counts must be integers, or null if they are not known")
             known = counts is not None and any(counts)  # older files say 0 where counts are not known
-            return cls(tuple(words), tuple(counts) if known else None, tokenization)
+            return cls(tuple(words), tuple(counts) if known else None, tokenization, dropped)
         except (KeyError, TypeError, InputError) as error:
             raise InputError(f"{path} does not hold a vocabulary: {error}") from error
 
@@ -197,6 +206,7 @@ def select_words(
     vocab_size: int,
     tokenization: Tokenization,
     listed: Sequence[str] | None = None,
+    dropped: tuple[str, ...] = (),
 ) -> Vocabulary:
     """Keeps the most frequent words, or those of a list. The others count as `<unk>`.
 
@@ -206,6 +216,7 @@ def select_words(
       vocab_size: maximum number of words, including `<unk>` and `<eos>`.
       tokenization: how the text was cut.
       listed: distinct words to keep, also if they never occur; replaces `vocab_size`.
+      dropped: words that were left out of the text.
     """
     total = Counter({UNK: 0, EOS: 0})
     for token, count in zip(tokens, counts.tolist(), strict=True):
@@ -221,4 +232,4 @@ def select_words(
         kept = [word for word in listed if word not in (UNK, EOS)]
     total[UNK] += sum(total.values()) - sum(total[word] for word in {UNK, EOS, *kept})
     order = sorted([UNK, EOS, *kept], key=rank)
-    return Vocabulary(tuple(order), tuple(total[word] for word in order), tokenization)
+    return Vocabulary(tuple(order), tuple(total[word] for word in order), tokenization, dropped)

@@ -3,12 +3,13 @@
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError, require
+from jaxlm.inference.costs import Costs, is_number, number_of
 from jaxlm.inference.scoring import LineScore, score
 from jaxlm.model.language_model import LanguageModel
 
@@ -39,9 +40,6 @@ class Hypothesis(NamedTuple):
     def is_moses(self) -> bool:
         """Whether the line has Moses' separators."""
         return len(self.fields) > 1
-
-
-Costs = Mapping[str, float]
 
 
 def read_nbest(
@@ -89,30 +87,12 @@ def _parser(line: str, name: str, costs: Costs | None, lm_costs: Costs | None) -
         return lambda line: _parse_moses(line, num_fields)
     if re.fullmatch(r"\(\S+\)", first[0]):
         return lambda line: _parse_srilm_bytelogs(line, name)
-    if len(first) > 2 and first[2].isdigit() and _is_number(first[0]) and _is_number(first[1]):
+    if len(first) > 2 and first[2].isdigit() and is_number(first[0]) and is_number(first[1]):
         if "." in first[0] + first[1]:
             return lambda line: _parse_srilm(line, name)
     if first[0].isdigit():
         return _parse_rnnlm
     return lambda line: _parse_kaldi(line, costs, lm_costs)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return not math.isnan(float(text))
-    except ValueError:
-        return False
-
-
-def _number(text: str, expected: str, worst: float = -math.inf) -> float:
-    """Returns a number that may be infinitely bad, and nothing else that is infinite or nan."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if math.isnan(value) or value == -worst:
-        raise InputError(f"a number {expected}.")
-    return value
 
 
 def _parse_moses(line: str, num_fields: int) -> Hypothesis:
@@ -122,19 +102,19 @@ def _parse_moses(line: str, num_fields: int) -> Hypothesis:
     at = "in the fourth field of `id ||| text ||| features ||| score`"
     if num_fields == 3:
         at = "in the third field of `id ||| text ||| score`"
-    return Hypothesis(fields[0], fields[1], 0.0 if num_fields == 2 else _number(fields[num_fields - 1], at), fields)
+    return Hypothesis(fields[0], fields[1], 0.0 if num_fields == 2 else number_of(fields[num_fields - 1], at), fields)
 
 
 def _parse_srilm_bytelogs(line: str, name: str) -> Hypothesis:
     number, *words = line.split()
     if not re.fullmatch(r"\(\S+\)", number):
         raise InputError("`(score) words`, as in the first line.")
-    return Hypothesis(name, " ".join(words), BYTELOG * _number(number[1:-1], "in brackets"), (name,))
+    return Hypothesis(name, " ".join(words), BYTELOG * number_of(number[1:-1], "in brackets"), (name,))
 
 
 def _parse_srilm(line: str, name: str) -> Hypothesis:
     acoustic, lm, *rest = [*line.split(), "", ""]
-    score, lm_score = (LN10 * _number(value, "in `acoustic lm N words`") for value in (acoustic, lm))
+    score, lm_score = (LN10 * number_of(value, "in `acoustic lm N words`") for value in (acoustic, lm))
     return Hypothesis(name, " ".join(rest[1:]).strip(), score, (name,), lm_score)
 
 
@@ -155,36 +135,6 @@ def _parse_kaldi(line: str, costs: Costs | None, lm_costs: Costs | None) -> Hypo
             raise InputError(f"a cost of {key} in `{name}`.")
     score, lm_score = (0.0 if table is None else -table[key] for table in (costs, lm_costs))
     return Hypothesis(match[1], "".join(text).strip(), score, (key,), lm_score)
-
-
-def read_costs(lines: Iterable[str], name: str) -> dict[str, float]:
-    """Reads a table of Kaldi, `utterance-N cost`, such as ac_cost or lm_cost. A cost may be infinite.
-
-    Raises:
-      InputError: a line has another form, or a key that an earlier line has; names it.
-    """
-    costs: dict[str, float] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            key, *values = line.split()
-            if len(values) != 1:
-                raise InputError("`utterance-N cost`.")
-            if key in costs:
-                raise InputError(f"each key once; {key} comes twice.")
-            costs[key] = _number(values[0], "after the key: `utterance-N cost`", worst=math.inf)
-        except InputError as error:
-            raise InputError(f"{name}, line {number}: expected {error} Received: {line[:100]!r}.") from error
-    return costs
-
-
-def add_costs(tables: Iterable[Costs]) -> dict[str, float] | None:
-    """Adds tables of costs: a key must be in all of them to be in the result. Without tables, returns None."""
-    total: dict[str, float] | None = None
-    for table in tables:
-        total = dict(table) if total is None else {k: total[k] + table[k] for k in total.keys() & table.keys()}
-    return total
 
 
 def rescore(

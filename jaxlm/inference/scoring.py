@@ -131,27 +131,33 @@ def _scores(
             yield _line_score(line, [result[begin:end] for result in results])
 
 
+def between_blanks(line: str) -> list[str]:
+    """Returns the parts of a line between blanks."""
+    return [part for part in BLANKS.split(line) if part]
+
+
 def regions_of(vocabulary: Vocabulary, line: str) -> list[tuple[str, list[str]]]:
     """Returns the parts of a line between blanks, each with its words.
 
     >>> regions_of(Vocabulary(("the",), None, "words"), "don't  go.")
     [("don't", ['don', "'", 't']), ('go.', ['go', '.'])]
     """
-    parts = [part for part in BLANKS.split(line) if part]
-    return [(part, [word for word in vocabulary.tokenize(part) if word != "\n"]) for part in parts]
+    return [(part, [word for word in vocabulary.tokenize(part) if word != "\n"]) for part in between_blanks(line)]
 
 
 def _encode(vocabulary: Vocabulary, line: str) -> _Line:
     parts = regions_of(vocabulary, line)
     words = [word for _, inner in parts for word in inner]
     regions = [number for number, (_, inner) in enumerate(parts, start=1) for _ in inner]
+    end = len(parts) + 1
     if words[-1:] == [EOS]:  # it stands for the end of the line, which is added below
         words.pop()
-        regions.pop()
+        last = regions.pop()
+        end = end if last in regions[-1:] else last
     ids = vocabulary.ids_of(words)
     unknown = ids == (-1 if vocabulary.unk is None else vocabulary.unk)
     if vocabulary.eos is not None:
-        words, regions = [*words, EOS], [*regions, len(parts) + 1]
+        words, regions = [*words, EOS], [*regions, end]
         ids, unknown = np.append(ids, np.int32(vocabulary.eos)), np.append(unknown, False)
     return _Line(words, ids, unknown, np.array(regions, np.int64))
 

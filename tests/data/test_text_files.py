@@ -75,6 +75,14 @@ def test_zstd_is_read_or_named_with_its_command(tmp_path):
             list(read_lines(path))
 
 
+def test_zstd_is_read_with_the_package(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    path = tmp_path / "text.zst"
+    frames = [zstandard.compress(f"{line}\n".encode()) for line in LINES]  # as `cat *.zst` writes them
+    path.write_bytes(b"".join(frames))
+    assert list(read_lines(path)) == LINES
+
+
 def test_the_first_bytes_count_and_not_the_name(tmp_path, caplog):
     for name, data in (("plain.gz", b"the sea\n"), ("text.xz", gzip.compress(b"the sea\n", mtime=0))):
         (tmp_path / name).write_bytes(data)

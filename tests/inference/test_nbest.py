@@ -5,7 +5,8 @@ import pytest
 
 from jaxlm.cli import run
 from jaxlm.errors import InputError
-from jaxlm.inference.nbest import best_paths, format_best, format_scored, read_costs, read_nbest, rescore
+from jaxlm.inference.costs import read_costs, read_scales
+from jaxlm.inference.nbest import best_paths, format_best, format_scored, read_nbest, rescore
 from jaxlm.inference.scoring import score
 from jaxlm.runs.directory import load_model
 
@@ -121,6 +122,32 @@ def test_costs_are_complete_numbers():
         list(read_nbest(KALDI, "list", {"a-b-1": 1.0}))
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {}),
+        (["ac_cost=0.083", "b/lm_cost=1e-1"], {"a/ac_cost": 0.083, "b/lm_cost": 0.1}),
+        (["a=b=2"], {"a=b": 2.0}),
+        (["ac_cost=0"], {"a/ac_cost": 0.0}),
+        (["cost=1"], "there are a/ac_cost, a/lm_cost, b/lm_cost, a=b"),
+        (["lm_cost=1"], "for one table of costs each"),
+        (["ac_cost=1", "a/ac_cost=2"], "for one table of costs each"),
+        (["0.083"], "expected NAME=NUMBER"),
+        *(
+            (["ac_cost=" + number], "expected NAME=NUMBER")
+            for number in ("", "-1", "nan", "inf", "1e999", "1.2.3", "x")
+        ),
+    ],
+)
+def test_scales_of_tables(options, expected):
+    names = ["a/ac_cost", "a/lm_cost", "b/lm_cost", "a=b"]
+    if isinstance(expected, dict):
+        assert read_scales(options, names) == expected
+        return
+    with pytest.raises(InputError, match=expected):
+        read_scales(options, names)
+
+
 def test_hypotheses_that_are_not_consecutive_are_refused():
     with pytest.raises(InputError, match="'a' are not consecutive"):
         list(best_paths(read_nbest(["a-1 x", "b-1 y", "a-2 z"], "list")))
@@ -133,6 +160,13 @@ def test_the_command_prints_the_best_or_all(run_dir, tmp_path, capsys):
     arguments = ["rescore", str(run_dir), str(path)]
     assert run([*arguments, "--weight", "0", "--costs", str(costs), str(costs)]) == 0
     assert capsys.readouterr().out.splitlines() == ["a-b the whale", "c and the whale"]
+    (tmp_path / "other").write_text("".join(f"{key} inf\n" if key == "c-1" else f"{key} 1\n" for key in KEYS))
+    for scales, best in ((["ac_cost=0"], "c and the whale"), (["other=0", "ac_cost=0"], "c ship zebra")):
+        tables = ["--costs", str(costs), str(tmp_path / "other")]
+        assert run([*arguments, "--weight", "0", *tables, "--scale", *scales]) == 0
+        assert capsys.readouterr().out.splitlines()[1] == best
+    assert run([*arguments, "--scale", "ac_cost=2"]) == 2
+    assert "there are no tables" in capsys.readouterr().err
     assert run([*arguments, "--output", "list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == KEYS
     path.write_text("\n".join(MOSES) + "\n0 ||| the\n")

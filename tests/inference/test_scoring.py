@@ -8,6 +8,8 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -130,6 +132,32 @@ def test_parts_of_words_add_up_to_words_between_blanks(tmp_path, run_dir, capsys
         np.testing.assert_allclose(float(row["surprisal_bits"]), total, rtol=1e-6)
         assert row["parts"].split() == [part["word"] for part in members]
     assert command(capsys, "score", run_dir, tmp_path / "s", "--by-word", "--per-word")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("tokenization", "text", "words"),
+    [
+        (
+            "text_vectorization",
+            "The sea -- \t#",
+            [("The", "the"), ("sea", "sea"), ("--", ""), ("#", ""), ("<eos>", "<eos>")],
+        ),
+        ("text_vectorization", "-", [("-", ""), ("<eos>", "<eos>")]),
+        ("text_vectorization", "", [("<eos>", "<eos>")]),
+        ("words", "<s> the </s>", [("<s>", ""), ("the", "the"), ("</s>", ""), ("<eos>", "<eos>")]),
+        ("words", "the <eos>", [("the", "the"), ("<eos>", "<eos>")]),
+        ("words", "the<eos>", [("the<eos>", "the"), ("<eos>", "<eos>")]),
+    ],
+)
+def test_words_between_blanks_without_parts_have_rows(monkeypatch, capsys, tmp_path, tokenization, text, words):
+    model, vocabulary = make()
+    vocabulary = replace(vocabulary, tokenization=tokenization, dropped=("<s>", "</s>"))
+    monkeypatch.setattr("jaxlm.runs.directory.load_model", lambda _: SimpleNamespace(model=model, vocabulary=vocabulary))
+    (tmp_path / "s").write_text(text + "\nthe\n")
+    _, lines, _ = command(capsys, "score", "run", tmp_path / "s", "--by-word", "--format", "jsonl")
+    rows = [row for row in map(json.loads, lines) if row["line"] == 1]
+    assert [(row["word"], row["parts"]) for row in rows] == words
+    assert [row["surprisal_bits"] is None for row in rows] == [not parts for _, parts in words]
 
 
 @pytest.mark.parametrize(

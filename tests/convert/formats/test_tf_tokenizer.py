@@ -38,8 +38,8 @@ def prepared_ids(text: str, vocabulary: Vocabulary, tmp_path) -> list[int]:
 
 @pytest.fixture(scope="module", params=TOKENIZATIONS, ids=str)
 def tokenizers(request):
-    vocabulary = Vocabulary(WORDS, (0,) * len(WORDS), request.param)
-    return vocabulary, TfTokenizer(WORDS, request.param)
+    vocabulary = Vocabulary(WORDS, (0,) * len(WORDS), request.param, ("<s>", "</s>"))
+    return vocabulary, TfTokenizer(WORDS, request.param, vocabulary.dropped)
 
 
 TEXTS = [
@@ -52,6 +52,8 @@ TEXTS = [
     "the " * 5000,
     "می\u200cخواهم क्\u200dष a\u0301, \u200dthe, the\u200d",
     "👩\u200d👩\u200d👧 👍🏽👍🏽, 🇩🇪🇩🇪 ❤\ufe0fthe 1\ufe0f\u20e3 🏳\ufe0f\u200d🌈",
+    "the <eos>\n<eos>\n<eos><eos>\nthe <eos> \t\n the<eos>\n\n<eos> <eos>\n<EOS>\n<eos>",
+    "<s> the </s>\n<s> the <eos> </s>\n<s> <s>\n</s>the<s> <S>",
     "The THE naïve NAÏVE É don't #the, ΟΔΟΣ. ΣΑΣ-Σ",
 ]
 
@@ -60,7 +62,11 @@ TEXTS = [
 def test_difficult_texts_are_cut_as_by_prepare(tokenizers, text, tmp_path):
     vocabulary, tokenizer = tokenizers
     expected = prepared_ids(text + "\n", vocabulary, tmp_path)
-    assert tokenizer.encode(tf.constant([text + "\n", ""])).to_list() == [expected, []]
+    texts = [text + "\n", "", "<eos>", "\n"]  # the last line end is not that of the text before it
+    assert tokenizer.encode(tf.constant(texts)).to_list() == [
+        expected,
+        *(vocabulary.encode(t).tolist() for t in texts[1:]),
+    ]
 
 
 def test_nul_bytes_are_cut_as_by_the_vocabulary(tokenizers):
@@ -71,7 +77,9 @@ def test_nul_bytes_are_cut_as_by_the_vocabulary(tokenizers):
 
 @hypothesis.settings(deadline=None, max_examples=60, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(
-    st.lists(st.one_of(st.text(max_size=8), st.sampled_from(WORDS), st.sampled_from(" \n\t")), min_size=1).map("".join)
+    st.lists(
+        st.one_of(st.text(max_size=8), st.sampled_from((*WORDS, "<s>", "</s>")), st.sampled_from(" \n\t")), min_size=1
+    ).map("".join)
 )
 def test_any_text_is_cut_as_by_the_vocabulary(tokenizers, text):
     vocabulary, tokenizer = tokenizers
