@@ -35,6 +35,7 @@ class TfTokenizer(tf.Module):
 
     Attributes:
       words: string variable `[V]`.
+      eos: id of `<eos>`; None without one.
 
     References:
       https://github.com/google/re2/wiki/Syntax
@@ -47,6 +48,7 @@ class TfTokenizer(tf.Module):
         table = tf.lookup.KeyValueTensorInitializer(tf.constant(list(ids)), tf.constant(list(ids.values()), tf.int32))
         self.table = tf.lookup.StaticHashTable(table, ids.get(UNK, -1))
         self.words = tf.Variable(list(words), trainable=False)
+        self.eos = words.index(EOS) if EOS in words else None
         self.tokenization = tokenization
         self.left_out = ("", *dropped)
         self.space = character_class(r"[^\S\n]")
