@@ -152,7 +152,9 @@ def test_parts_of_words_add_up_to_words_between_blanks(tmp_path, run_dir, capsys
 def test_words_between_blanks_without_parts_have_rows(monkeypatch, capsys, tmp_path, tokenization, text, words):
     model, vocabulary = make()
     vocabulary = replace(vocabulary, tokenization=tokenization, dropped=("<s>", "</s>"))
-    monkeypatch.setattr("jaxlm.runs.directory.load_model", lambda _: SimpleNamespace(model=model, vocabulary=vocabulary))
+    monkeypatch.setattr(
+        "jaxlm.runs.directory.load_model", lambda _: SimpleNamespace(model=model, vocabulary=vocabulary)
+    )
     (tmp_path / "s").write_text(text + "\nthe\n")
     _, lines, _ = command(capsys, "score", "run", tmp_path / "s", "--by-word", "--format", "jsonl")
     rows = [row for row in map(json.loads, lines) if row["line"] == 1]
