@@ -28,9 +28,9 @@ def test_training_batches_are_contiguous_streams():
 def test_evaluation_predicts_each_word_once(size, batch_size):
     tokens = np.arange(size, dtype=np.int32)
     labels, last = [], None
-    for inputs, label, _, _, weights in evaluation_batches(tokens, batch_size, 5):
-        mask = weights == 1
-        assert np.all(mask | (weights == 0))
+    for batch in evaluation_batches(tokens, batch_size, 5):
+        inputs, label, mask = batch.inputs, batch.labels, batch.weights == 1
+        assert np.all(mask | (batch.weights == 0))
         assert inputs.shape == label.shape == mask.shape == (batch_size, 5)
         labels += label[mask].tolist()
         np.testing.assert_array_equal(label[mask], inputs[mask] + 1)
