@@ -47,7 +47,8 @@ def text_warnings(
 
 def _markers(words: list[str], counts: np.ndarray) -> list[str]:
     """Names markers of other toolkits that would be words like all others."""
-    found = {word: int(counts[i]) for i, word in enumerate(words) if counts[i] >= max(2, MARKER_SHARE * counts.sum())}
+    frequent = np.flatnonzero(counts >= max(2, MARKER_SHARE * counts.sum()))
+    found = {words[i]: int(counts[i]) for i in frequent}
     lines = [
         f'{word} occurs {found[word]:,} times. If it stands for unknown words, prepare with --unk "{word}"'
         for word in UNK_MARKERS
