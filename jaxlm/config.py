@@ -12,7 +12,6 @@ Optimizer = Literal["adam", "adagrad", "sgd"]
 Sampler = Literal["log_uniform", "uniform", "unigram"]
 Loss = Literal["sampled_softmax", "nce", "full"]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
-InitialRows = Literal["word_vectors", "random"]
 Activation = Literal["linear", "relu", "tanh"]
 
 
@@ -176,8 +175,8 @@ class TrainConfig:
       compute_dtype: data type of the operands of training's matrix products: "auto" is bfloat16 on GPUs, TPUs and
         processors with bfloat16 instructions (AMX, AVX512_BF16), and float32 elsewhere. A run keeps the type it began
         with. Sums, states and parameters stay float32; evaluation is unaffected.
-      initial_rows: initial embedding and softmax rows of a new model: "word_vectors", counted from the training text,
-        in which words with the same neighbors are close together, or "random".
+      word_vectors: whether embedding and softmax rows of a new model start at vectors counted from the training text,
+        in which words with the same neighbors are close together, rather than at random.
       seed: random seed for sampling, dropout and the initialization of a new model.
 
     Raises:
@@ -195,7 +194,7 @@ class TrainConfig:
     clip_each: bool = False
     train_embedding: bool = True
     compute_dtype: ComputeDtype = "auto"
-    initial_rows: InitialRows = "word_vectors"
+    word_vectors: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -92,7 +92,7 @@ class TrainState:
         """Makes the state of a new model that starts well on a corpus.
 
         The softmax biases start at the log-probabilities of the words, and embedding and softmax rows at word
-        vectors counted from the training text (`train_config.initial_rows`): the two largest gains with a large
+        vectors counted from the training text (`train_config.word_vectors`): the two largest gains with a large
         vocabulary.
 
         Args:
@@ -109,11 +109,9 @@ class TrainState:
         require(fits, "vocab_size", f"{vocab_size}, the vocabulary of the corpus", model_config.vocab_size)
         config, table = check_config(train_config, model_config, corpus.counts)
         vectors = None
-        if config.initial_rows == "word_vectors":
+        if config.word_vectors:
             vectors = word_vectors(corpus.train, vocab_size, model_config.embedding_size)
-            advice = (
-                "Machines of different kinds compute different word vectors: use one kind, or random `initial_rows`."
-            )
+            advice = "Machines of different kinds compute different word vectors: use one kind, or no `word_vectors`."
             require_same(vectors.tobytes(), advice)
 
         def create(rows: Any, table: UnigramTable | None) -> TrainState:
@@ -141,7 +139,7 @@ class TrainState:
     ) -> "TrainState":
         """Makes the state before the first step. The model's arrays become the state's.
 
-        The model keeps its values: `config.initial_rows` has no effect here, and `config.seed` affects sampling and
+        The model keeps its values: `config.word_vectors` has no effect here, and `config.seed` affects sampling and
         dropout only. `from_corpus` uses both to initialize a model.
 
         Args:
