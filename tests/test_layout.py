@@ -1,4 +1,4 @@
-"""The layout: imports go one way, from each folder to those below it."""
+"""The layout: imports go one way, from each folder to those below it; files and functions stay short."""
 
 import ast
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ LAYERS = {
     ],
     "convert": [{""}, {"weights", "checks"}, {"keras_models"}, {"formats", "fit"}, {"files"}, {"cli"}],
 }
+LONGEST_FILE, LONGEST_FUNCTION = 300, 50  # lines; those of a function without its docstring
 
 
 def folder_of(module: str) -> str:
@@ -75,3 +76,14 @@ def test_every_folder_has_a_layer_and_says_what_it_holds(package):
     assert folders | {"", "cli"} == set().union(*LAYERS[package])
     for folder in folders:
         assert ast.get_docstring(ast.parse((ROOT / package / folder / "__init__.py").read_text())), folder
+
+
+@pytest.mark.parametrize("folder", ["jaxlm", "convert", "tests", "examples"])
+def test_files_and_functions_are_short(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= LONGEST_FILE, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
+                assert node.end_lineno - first.lineno < LONGEST_FUNCTION, f"{path}: {node.name}"

@@ -1,13 +1,13 @@
-"""The samplers against their distributions and against TensorFlow's ops, with fixed seeds."""
+"""The samplers against their distributions, and that a key decides what they draw."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers import branches_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampler_helpers import LEVEL, SAMPLERS, draw_many, num_tries, probabilities, sampler
 from scipy import stats
 
 from jaxlm.candidate_sampling.distributions import learned_unigrams, unigram_table
@@ -20,51 +20,6 @@ from jaxlm.candidate_sampling.samplers import (
     uniform_candidate_sampler,
 )
 from jaxlm.errors import InputError
-
-LEVEL = 1e-3  # smallest p-value that passes
-SAMPLERS = ["log_uniform", "uniform", "fixed_unigram", "learned_unigram"]
-
-
-def weights_of(range_max: int) -> np.ndarray:
-    """Returns integer weights in no order."""
-    return np.random.default_rng(range_max).integers(1, 1 + 5 * range_max, range_max)
-
-
-def probabilities(name: str, range_max: int) -> np.ndarray:
-    if name == "log_uniform":
-        return np.log1p(1 / (np.arange(range_max) + 1.0)) / np.log(range_max + 1)
-    weights = np.ones(range_max) if name == "uniform" else weights_of(range_max)
-    return weights / weights.sum()
-
-
-def sampler(name: str, range_max: int):
-    """Returns a function `(key, true_classes, num_sampled, unique) -> sampled_values`."""
-    if name == "log_uniform":
-        return lambda *arguments: log_uniform_candidate_sampler(*arguments, range_max)
-    if name == "uniform":
-        return lambda *arguments: uniform_candidate_sampler(*arguments, range_max)
-    if name == "fixed_unigram":
-        table = unigram_table(weights_of(range_max))
-        return lambda *arguments: fixed_unigram_candidate_sampler(*arguments, range_max, table)
-    state = learned_unigrams(range_max)
-    seen = np.repeat(np.arange(range_max), weights_of(range_max) - 1)[:, None]  # each starts at 1
-    if seen.size:
-        _, state = learned_unigram_candidate_sampler(jax.random.key(9), jnp.asarray(seen), 1, False, range_max, state)
-    return lambda *arguments: learned_unigram_candidate_sampler(*arguments, range_max, state)[0]
-
-
-def draw_many(name: str, num_sampled: int, unique: bool, range_max: int, repeats: int, probe: int = 0):
-    """Returns candidates `[repeats, num_sampled]` and the expected counts `[repeats]` of class `probe`."""
-    sample, keys = sampler(name, range_max), jax.random.split(jax.random.key(1), repeats)
-    true_classes = jnp.full((1, 1), probe)
-    values = jax.jit(lambda keys: jax.lax.map(lambda key: sample(key, true_classes, num_sampled, unique), keys))(keys)
-    return np.asarray(values.sampled_candidates), np.asarray(values.true_expected_count)[:, 0, 0]
-
-
-def num_tries(expected_count: np.ndarray, p: float, num_sampled: int) -> np.ndarray:
-    """Returns the number of draws behind an expected count."""
-    none_rejected = np.isclose(expected_count, p * num_sampled, rtol=1e-6)
-    return np.where(none_rejected, num_sampled, np.round(np.log1p(-expected_count) / np.log1p(-p))).astype(int)
 
 
 @pytest.mark.parametrize(
@@ -113,37 +68,6 @@ def test_uniform_reaches_each_of_ten_million_classes_and_unigram_each_band_of_a_
     assert stats.chisquare(np.histogram(ids, edges)[0], mass * 1_000_000).pvalue > LEVEL
 
 
-def tensorflow_sampler(name: str, probe: int, num_sampled: int, range_max: int):
-    classes = tf.constant([[probe]], tf.int64)
-    arguments = (classes, 1, num_sampled, True, range_max)
-    if name == "log_uniform":
-        return tf.function(lambda: tf.random.log_uniform_candidate_sampler(*arguments, seed=7))
-    if name == "uniform":
-        return tf.function(lambda: tf.random.uniform_candidate_sampler(*arguments, seed=7))
-    weights = weights_of(range_max).astype(float).tolist()  # learned counts do not change here
-    return tf.function(lambda: tf.random.fixed_unigram_candidate_sampler(*arguments, unigrams=weights, seed=7))
-
-
-@pytest.mark.parametrize(
-    ("name", "num_sampled", "range_max"),
-    [(name, 20, 100) for name in SAMPLERS] + [("log_uniform", 64, 5000), ("uniform", 64, 300)],
-)
-def test_unique_draws_follow_tensorflow(name, num_sampled, range_max):
-    repeats, probe = 2000, range_max // 2
-    candidates, expected = draw_many(name, num_sampled, True, range_max, repeats, probe)
-    assert all(np.unique(row).size == num_sampled for row in candidates)
-    assert candidates.min() >= 0 and candidates.max() < range_max
-    draw = tensorflow_sampler(name, probe, num_sampled, range_max)
-    theirs = [draw() for _ in range(repeats)]
-    their_expected = np.array([float(values[1][0, 0]) for values in theirs])
-    p = probabilities(name, range_max)[probe]
-    tries, their_tries = num_tries(expected, p, num_sampled), num_tries(their_expected, p, num_sampled)
-    assert stats.ks_2samp(tries, their_tries).pvalue > LEVEL
-    bands = np.unique(np.geomspace(1, range_max + 1, 12).astype(int)) - 1
-    counts = [np.histogram(ids, bands)[0] for ids in (candidates, np.array([values[0].numpy() for values in theirs]))]
-    assert stats.chi2_contingency(np.array(counts) + 1).pvalue > LEVEL
-
-
 def test_inclusion_probability_is_that_of_rejecting_repeats():
     range_max, num_sampled = 6, 3
     candidates, _ = draw_many("log_uniform", num_sampled, True, range_max, 20_000)
@@ -169,42 +93,6 @@ def test_expected_counts_follow_from_the_distribution(name, unique):
     expected = -np.expm1(tries * np.log1p(-p)) if unique else 50 * p
     np.testing.assert_allclose(values.true_expected_count, expected[labels], rtol=3e-6)
     np.testing.assert_allclose(values.sampled_expected_count, expected[values.sampled_candidates], rtol=3e-6)
-
-
-@pytest.mark.parametrize(("distortion", "num_reserved_ids"), [(1.0, 0), (0.75, 0), (0.0, 2), (0.5, 3)])
-def test_fixed_unigram_expects_what_tensorflow_expects(distortion, num_reserved_ids):
-    weights = weights_of(40)
-    size = weights.size + num_reserved_ids
-    labels = np.arange(size)[:, None]
-    theirs = tf.random.fixed_unigram_candidate_sampler(
-        labels, 1, 9, False, size, "", distortion, num_reserved_ids, unigrams=weights.astype(float).tolist()
-    )
-    table = unigram_table(weights, distortion, num_reserved_ids)
-    ours = fixed_unigram_candidate_sampler(jax.random.key(0), jnp.asarray(labels), 9, False, size, table)
-    np.testing.assert_allclose(ours.true_expected_count, theirs.true_expected_count, rtol=1e-5)
-    assert (ours.sampled_candidates >= num_reserved_ids).all()
-
-
-def test_learned_unigram_learns_as_tensorflow_does():
-    size, rng = 11, np.random.default_rng(0)
-    classes = [rng.integers(0, size, (5, 2)) for _ in range(4)]
-    batch = tf.Variable(classes[0])
-    draw = tf.function(lambda: tf.random.learned_unigram_candidate_sampler(batch, 2, 6, False, size))
-    state = learned_unigrams(size)
-    for labels in classes:
-        batch.assign(labels)
-        ours, state = learned_unigram_candidate_sampler(jax.random.key(0), jnp.asarray(labels), 6, False, size, state)
-        np.testing.assert_allclose(ours.true_expected_count, draw().true_expected_count, rtol=1e-6)
-
-
-def test_all_candidates_equal_those_of_tensorflow():
-    labels = jnp.array([[1, 2], [0, 4]])
-    for ours, theirs in zip(
-        all_candidate_sampler(None, labels, 5, True, 5),
-        tf.random.all_candidate_sampler(np.asarray(labels, np.int64), 2, 5, True),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
