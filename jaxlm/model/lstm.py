@@ -155,12 +155,12 @@ def _backward(dtype: ComputeDtype, residuals: tuple, cotangents: tuple[jax.Array
         return _scan_backward(lambda d_z: dot_f32(d_z, recurrent.T), *saved, recurrent.dtype, ROW_MAJOR)
 
     d_z, d_first = _on_platform(len(inputs), feature_major, row_major)
-    # the gradients of both kernels are one product over all time steps, outside the loop
+    # the gradient of each kernel is one product over all time steps, outside the loop
     d_z = cast_operand(d_z.reshape(-1, d_z.shape[-1]), dtype)  # [time * batch, 4H]
     previous_h = jnp.concatenate([first_h[None], outputs[:-1]])
-    transposes = [cast_operand(transposed(x.reshape(-1, x.shape[-1])), dtype) for x in (inputs, previous_h)]
-    d_kernels = dot_f32(jnp.concatenate(transposes), d_z)  # [E + H, 4H]
-    d_kernel, d_recurrent_kernel = jnp.split(d_kernels, [inputs.shape[-1]])
+    d_kernel, d_recurrent_kernel = (
+        dot_f32(cast_operand(transposed(x.reshape(-1, x.shape[-1])), dtype), d_z) for x in (inputs, previous_h)
+    )
     d_inputs = dot_f32(d_z, cast_operand(transposed(kernel), dtype)).reshape(inputs.shape)
     return d_inputs, d_kernel, d_recurrent_kernel, d_z.sum(axis=0, dtype=kernel.dtype), d_first
 

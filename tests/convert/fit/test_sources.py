@@ -51,10 +51,10 @@ def unknown():
 
 FORMS = {  # what is called with, made anew for each call
     "generator": lambda: {"x": endless(), "steps_per_epoch": 3},
-    "generator, validated by one": lambda: {
+    "validated without an end": lambda: {
         "x": endless(),
         "steps_per_epoch": 2,
-        "validation_data": endless(),
+        "validation_data": dataset(8).repeat(),
         "validation_steps": 3,
     },
     "repeat": lambda: {"x": dataset(8).repeat(), "steps_per_epoch": 3},
