@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from convert.fit.examples import Labels, class_ids, divisor_of, weighted_by_class
+from convert.fit.examples import Labels, as_keras_weights, class_ids
 from convert.fit.network import Network
 from jaxlm.data.batches import Batch
 from jaxlm.errors import require
@@ -49,8 +49,6 @@ def to_any_batch(
 ) -> Batch:
     """Makes a batch for jaxlm from one of examples, weighted as Keras' loss is; see `to_batch`."""
     inputs, y, weights, valid = read_any(batch, network, labels, name)
-    weights = weighted_by_class(weights, y, valid, class_weights)
+    weights = as_keras_weights(weights, y, valid, labels, class_weights, y.size)
     ids, features = network.prepare(inputs)
-    divisor = divisor_of(labels.reduction, float(weights.sum()), int(valid.sum()))
-    weights = (weights * (y.size / (divisor or 1.0))).astype(np.float32)
     return Batch(ids, np.where(valid, y, 0), True, None, weights, features)

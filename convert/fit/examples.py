@@ -164,7 +164,8 @@ def to_batch(
       The batch, weighted as Keras' loss is, with the compiled reduction.
     """
     x, y, weights, valid = read(batch, labels, name)
-    weights = weighted_by_class(weights, y, valid, class_weights)
+    size = shape.batch_size * (1 if labels.last_only else shape.sequence_length)  # which the loss is the mean of
+    weights = as_keras_weights(weights, y, valid, labels, class_weights, size)
     positions = np.full((len(x), 1), x.shape[1] - 1, np.int32) if labels.last_only else None
     if labels.mask_zero and not np.all(x != 0):
         order = np.argsort(x == 0, axis=1, kind="stable")
@@ -174,23 +175,27 @@ def to_batch(
             kept = labels.allows_empty or bool(positions.min() >= 0)
             require(kept, name, "a word in each sequence, for Dense layers between LSTM and softmax", "padding alone")
         else:
-            y, weights, valid = (np.take_along_axis(array, order, axis=1) for array in (y, weights, valid))
+            y, weights = (np.take_along_axis(array, order, axis=1) for array in (y, weights))
         x = np.where(x == 0, x[:, :1], x)
-    total = float(weights.sum())
-    size = shape.batch_size * (1 if labels.last_only else shape.sequence_length)  # which the loss is the mean of
-    divisor = divisor_of(labels.reduction, total, int(valid.sum()))
-    weights = weights * (size / (divisor or 1.0))
     if np.any(weights):
         y = np.where(weights != 0, y, y[weights != 0][0])
-    x, y, weights, positions = _fill(x, y, weights.astype(np.float32), positions, shape)
+    x, y, weights, positions = _fill(x, y, weights, positions, shape)
     return Batch(x, y, True, positions, weights)
 
 
-def weighted_by_class(
-    weights: np.ndarray, y: np.ndarray, valid: np.ndarray, class_weights: np.ndarray | None
+def as_keras_weights(
+    weights: np.ndarray,
+    y: np.ndarray,
+    valid: np.ndarray,
+    labels: Labels,
+    class_weights: np.ndarray | None,
+    size: int,
 ) -> np.ndarray:
-    """Returns the weights of labels, times those of their classes."""
-    return weights if class_weights is None else weights * class_weights[np.where(valid, y, 0)]
+    """Returns float32 weights with which the mean over `size` outputs is Keras' loss, with the compiled reduction."""
+    if class_weights is not None:
+        weights = weights * class_weights[np.where(valid, y, 0)]
+    divisor = divisor_of(labels.reduction, float(weights.sum()), int(valid.sum()))
+    return (weights * (size / (divisor or 1.0))).astype(np.float32)
 
 
 def grown(shape: Shape, batch: tuple[Any, ...]) -> Shape:
@@ -214,13 +219,8 @@ def _fill(
     x: np.ndarray, y: np.ndarray, weights: np.ndarray, positions: np.ndarray | None, shape: Shape
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Fills a batch up to full size by repeating its ids, with weights of 0."""
-    expected = f"at most {shape.batch_size} examples in a batch, the most in the first pass"
-    require(len(x) <= shape.batch_size, "x", expected, len(x))
     rows = (0, shape.batch_size - len(x))
-    length = shape.sequence_length
-    if x.shape[1] > length:  # a later pass may have longer sequences
-        length = -(-x.shape[1] // LENGTH_STEP) * LENGTH_STEP
-    columns = (0, length - x.shape[1])
+    columns = (0, shape.sequence_length - x.shape[1])
     label_columns = columns if positions is None else (0, 0)
     x = np.pad(x, (rows, columns), mode="wrap")
     y = np.pad(y, (rows, label_columns), mode="wrap")

@@ -217,7 +217,7 @@ def _swap_if_feature_major(x: jax.Array, axis: int) -> jax.Array:
 
 
 def _to_bits(x: jax.Array) -> jax.Array:
-    """Returns bfloat16 as integers of the same bits; jax 0.10 stores bfloat16 results of a loop one by one."""
+    """Returns bfloat16 as integers of the same bits: jax 0.10 stores bfloat16 results of a loop one at a time."""
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
