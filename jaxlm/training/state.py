@@ -241,8 +241,8 @@ class TrainState:
     ) -> "TrainState":
         arrays = {"tables": tables, "dense": dense, "other": other, "carry": carry, "unigrams": unigrams}
         opt_state = initial_opt_state(tables, dense, config, fields["tx"])
-        counters: dict[str, Any] = {"step": jnp.int32(0), "skipped": jnp.zeros(2, jnp.int32), "key": jax.random.key(config.seed)}
-        return cls(**arrays, **counters, opt_state=opt_state, config=config, **fields)
+        fields |= {"step": jnp.int32(0), "skipped": jnp.zeros(2, jnp.int32), "key": jax.random.key(config.seed)}
+        return cls(**arrays, opt_state=opt_state, config=config, **fields)
 
     @property
     def model(self) -> LanguageModel:
