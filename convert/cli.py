@@ -123,8 +123,8 @@ def verify(
       max_tokens: Maximum number of words of the text, from its beginning; 0 for all.
     """
     from convert.checks.comparison import compare, compare_perplexities
+    from convert.files.format_table import load_predictor
     from convert.files.importing import encode_text
-    from convert.files.registry import load_predictor
 
     ours, theirs = load_predictor(first), load_predictor(second)
     comparison = compare(ours, theirs)

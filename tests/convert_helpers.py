@@ -12,7 +12,7 @@ import pytest
 from keras import layers
 
 from convert import cli
-from convert.files.registry import load_predictor
+from convert.files.format_table import load_predictor
 from convert.weights.optimizer_state import OptimizerState
 from convert.weights.table import language_model_weights
 from jaxlm import cli as jaxlm_cli

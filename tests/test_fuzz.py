@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convert.keras_models import source_json
-from convert.keras_models.words import read_vocabulary, vocabulary_warnings
+from convert.keras_models.vocabulary_files import read_vocabulary, vocabulary_warnings
 from convert.weights.id_order import KERAS_IDS_FILE, KerasIds
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.data.corpus import load_tokens

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.files.registry import FORMATS
+from convert.files.format_table import FORMATS
 
 ROOT = Path(__file__).parent.parent
 # each folder may import those on the lines above its own, and itself; "" are the modules at the root of the package

@@ -17,7 +17,7 @@ from jaxlm.inference.perplexity import exact_loss
 from jaxlm.matmul import fast_dtype, matmul, transposed
 from jaxlm.model.language_model import LanguageModel, split_params
 from jaxlm.model.lstm import LSTM
-from jaxlm.training.evaluation import exact_and_training_loss
+from jaxlm.training.batch_losses import exact_and_training_loss
 from jaxlm.training.state import TrainState
 from jaxlm.training.step import jit_train_step, train_step
 

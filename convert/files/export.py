@@ -11,7 +11,7 @@ from tqdm import tqdm
 from convert.checks.comparison import Comparison, compare, precomputed
 from convert.checks.predictor import Predictor, language_model_predictor
 from convert.errors import library_errors
-from convert.files.registry import FORMATS, format_of, load_predictor
+from convert.files.format_table import FORMATS, format_of, load_predictor
 from convert.keras_models import reader
 from convert.keras_models.source_json import read_structure_of
 from convert.options import DEFAULT_OPTIONS, ExportOptions, FormatName

@@ -12,10 +12,10 @@ import numpy as np
 from convert.checks.comparison import check
 from convert.checks.predictor import language_model_predictor
 from convert.files import run_directory
-from convert.files.registry import format_of
+from convert.files.format_table import format_of
 from convert.files.source_file import Source, dropped_settings, read_source
 from convert.keras_models.reader import OWN_READING, read_optimizer
-from convert.keras_models.words import read_vocabulary, vocabulary_warnings
+from convert.keras_models.vocabulary_files import read_vocabulary, vocabulary_warnings
 from convert.weights.id_order import KerasIds
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.corpus import VOCABULARY_FILE

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from convert.checks.comparison import precomputed
 from convert.checks.predictor import Predictor
-from convert.files.registry import format_of, load_predictor
+from convert.files.format_table import format_of, load_predictor
 from convert.keras_models.reader import KerasFile, open_file
 from convert.weights.optimizer_state import unusual_settings
 from convert.weights.table import model_from_keras_arrays

@@ -11,9 +11,9 @@ from convert.fit.batches import read_any
 from convert.fit.callbacks import open_callbacks
 from convert.fit.compile_settings import keras_of
 from convert.fit.examples import Labels, Shape, read, scan
+from convert.fit.live_model import InitialBiases, InitialEmbeddings, open_session
 from convert.fit.loop import Data, Passes, Training
 from convert.fit.network import Network
-from convert.fit.session import InitialBiases, InitialEmbeddings, open_session
 from convert.fit.sources import Examples, open_examples
 from jaxlm.config import ComputeDtype, Sampler, TrainConfig
 from jaxlm.errors import InputError, require

@@ -13,13 +13,13 @@ import numpy as np
 from convert.fit.batches import to_any_batch
 from convert.fit.callbacks import Hooks
 from convert.fit.examples import Labels, Shape, grown, to_batch
-from convert.fit.session import Session
+from convert.fit.live_model import Session
 from convert.fit.sources import Examples
 from jaxlm.data.batches import Batch, place_streams, shard_batch
 from jaxlm.errors import InputError
 from jaxlm.runs.deferred_losses import MAX_SKIPPED, DeferredLosses
 from jaxlm.runs.stop_signals import StopSignals
-from jaxlm.training.evaluation import exact_batch_loss
+from jaxlm.training.batch_losses import exact_batch_loss
 from jaxlm.training.state import TrainState
 from jaxlm.training.step import train_step
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from convert.fit.cut import Cut, cut_model
 from convert.fit.examples import integer_ids
+from convert.fit.split_model import Cut, cut_model
 from convert.keras_models.live_layers import read_live_model, states_of, weight_variables
 from convert.keras_models.supported_layers import Structure
 from convert.weights.table import weight_table

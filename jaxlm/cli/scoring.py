@@ -209,7 +209,7 @@ def rescore(
     """
     from jaxlm.data.text_files import read_lines
     from jaxlm.inference import nbest as forms
-    from jaxlm.inference.costs import add_costs, read_costs, read_scales
+    from jaxlm.inference.nbest_costs import add_costs, read_costs, read_scales
     from jaxlm.inference.unknown_words import UnknownWords
     from jaxlm.runs.directory import load_model
 
@@ -230,8 +230,8 @@ def rescore(
         seen=unknown.count,
     )
     if tune:
-        from jaxlm.inference.tuning import read_references
-        from jaxlm.inference.tuning import tune as best_settings
+        from jaxlm.inference.nbest_tuning import read_references
+        from jaxlm.inference.nbest_tuning import tune as best_settings
 
         scored = list(hypotheses)
         best = best_settings(scored, read_references(read_lines(tune), by_line=bool(scored) and scored[0].is_moses))

@@ -134,7 +134,7 @@ def _join(processes: ProcessConfig, devices: MeshConfig, run: Path) -> "Mesh | N
 
         initialize_processes(processes)
     from jaxlm.parallel.mesh import open_mesh
-    from jaxlm.runs.start import mesh_of_run
+    from jaxlm.runs.initial_state import mesh_of_run
 
     return open_mesh(mesh_of_run(run) if devices == MeshConfig() else devices)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError, require
-from jaxlm.inference.costs import Costs, is_number, number_of
+from jaxlm.inference.nbest_costs import Costs, is_number, number_of
 from jaxlm.inference.scoring import LineScore, score
 from jaxlm.model.language_model import LanguageModel
 

@@ -26,12 +26,12 @@ from jaxlm.runs.deferred_losses import DeferredLosses
 from jaxlm.runs.directory import RunConfig, corpus_of_run, load_config
 from jaxlm.runs.doctor import slow_jax
 from jaxlm.runs.glibc import return_freed_memory
+from jaxlm.runs.initial_state import starting_state
+from jaxlm.runs.locked_run import locked_run, with_dtype_of_run
 from jaxlm.runs.memory import require_memory
-from jaxlm.runs.opening import locked_run, with_dtype_of_run
 from jaxlm.runs.progress import Progress
-from jaxlm.runs.recorder import LOG_EVERY, RunLogger
+from jaxlm.runs.run_logger import LOG_EVERY, RunLogger
 from jaxlm.runs.schedule import known_total_steps
-from jaxlm.runs.start import starting_state
 from jaxlm.runs.stop_signals import StopSignals
 from jaxlm.token_ids import check_ids
 from jaxlm.training.settings import resolve_config

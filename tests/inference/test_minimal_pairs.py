@@ -11,9 +11,9 @@ from scipy.stats import binomtest
 
 from jaxlm.cli import run
 from jaxlm.errors import InputError
-from jaxlm.inference.costs import read_costs
 from jaxlm.inference.minimal_pairs import Accuracy, accuracies, read_pairs, score_pairs
 from jaxlm.inference.nbest import read_nbest
+from jaxlm.inference.nbest_costs import read_costs
 from jaxlm.inference.scoring import score
 from jaxlm.runs.directory import load_model
 

@@ -24,11 +24,11 @@ from jaxlm.inference.scoring import score
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import RunConfig, load_model
+from jaxlm.runs.initial_state import mesh_of_run
 from jaxlm.runs.loop import resume, train
 from jaxlm.runs.progress import Progress
-from jaxlm.runs.recorder import RunLogger
-from jaxlm.runs.start import mesh_of_run
-from jaxlm.training.evaluation import exact_and_training_loss
+from jaxlm.runs.run_logger import RunLogger
+from jaxlm.training.batch_losses import exact_and_training_loss
 from jaxlm.training.state import TrainState
 
 

@@ -11,8 +11,8 @@ from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, T
 from jaxlm.errors import InputError
 from jaxlm.files import write_json
 from jaxlm.runs.directory import RunConfig, from_dict, load_config, load_vocabulary, save_config
+from jaxlm.runs.locked_run import lock
 from jaxlm.runs.metrics import read_metrics
-from jaxlm.runs.opening import lock
 
 CONFIG = RunConfig(
     ModelConfig(9, dropout=0.5), TrainConfig(optimizer="adagrad"), ScheduleConfig(minutes=2.5), "data", 70
@@ -97,7 +97,7 @@ def test_a_damaged_config_is_refused(tmp_path, old, new):
 
 
 def test_a_lock_is_held_once_and_not_by_a_dead_process(tmp_path):
-    code = "import sys, time; from pathlib import Path; from jaxlm.runs.opening import lock\n"
+    code = "import sys, time; from pathlib import Path; from jaxlm.runs.locked_run import lock\n"
     code += "with lock(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
     process.stdout.readline()

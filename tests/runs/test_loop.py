@@ -19,9 +19,9 @@ from jaxlm.inference.perplexity import evaluate
 from jaxlm.runs import loop
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import load_config, load_model
+from jaxlm.runs.locked_run import lock
 from jaxlm.runs.loop import resume, train
 from jaxlm.runs.metrics import read_metrics
-from jaxlm.runs.opening import lock
 
 TRAIN = TrainConfig(batch_size=4, sequence_length=5, num_sampled=20)
 SCHEDULE = ScheduleConfig(steps=600, eval_every=60, eval_tokens=40, decay_fraction=0.3)

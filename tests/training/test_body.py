@@ -11,8 +11,8 @@ from helpers import make_random_model
 from jaxlm.config import TrainConfig
 from jaxlm.data.batches import Batch
 from jaxlm.errors import InputError
+from jaxlm.training.batch_losses import exact_batch_loss
 from jaxlm.training.body import BodyOutputs, merge_trees, split_tree
-from jaxlm.training.evaluation import exact_batch_loss
 from jaxlm.training.settings import class_order
 from jaxlm.training.state import TrainState
 from jaxlm.training.step import train_step

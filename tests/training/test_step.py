@@ -14,7 +14,7 @@ from step_helpers import MODEL, TRAIN, batches, make_model
 from jaxlm.config import ModelConfig
 from jaxlm.data.batches import Batch
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.training.evaluation import exact_and_training_loss
+from jaxlm.training.batch_losses import exact_and_training_loss
 from jaxlm.training.state import TrainState
 from jaxlm.training.step import train_step
 

@@ -10,7 +10,7 @@ from helpers import BARE, CHAIN, quick_if
 from convert.checks.comparison import compare
 from convert.checks.predictor import language_model_predictor
 from convert.files.export import check_output, export
-from convert.files.registry import load_predictor
+from convert.files.format_table import load_predictor
 from convert.formats import saved_model_weights
 from convert.keras_models import reader
 from convert.options import ExportOptions

@@ -8,7 +8,7 @@ from convert_helpers import skip_without
 from convert.checks.comparison import compare
 from convert.checks.predictor import language_model_predictor
 from convert.files.export import check_output, export
-from convert.files.registry import load_predictor
+from convert.files.format_table import load_predictor
 from jaxlm.errors import InputError
 
 

@@ -14,7 +14,7 @@ from keras import layers
 from convert.checks.comparison import compare
 from convert.checks.predictor import language_model_predictor
 from convert.files.export import export
-from convert.files.registry import load_predictor
+from convert.files.format_table import load_predictor
 from convert.formats import saved_model_weights
 from convert.weights.run_model import RunModel
 from jaxlm.data.vocabulary import Vocabulary

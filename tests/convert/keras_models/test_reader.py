@@ -20,7 +20,7 @@ from keras import layers
 from convert.checks.comparison import compare
 from convert.checks.predictor import language_model_predictor
 from convert.files.export import export
-from convert.files.registry import load_predictor
+from convert.files.format_table import load_predictor
 from convert.keras_models.live_layers import keras_predictor
 from convert.keras_models.reader import open_file, read_model
 from convert.keras_models.source_json import read_structure_of

@@ -17,7 +17,7 @@ from convert import to_keras
 from convert.checks.comparison import compare
 from convert.checks.predictor import language_model_predictor
 from convert.files.export import export
-from convert.files.registry import load_predictor
+from convert.files.format_table import load_predictor
 from convert.keras_models import writer
 from convert.options import ExportOptions
 from convert.weights.run_model import RunModel

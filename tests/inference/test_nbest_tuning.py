@@ -6,7 +6,7 @@ pytest.importorskip("rapidfuzz")
 
 from jaxlm.errors import InputError
 from jaxlm.inference.nbest import Hypothesis
-from jaxlm.inference.tuning import read_references, tune
+from jaxlm.inference.nbest_tuning import read_references, tune
 
 HYPOTHESES = [  # the acoustic model alone is right for a, the language model alone for b
     Hypothesis("a", "the sea of", -10.0, ("a-1",), log_probability=-3.0),

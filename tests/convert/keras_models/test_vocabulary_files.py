@@ -18,7 +18,7 @@ from keras import layers
 from tf_keras.preprocessing.text import Tokenizer
 
 from convert.files import run_directory
-from convert.keras_models.words import read_vocabulary, vocabulary_warnings
+from convert.keras_models.vocabulary_files import read_vocabulary, vocabulary_warnings
 from jaxlm.data.corpus import load_corpus
 from jaxlm.errors import InputError
 from jaxlm.runs.directory import load_config, load_model

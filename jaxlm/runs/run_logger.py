@@ -23,7 +23,7 @@ from jaxlm.runs.metrics import append_metrics, drop_metrics_after
 from jaxlm.runs.progress import Progress
 from jaxlm.runs.schedule import StepEstimate, jit_learning_rates
 from jaxlm.runs.tensorboard import event_writer
-from jaxlm.training.evaluation import exact_and_training_loss
+from jaxlm.training.batch_losses import exact_and_training_loss
 from jaxlm.training.state import TrainState
 
 LOG_EVERY = 20  # steps averaged in a line of metrics.jsonl
