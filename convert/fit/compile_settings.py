@@ -1,9 +1,11 @@
-"""The settings of `model.compile` besides the optimizer: the loss, and what has no effect."""
+"""The settings of `model.compile` besides the optimizer and the metrics: the loss, and what has no effect."""
 
 import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from jaxlm.errors import InputError
 
 LOSSES = {  # as a name, a function or an object
     "sparse_categorical_crossentropy",
@@ -27,11 +29,14 @@ def read_loss(model: Any, logits: bool) -> CompiledLoss:
     Args:
       model: of Keras 3 or `tf_keras`.
       logits: whether the model ends without a softmax.
+
+    Raises:
+      InputError: it has label smoothing.
     """
     loss = getattr(model, "loss", None)
     if isinstance(loss, Mapping | list | tuple) and len(loss) == 1:
         (loss,) = loss.values() if isinstance(loss, Mapping) else loss
-    unused = _metrics(model) if getattr(model, "optimizer", None) is not None else []
+    unused = _loss_weights(model) if getattr(model, "optimizer", None) is not None else []
     if loss is None:
         return CompiledLoss(unused=tuple(unused))
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
@@ -39,19 +44,23 @@ def read_loss(model: Any, logits: bool) -> CompiledLoss:
         return CompiledLoss(unused=(f"loss {name}", *unused))
     settings = loss.get_config() if hasattr(loss, "get_config") else {}
     if settings.get("label_smoothing"):
-        unused.insert(0, f"label_smoothing={settings['label_smoothing']}")
+        raise InputError(
+            f"Invalid `loss`: expected {name} without label_smoothing, which has a gradient in all rows of the last"
+            " layer in each step. Leave it out, or train with model.fit."
+            f" Received: label_smoothing={settings['label_smoothing']}."
+        )
     if settings.get("from_logits", logits) != logits:
         end = "logits" if logits else "a softmax"
         unused.insert(0, f"from_logits={settings['from_logits']}, since the model ends in {end}")
     return CompiledLoss(settings.get("reduction", "auto"), settings.get("ignore_class"), tuple(unused))
 
 
-def _metrics(model: Any) -> list[str]:
-    """Returns the compiled metrics and weights of losses in words; none of them is computed."""
+def _loss_weights(model: Any) -> list[str]:
+    """Returns the compiled weights of losses in words."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about functions that could not be read back
         config = model.get_compile_config() or {}
-    return [f"{key}={config[key]}" for key in ("metrics", "weighted_metrics", "loss_weights") if config.get(key)]
+    return [f"loss_weights={config['loss_weights']}"] if config.get("loss_weights") else []
 
 
 def keras_of(model: Any) -> Any:

@@ -13,6 +13,7 @@ from convert.fit.compile_settings import keras_of
 from convert.fit.examples import Labels, Shape, read, scan
 from convert.fit.live_model import InitialBiases, InitialEmbeddings, open_session
 from convert.fit.loop import Data, Passes, Training
+from convert.fit.metrics import open_metrics
 from convert.fit.network import Network
 from convert.fit.sources import Examples, open_examples
 from jaxlm.config import ComputeDtype, Sampler, TrainConfig
@@ -84,7 +85,8 @@ def fit_keras(
       validation_steps: batches of a validation; by default a whole pass.
       validation_batch_size: `batch_size` by default.
       validation_freq: epochs between validations, or the epochs that end with one, counted from 1.
-      counts: `[V]` how often each id is a label, for the sampler; by default counted from `x`.
+      counts: `[V]` how often each id is a label, for the sampler; by default counted from `x`. The log-uniform sampler
+        reads their order alone: if you know only ranks, from 0 for the most frequent id, give `V - ranks`.
       num_sampled: classes sampled per step; at most the vocabulary.
       sampler: as in `jaxlm.TrainConfig`, over ids sorted by how often they are labels.
       initial_biases: "unigram" starts the softmax biases at the log-probabilities of the labels.
@@ -133,7 +135,8 @@ def fit_keras(
         valid_shape = scan(valid, labels, read_batch, validation_steps)
         validation = Passes(valid, valid_shape, validation_steps, continues=False)
     weights = None if class_weight is None else _class_weights(class_weight, network.vocab_size)
-    data = Data(Passes(train, shape, steps_per_epoch), validation, validation_freq, shuffle, labels, weights)
+    metrics = open_metrics(model, network.logits, sharded=mesh is not None)
+    data = Data(Passes(train, shape, steps_per_epoch), validation, validation_freq, shuffle, labels, weights, metrics)
     config = TrainConfig(
         batch_size=shape.batch_size,
         sequence_length=shape.sequence_length,
@@ -150,7 +153,8 @@ def fit_keras(
         with on_host():
             state = shard_state(state, mesh)
     shown = 1 if verbose == "auto" else verbose
-    logs = {"loss"} | ({"val_loss"} if validation is not None else set())
+    names = ("loss", *(metric.name for metric in metrics)) if validation is not None else ()
+    logs = {"loss"} | {f"val_{name}" for name in names}
     params = {"epochs": epochs, "steps": steps_per_epoch or shape.num_batches, "verbose": shown}
     hooks = open_callbacks(keras_of(model), model, callbacks, logs, bool(shown), **params)
     if shown:
@@ -167,8 +171,10 @@ def _announce(state: TrainState, train: Examples, shape: Shape, is_counted: bool
 
 def _class_counts(counts: Any, vocab_size: int) -> np.ndarray:
     array = np.asarray(counts)
-    fits = array.shape == (vocab_size,) and array.dtype.kind in "iuf" and bool(np.all(array >= 0))
-    require(fits, "counts", f"{vocab_size} numbers of at least 0, one per class", f"shape {array.shape}")
+    fits = array.shape == (vocab_size,) and array.dtype.kind in "iuf"
+    fits = fits and bool(np.all((array >= 0) & (array == np.rint(array))))  # relative frequencies would all become 0
+    expected = f"{vocab_size} whole numbers of at least 0, one per class"
+    require(fits, "counts", expected, f"{array.dtype} of shape {array.shape}")
     return array.astype(np.int64)
 
 

@@ -8,18 +8,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 
 from convert.fit.batches import to_any_batch
 from convert.fit.callbacks import Hooks
-from convert.fit.examples import Labels, Shape, grown, to_batch
+from convert.fit.examples import Labels, Shape, class_ids, grown, to_batch
 from convert.fit.live_model import Session
+from convert.fit.metrics import Means, Measured, Metric
 from convert.fit.sources import Examples
 from jaxlm.data.batches import Batch, place_streams, shard_batch
 from jaxlm.errors import InputError
 from jaxlm.runs.deferred_losses import MAX_SKIPPED, DeferredLosses
 from jaxlm.runs.stop_signals import StopSignals
-from jaxlm.training.batch_losses import exact_batch_loss
+from jaxlm.training.batch_losses import batch_statistics, exact_batch_loss
 from jaxlm.training.state import TrainState
 from jaxlm.training.step import train_step
 
@@ -64,6 +66,7 @@ class Data(NamedTuple):
     shuffle: bool
     labels: Labels
     class_weights: np.ndarray | None  # [V], of labels to train on
+    metrics: tuple[Metric, ...]  # of validation
 
     def is_validated(self, epoch: int) -> bool:
         """Whether an epoch, counted from 0, ends with validation, as in Keras."""
@@ -99,7 +102,8 @@ class Training:
                     self.call("on_epoch_begin", epoch)
                     logs = {"loss": self._train()}
                     if self.data.valid is not None and self.data.is_validated(epoch):
-                        logs["val_loss"] = self._validate(self.data.valid)
+                        found = self._validate(self.data.valid)
+                        logs |= {f"val_{name}": value for name, value in found.items()}
                     self.call("on_epoch_end", epoch, logs)
                     if self.session.model.stop_training:
                         break
@@ -137,9 +141,15 @@ class Training:
                 break
         return losses.mean()
 
-    def _batch(self, passes: Passes, examples: tuple[Any, ...], class_weights: np.ndarray | None = None) -> Batch:
+    def _batch(
+        self,
+        passes: Passes,
+        examples: tuple[Any, ...],
+        class_weights: np.ndarray | None = None,
+        labels: Labels | None = None,
+    ) -> Batch:
         """Makes a batch with Keras' weights; one that is larger than those before makes the state's batch larger."""
-        network, labels, name = self.network, self.data.labels, passes.examples.name
+        network, labels, name = self.network, labels or self.data.labels, passes.examples.name
         if network.structure is None:
             return to_any_batch(examples, network, labels, name, class_weights)
         passes.shape = grown(passes.shape, examples)
@@ -158,24 +168,48 @@ class Training:
         zeros = [jnp.zeros((batch_size, lstm.size)) for lstm in structure.config.lstm_layers]
         return tuple((place_streams(array, mesh), place_streams(jnp.copy(array), mesh)) for array in zeros)
 
-    def _validate(self, passes: Passes) -> float:
-        """Returns the loss of `model.evaluate`: the mean over the examples of each batch's loss, from zero states."""
+    def _validate(self, passes: Passes) -> dict[str, float]:
+        """Returns the logs of `model.evaluate`: the mean over the examples of each batch's loss, from zero states."""
         self.call("on_test_begin")
-        total, count = 0.0, 0
+        means = Means(self.data.metrics)
         for number, examples in enumerate(passes.epoch(None)):
             if self.hooks.on_batches:
                 self.call("on_test_batch_begin", number)
             batch = self._batch(passes, examples)._replace(starts_epoch=True)
             state = dataclasses.replace(self.state, carry=self._zero_carry(len(batch.labels)))
-            size = len(examples[1])
-            total += size * float(exact_batch_loss(state, shard_batch(batch, state.mesh)))
-            count += size
+            measured = self._measure(state, passes, examples) if self.data.metrics else None
+            if measured is None:
+                loss = exact_batch_loss(state, shard_batch(batch, state.mesh))
+            else:
+                loss = -np.mean(np.asarray(batch.weights).ravel() * measured.log_probabilities)
+            means.add(float(loss), len(examples[1]), measured)
             if self.hooks.on_batches:
-                self.call("on_test_batch_end", number, {"loss": total / count})
+                self.call("on_test_batch_end", number, means.logs())
             self.stop.raise_if_requested()
-        loss = total / count if count else math.nan
-        self.call("on_test_end", {"loss": loss})
-        return loss
+        self.call("on_test_end", means.logs())
+        return means.logs()
+
+    def _measure(self, state: TrainState, passes: Passes, examples: tuple[Any, ...]) -> Measured:
+        """Returns what metrics need of a batch: its labels weighted by the mask, and by `sample_weight`, too."""
+        x, y, *weights = examples[0], np.asarray(keras.tree.flatten(examples[1])[0]), *examples[2:]
+        labels, size = self.data.labels._replace(reduction="sum", ignore_class=None), self.network.vocab_size
+        ignored = self.data.labels.ignore_class
+        outside = ignored is not None and not 0 <= ignored < size  # Keras counts such a label as wrong
+
+        def batches(y: np.ndarray, labels: Labels) -> list[Batch]:
+            return [self._batch(passes, (x, y, *weights[:number]), labels=labels) for number in (0, 1)]
+
+        def weigh(batches: list[Batch]) -> list[np.ndarray]:
+            return [np.asarray(batch.weights).ravel() / batch.labels.size for batch in batches]
+
+        found = batches(y, labels._replace(ignore_class=ignored) if outside else labels)
+        counts = weigh(batches(np.where(y == ignored, 0, y), labels) if outside else found)
+        log_probabilities, ranks = map(np.asarray, batch_statistics(state, found[0]._replace(starts_epoch=True)))
+        given = class_ids(y, size, self.network.last_only)
+        sample_weight = np.reshape(weights[0], (len(given), -1)) if weights else None
+        return Measured(
+            log_probabilities, ranks, np.ravel(found[0].labels), weigh(found), counts, (given, sample_weight)
+        )
 
 
 class EpochLosses:

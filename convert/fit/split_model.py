@@ -96,7 +96,7 @@ def _head(output: Any) -> tuple[Any, Any, bool]:
         layer, node = _node(tensor)
         inner = layer.layer if type(layer).__name__ == "TimeDistributed" else layer
         kind = type(inner).__name__
-        inputs = node.input_tensors
+        inputs = keras.tree.flatten(node.arguments.args) or node.input_tensors  # without a mask
         if kind in ("Activation", "Softmax", "Dense") and len(inputs) == 1:
             softmax |= _is_softmax(inner)
             if kind == "Dense":

@@ -1,10 +1,11 @@
-"""The losses of a batch without dropout: exact, and sampled as in the next step."""
+"""The losses of a batch without dropout, exact and sampled as in the next step, and statistics of its labels."""
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxlm.data.batches import Batch, batch_specs, outputs_with_labels, reduce_losses
+from jaxlm.losses.word_statistics import word_statistics
 from jaxlm.matmul import in_float32
 from jaxlm.parallel.collectives import nan_unless_valid, on_mesh
 from jaxlm.training.objectives import ExactLoss, SampledLoss, exact_loss_of, training_loss_of
@@ -32,6 +33,22 @@ def _exact_batch_loss(state: TrainState, batch: Batch) -> jax.Array:
     losses = function.losses(function.rows, evaluation_outputs(state, batch))
     ids = (*id_arrays(batch), jnp.asarray(batch.labels))
     return nan_unless_valid(reduce_losses(batch, losses, state.mesh), ids, state.vocab_size, state.mesh)
+
+
+@jax.jit
+@in_float32
+def batch_statistics(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Computes the log-probabilities and ranks of the labels of one batch; see `word_statistics`.
+
+    Args:
+      state: on one device, not donated.
+      batch: of ids.
+
+    Returns:
+      `[N]` float32 and `[N]` int32, for all labels in their order.
+    """
+    weights, biases, labels = state.tables["weights"], state.tables["biases"], jnp.ravel(batch.labels)
+    return word_statistics(evaluation_outputs(state, batch), weights, labels, biases=biases)[:2]
 
 
 @jax.jit

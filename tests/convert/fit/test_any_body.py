@@ -88,6 +88,9 @@ MODELS = {
     "attention, LayerNormalization": lambda: simple(attention),
     "residual LSTMs": lambda: simple(residual),
     "mask_zero": lambda: simple(L.GRU(6, **sequence), mask_zero=True),
+    "mask_zero, TimeDistributed": lambda: keras.Sequential([
+        keras.Input((6,), dtype="int32"), L.Embedding(V, 5, mask_zero=True), L.GRU(6, **sequence),
+        L.TimeDistributed(L.Dense(V, activation="softmax"))]),
     "mask_zero, last word": lambda: simple(L.GRU(6), mask_zero=True),
     "shared Embedding": shared,
     "two inputs": two_inputs,
@@ -111,6 +114,7 @@ REST = [
     "attention, LayerNormalization",
     "residual LSTMs",
     "mask_zero",
+    "mask_zero, TimeDistributed",
     "seq2seq",
     "nested",
     "regularizer",

@@ -1,0 +1,131 @@
+"""The metrics that a model was compiled with, on validation data, from statistics of each label."""
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+ACCURACIES = {"categoricalaccuracy", "topkcategoricalaccuracy"}
+
+
+class Metric(NamedTuple):
+    """One compiled metric."""
+
+    name: str  # in logs
+    k: int | None  # a label of this rank or above it is right; None for the cross-entropy
+    is_weighted: bool  # by `sample_weight`
+    is_perplexity: bool = False
+    mask_token_id: int | None = None  # a label that a perplexity leaves out
+
+
+class Measured(NamedTuple):
+    """What metrics need of a batch."""
+
+    log_probabilities: np.ndarray  # [N], of the labels
+    ranks: np.ndarray  # [N], 1 for the most likely word
+    labels: np.ndarray  # [N]
+    values: list[np.ndarray]  # weights of the values [N], without and with `sample_weight`
+    counts: list[np.ndarray]  # what these are divided by; the ignored class counts, as in Keras
+    given: tuple[np.ndarray, np.ndarray | None]  # labels and `sample_weight` before any mask, [B, P]
+
+
+def open_metrics(model: Any, logits: bool, *, sharded: bool) -> tuple[Metric, ...]:
+    """Returns the compiled metrics that are computed, and warns of those that are not.
+
+    Args:
+      model: live, of Keras 3 or `tf_keras`.
+      logits: whether it ends without a softmax.
+      sharded: whether it is trained on a mesh.
+    """
+    compiled = getattr(model, "_compile_metrics", None) or getattr(model, "compiled_metrics", None)
+    found: dict[str, Metric] = {}
+    unknown = []
+    for argument, is_weighted in (("_user_metrics", False), ("_user_weighted_metrics", True)):
+        for each in keras.tree.flatten(getattr(compiled, argument, None)):
+            if each is None:
+                continue
+            metric = None if sharded else _metric(each, is_weighted, logits)
+            name = _name(each) if metric is None else _unique(metric.name, is_weighted, found)
+            if metric is None:
+                unknown.append(name)
+            else:
+                found[name] = metric._replace(name=name)
+    if found or unknown:
+        where = "on a mesh" if sharded else "without the probabilities of all words"
+        missing = f"; and not {', '.join(unknown)} {where}: call model.evaluate for it" if unknown else ""
+        warnings.warn(f"fit_keras computes metrics on validation data, not on training data{missing}", stacklevel=3)
+    return tuple(found.values())
+
+
+def _name(metric: Any) -> str:
+    """Returns the name that Keras gives a metric, a string, a function or an object."""
+    return metric if isinstance(metric, str) else str(getattr(metric, "name", None) or metric.__name__)
+
+
+def _unique(name: str, is_weighted: bool, taken: dict[str, Metric]) -> str:
+    """Returns the name of a metric in logs, other than those before it, as Keras names it."""
+    if name in taken and is_weighted:
+        name = f"weighted_{name}"
+    number = sum(other == name or other.rpartition("_")[0] == name for other in taken)
+    return f"{name}_{number}" if name in taken else name
+
+
+def _metric(metric: Any, is_weighted: bool, logits: bool) -> Metric | None:
+    """Returns what a metric of Keras is, or None if it needs more than statistics of labels."""
+    settings = metric.get_config() if hasattr(metric, "get_config") else {}
+    is_object = not isinstance(metric, str) and not hasattr(metric, "__name__")
+    kind = (type(metric).__name__ if is_object else _name(metric)).replace("_", "").lower().removeprefix("sparse")
+    kind = "categoricalaccuracy" if kind in ("accuracy", "acc") and isinstance(metric, str) else kind
+    if settings.get("label_smoothing") or settings.get("from_sorted_ids"):
+        return None
+    if kind in ACCURACIES:
+        return Metric(_name(metric), settings.get("k", 5) if kind.startswith("topk") else 1, is_weighted)
+    if kind not in ("categoricalcrossentropy", "perplexity") or settings.get("from_logits", False) != logits:
+        return None
+    return Metric(_name(metric), None, is_weighted, kind == "perplexity", settings.get("mask_token_id"))
+
+
+class Means:
+    """The loss of batches and their metrics, as means in Keras' sense.
+
+    Args:
+      metrics: to compute.
+    """
+
+    def __init__(self, metrics: tuple[Metric, ...]):
+        self.metrics = metrics
+        self.totals = {name: (0.0, 0.0) for name in ("loss", *(metric.name for metric in metrics))}
+
+    def add(self, loss: float, size: int, measured: Measured | None) -> None:
+        """Adds a batch of `size` examples."""
+        sums = [(size * loss, float(size))]
+        sums += [] if measured is None else [_sums(metric, measured) for metric in self.metrics]
+        for name, (total, count) in zip(self.totals, sums, strict=True):
+            before = self.totals[name]
+            self.totals[name] = before[0] + total, before[1] + count
+
+    def logs(self) -> dict[str, float]:
+        """Returns the loss and the metrics by name."""
+        logs = {name: float(total / count) if count else 0.0 for name, (total, count) in self.totals.items()}
+        if not self.totals["loss"][1]:
+            logs["loss"] = math.nan
+        return logs | {each.name: math.exp(logs[each.name]) for each in self.metrics if each.is_perplexity}
+
+
+def _sums(metric: Metric, measured: Measured) -> tuple[float, float]:
+    """Returns the sum of a metric over the examples of a batch, and what it is divided by in the end."""
+    values, (given_labels, given_weights) = -measured.log_probabilities, measured.given
+    if metric.k is not None:
+        values = np.isfinite(values) & (measured.ranks <= metric.k)
+    weights = measured.values[metric.is_weighted]
+    size, outputs = given_labels.shape
+    if not metric.is_perplexity:
+        return float((values * weights).sum()) / outputs, float(measured.counts[metric.is_weighted].sum()) / outputs
+    counted = given_labels != (-1 if metric.mask_token_id is None else metric.mask_token_id)
+    if metric.is_weighted and given_weights is not None:
+        counted = counted * given_weights
+    if metric.mask_token_id is not None:
+        weights = weights * (measured.labels != metric.mask_token_id)
+    return size * float((values * weights).sum() / counted.sum()), size
