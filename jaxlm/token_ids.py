@@ -1,5 +1,6 @@
 """Checks of word ids that do not wait for a device."""
 
+import mmap
 from collections.abc import Iterator
 
 import jax
@@ -48,5 +49,9 @@ def id_range(ids: np.ndarray) -> tuple[int, int]:
 
 
 def blocks(ids: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields ids in blocks along the first dimension."""
-    return (ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK))
+    """Yields ids in blocks along the first dimension. Of a mapped file, no more than a block stays in memory."""
+    mapped = getattr(ids, "_mmap", None) if isinstance(ids, np.memmap) and ids.mode == "r" else None
+    for start in range(0, len(ids), BLOCK):
+        yield ids[start : start + BLOCK]
+        if mapped is not None:
+            mapped.madvise(mmap.MADV_DONTNEED)

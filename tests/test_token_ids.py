@@ -1,5 +1,8 @@
 """Ids on the host are checked; those on a device are not waited for."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,3 +48,15 @@ def test_an_id_out_of_range_is_found_in_any_block(monkeypatch):
 
 def test_traced_ids_pass():
     assert jax.jit(lambda ids: check_ids("ids", ids, 5))(jnp.array([9]))[0] == 9
+
+
+def test_no_more_than_a_block_of_a_mapped_file_stays_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_ids, "BLOCK", 1 << 18)  # 1 MB
+    np.save(tmp_path / "ids.npy", np.arange(1 << 23, dtype=np.int32))
+    ids = np.load(tmp_path / "ids.npy", mmap_mode="r")[5:]
+    total = 0
+    for block in token_ids.blocks(ids):
+        total += int(block.sum(dtype=np.int64))
+        areas = Path("/proc/self/smaps").read_text().partition(str(tmp_path / "ids.npy"))[2]
+        assert int(re.search(r"Rss: +(\d+) kB", areas)[1]) < 8000  # of 32,768
+    assert total == (1 << 22) * ((1 << 23) - 1) - 10

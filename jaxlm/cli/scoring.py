@@ -204,8 +204,9 @@ def rescore(
       output: The best path of each utterance, or the list with the score added: a cost for each key for Kaldi, a
         feature and the total for Moses.
       unk_log_prob: Added to the log-probability of <unk> for each unknown word, in nats.
-      tune: Right texts of a development list (utterance words, or one per line for ids from 0). Prints the weight and
-        the acoustic scale with the lowest word error rate instead.
+      tune: Right texts of a development list (utterance words, or one per line for ids from 0). Prints the options
+        with the lowest word error rate instead: weight, acoustic scale, and the scale of each table of --costs but the
+        first. The search begins at --scale; the scales of --lm-costs stay as given.
     """
     from jaxlm.data.text_files import read_lines
     from jaxlm.inference import nbest as forms
@@ -213,17 +214,18 @@ def rescore(
     from jaxlm.inference.unknown_words import UnknownWords
     from jaxlm.runs.directory import load_model
 
+    names = [str(path) for path in (*costs, *lm_costs)]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"Invalid `costs`: expected each table once. Received {name} twice.")
+    scales = read_scales(scale, names)
     loaded = load_model(run)
-    scales = read_scales(scale, [str(path) for path in (*costs, *lm_costs)])
-    tables = [
-        add_costs(read_costs(read_lines(path), str(path), scales.get(str(path), 1.0)) for path in paths)
-        for paths in (costs, lm_costs)
-    ]
+    tables = [{str(path): read_costs(read_lines(path), str(path)) for path in paths} for paths in (costs, lm_costs)]
     unknown = UnknownWords(loaded.vocabulary)
     hypotheses = forms.rescore(
         loaded.model,
         loaded.vocabulary,
-        forms.read_nbest(read_lines(nbest), str(nbest), *tables),
+        forms.read_nbest(read_lines(nbest), str(nbest), *(add_costs(each, scales) for each in tables)),
         weight=weight,
         acoustic_scale=acoustic_scale,
         unk_log_prob=unk_log_prob,
@@ -234,11 +236,8 @@ def rescore(
         from jaxlm.inference.nbest_tuning import tune as best_settings
 
         scored = list(hypotheses)
-        best = best_settings(scored, read_references(read_lines(tune), by_line=bool(scored) and scored[0].is_moses))
-        print(
-            f"--weight {best.weight:g} --acoustic-scale {best.acoustic_scale:g}: word error rate"
-            f" {best.word_error_rate:.2%}"
-        )
+        references = read_references(read_lines(tune), by_line=bool(scored) and scored[0].is_moses)
+        print(best_settings(scored, references, tables[0], scales).describe())
     elif output == "best":
         for hypothesis in forms.best_paths(hypotheses):
             print(forms.format_best(hypothesis))

@@ -5,7 +5,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError, require
@@ -176,14 +176,20 @@ def rescore(
         hypothesis = waiting.popleft()
         require(weight <= 1 or not hypothesis.lm_score, "weight", "at most 1, with another language model", weight)
         hypothesis = hypothesis._replace(log_probability=line.log_probability)
-        yield hypothesis._replace(total=total_score(hypothesis, weight, acoustic_scale))
+        scores = hypothesis.score, hypothesis.lm_score, hypothesis.log_probability
+        yield hypothesis._replace(total=total_score(scores, weight, acoustic_scale))
 
 
-def total_score(hypothesis: Hypothesis, weight: float, acoustic_scale: float) -> float:
-    """Returns the total of `rescore`. What has a factor of 0 does not count, infinite or not."""
+def total_score(scores: tuple[Any, Any, Any], weight: float, acoustic_scale: float) -> Any:
+    """Returns the total of `rescore`. A score with a factor of 0 does not count, infinite or not.
+
+    Args:
+      scores: score, lm_score and log_probability, numbers or arrays.
+      weight: of the language model.
+      acoustic_scale: of the score.
+    """
     factors = (acoustic_scale, 1 - weight, weight)
-    values = (hypothesis.score, hypothesis.lm_score, hypothesis.log_probability)
-    return sum(factor * value for factor, value in zip(factors, values, strict=True) if factor and value)
+    return sum(factor * score for factor, score in zip(factors, scores, strict=True) if factor)
 
 
 def best_paths(hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:

@@ -28,13 +28,12 @@ def number_of(text: str, expected: str, worst: float = -math.inf) -> float:
     return value
 
 
-def read_costs(lines: Iterable[str], name: str, scale: float = 1.0) -> dict[str, float]:
+def read_costs(lines: Iterable[str], name: str) -> dict[str, float]:
     """Reads a table of Kaldi, `utterance-N cost`, such as ac_cost or lm_cost. A cost may be infinite.
 
     Args:
       lines: without line ends.
       name: of the table, to name in errors.
-      scale: of the costs; where it is 0 they are 0, infinite or not.
 
     Raises:
       InputError: a line has another form, or a key that an earlier line has; names it.
@@ -49,18 +48,30 @@ def read_costs(lines: Iterable[str], name: str, scale: float = 1.0) -> dict[str,
                 raise InputError("`utterance-N cost`.")
             if key in costs:
                 raise InputError(f"each key once; {key} comes twice.")
-            cost = number_of(values[0], "after the key: `utterance-N cost`", worst=math.inf)
-            costs[key] = scale * cost if scale else 0.0
+            costs[key] = number_of(values[0], "after the key: `utterance-N cost`", worst=math.inf)
         except InputError as error:
             raise InputError(f"{name}, line {number}: expected {error} Received: {line[:100]!r}.") from error
     return costs
 
 
-def add_costs(tables: Iterable[Costs]) -> dict[str, float] | None:
-    """Adds tables of costs: a key must be in all of them to be in the result. Without tables, returns None."""
+def add_costs(tables: Mapping[str, Costs], scales: Mapping[str, float]) -> dict[str, float] | None:
+    """Adds tables of costs, each times its scale: a key must be in all of them to be in the result.
+
+    Args:
+      tables: by name.
+      scales: by name; 1 for other tables. Costs with a scale of 0 do not count, infinite or not.
+
+    Returns:
+      The sums by key; None without tables.
+
+    >>> add_costs({"ac_cost": {"a-1": 9.0}, "dur_cost": {"a-1": 4.0}}, {"dur_cost": 0.5})
+    {'a-1': 11.0}
+    """
     total: dict[str, float] | None = None
-    for table in tables:
-        total = dict(table) if total is None else {k: total[k] + table[k] for k in total.keys() & table.keys()}
+    for name, table in tables.items():
+        scale = scales.get(name, 1.0)
+        scaled = {key: scale * cost if scale else 0.0 for key, cost in table.items()}
+        total = scaled if total is None else {k: total[k] + scaled[k] for k in total.keys() & scaled.keys()}
     return total
 
 

@@ -158,13 +158,15 @@ def test_the_command_prints_the_best_or_all(run_dir, tmp_path, capsys):
     path.write_text("\n".join(KALDI) + "\n")
     costs.write_text("".join(f"{key} {n % 2}\n" for n, key in enumerate(KEYS)))
     arguments = ["rescore", str(run_dir), str(path)]
-    assert run([*arguments, "--weight", "0", "--costs", str(costs), str(costs)]) == 0
+    assert run([*arguments, "--weight", "0", "--costs", str(costs)]) == 0
     assert capsys.readouterr().out.splitlines() == ["a-b the whale", "c and the whale"]
     (tmp_path / "other").write_text("".join(f"{key} inf\n" if key == "c-1" else f"{key} 1\n" for key in KEYS))
     for scales, best in ((["ac_cost=0"], "c and the whale"), (["other=0", "ac_cost=0"], "c ship zebra")):
         tables = ["--costs", str(costs), str(tmp_path / "other")]
         assert run([*arguments, "--weight", "0", *tables, "--scale", *scales]) == 0
         assert capsys.readouterr().out.splitlines()[1] == best
+    assert run([*arguments, "--costs", str(costs), "--lm-costs", str(costs)]) == 2
+    assert "each table once" in capsys.readouterr().err
     assert run([*arguments, "--scale", "ac_cost=2"]) == 2
     assert "there are no tables" in capsys.readouterr().err
     assert run([*arguments, "--output", "list"]) == 0

@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("rapidfuzz")
 
+from jaxlm.cli import run
 from jaxlm.errors import InputError
 from jaxlm.inference.nbest import Hypothesis
 from jaxlm.inference.nbest_tuning import read_references, tune
@@ -29,3 +30,25 @@ def test_references_by_line_and_their_absence():
     for references in ({"a": "the sea"}, {"a": "", "b": ""}):
         with pytest.raises(InputError, match="references"):
             tune(HYPOTHESES, references)
+
+
+def test_the_scale_of_a_second_table_is_searched(run_dir, tmp_path, capsys):
+    """Only a tenth of the second table's costs, beside the first ones, picks the right hypothesis of each group."""
+    texts = {"a-1": "the sea", "a-2": "the whale", "b-1": "the sea", "b-2": "the whale"}
+    tables = {
+        "ac_cost": {"a-1": 10.0, "a-2": 12.0, "b-1": 12.0, "b-2": 10.0},
+        "dur_cost": {"a-1": 10.0, "a-2": 0.0, "b-1": 10.0, "b-2": 0.0},
+    }
+    right = {"a": "the sea", "b": "the whale"}
+    files = {"nbest": texts, "right": right} | tables
+    for name, lines in files.items():
+        (tmp_path / name).write_text("".join(f"{key} {value}\n" for key, value in lines.items()))
+    costs = ["--costs", *(str(tmp_path / name) for name in tables)]
+    arguments = ["rescore", str(run_dir), str(tmp_path / "nbest"), *costs]
+    assert run([*arguments, "--tune", str(tmp_path / "right")]) == 0
+    options, _, error_rate = capsys.readouterr().out.strip().partition(": word error rate ")
+    assert error_rate == "0.00%" and float(options.rpartition("dur_cost=")[2]) <= 0.1
+    assert run([*arguments, *options.split()]) == 0
+    assert capsys.readouterr().out.splitlines() == ["a the sea", "b the whale"]
+    scored = [Hypothesis(key[0], text, -tables["ac_cost"][key], (key,)) for key, text in texts.items()]
+    assert tune(scored, right, {"ac_cost": tables["ac_cost"]}).scales == {}
