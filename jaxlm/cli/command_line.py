@@ -38,8 +38,11 @@ def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
     except BrokenPipeError:  # `| head` has read enough
         _discard_output()
         return CLOSED_PIPE
-    except (InputError, OptionError, OSError, UnicodeEncodeError) as error:
+    except (InputError, OptionError, OSError) as error:
         print(f"error: {_with_options(' '.join(str(error).split()), commands)}", file=sys.stderr)
+        return 2
+    except UnicodeEncodeError as error:  # an argument that is not UTF-8 has halves of surrogate pairs
+        print(f"error: expected text in UTF-8. Received: {error.object[:100]!r}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -12,11 +12,19 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxlm.data.text_files import STANDARD_INPUT, list_texts, read_chunks
-from jaxlm.data.text_warnings import text_warnings
+from jaxlm.data.text_warnings import shared_file_warnings, text_warnings
 from jaxlm.data.tokenization import PieceEncoder, Tokenization, auto_ids, tokenization_of
 from jaxlm.data.vocabulary import EOS, UNK, Vocabulary, log_unigram, select_words
 from jaxlm.errors import InputError, require
-from jaxlm.files import PathLike, read_array, require_new_directory, staged, verify_checksums, write_checksums
+from jaxlm.files import (
+    CHECKSUMS_FILE,
+    PathLike,
+    read_array,
+    require_new_directory,
+    staged,
+    verify_checksums,
+    write_checksums,
+)
 from jaxlm.token_ids import blocks, id_range
 
 VOCABULARY_FILE = "vocabulary.json"
@@ -93,6 +101,8 @@ def prepare(
     texts = {name: list_texts(sources) for name, sources in (("train", train), ("valid", valid), ("test", test))}
     if sum(paths.count(STANDARD_INPUT) for paths in texts.values()) > 1:
         raise InputError("The standard input can be read only once; expected - for one text.")
+    for line in shared_file_warnings(texts):
+        logger.warning(line)
     given = vocabulary if isinstance(vocabulary, Vocabulary) else None
     ids = auto_ids()  # of every token, in the order of first occurrence
     tokenization = given.tokenization if given else tokenization_of(tokenization)
@@ -204,6 +214,8 @@ def load_corpus(directory: PathLike) -> Corpus:
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory; expected one made by `jaxlm prepare`.")
+    if not (directory / CHECKSUMS_FILE).exists():
+        raise InputError(f"{directory} has no {CHECKSUMS_FILE}; expected a directory made by `jaxlm prepare`.")
     verify_checksums(directory)
     vocabulary = Vocabulary.load(directory / VOCABULARY_FILE)
     return Corpus(vocabulary, *(load_tokens(directory / f"{name}.npy", vocabulary) for name in Corpus._fields[1:]))

@@ -1,7 +1,9 @@
 """Warnings about a prepared text: frequent unknown words, markers of other toolkits, unsegmented scripts."""
 
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +15,7 @@ SPACELESS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3
 LONG_WORD = 6.0  # characters; cut words of these languages have a mean of 2 to 4, phrases of 8 and more
 SHARE = 0.2  # of all words
 UNK_MARKERS = ("<UNK>", "[UNK]", "UNK", "<Unk>", "<unknown>", "<OOV>")  # unknown words, as other toolkits write them
-SENTENCE_MARKERS = ("<s>", "</s>", "<S>", "</S>", "<bos>", "<sos>", "<BOS>", "<EOS>", "[CLS]", "[SEP]")
+SENTENCE_MARKERS = ("<s>", "</s>", "<S>", "</S>", "<bos>", "<sos>", "<BOS>", "<EOS>", "[CLS]", "[SEP]", "<|endoftext|>")
 MARKER_SHARE = 0.0005  # of all words, from which on a marker is more than a rare word
 
 
@@ -43,6 +45,16 @@ def text_warnings(
     if missing:
         lines.append(f"it has no word {' '.join(missing)}, which --unk or --drop names")
     return lines + _markers(words, counts) + _uncut(words, counts)
+
+
+def shared_file_warnings(texts: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Returns a warning for each two texts, by name, that have a file in common: such a perplexity says little."""
+    lines = []
+    for (first, ours), (second, theirs) in itertools.combinations(texts.items(), 2):
+        known = {path.resolve() for path in ours}
+        if shared := [path for path in theirs if path.resolve() in known]:
+            lines.append(f"{shared[0]} is in the {first} and in the {second} text: leave it out of one of them")
+    return lines
 
 
 def _markers(words: list[str], counts: np.ndarray) -> list[str]:

@@ -23,7 +23,8 @@ class KerasTokenizer(NamedTuple):
 Tokenization = Literal["words", "whitespace", "text_vectorization"] | KerasTokenizer
 PATTERNS = {  # a line end is a token of its own; markers that toolkits write, such as <unk>, stay whole
     # joiners and combining marks stay within a word; a flag, or a symbol with what modifies it, is one token
-    "words": r"\n|<(?:unk|UNK|eos|/?[sS])>|\[UNK\]|\w(?:\w|[\x{200c}\x{200d}])*|[\x{1f1e6}-\x{1f1ff}]{2}"
+    "words": r"\n|<(?:unk|UNK|Unk|unknown|OOV|eos|EOS|[bs]os|BOS|/?[sS])>|\[(?:UNK|CLS|SEP)\]|<\|endoftext\|>"
+    r"|\w(?:\w|[\x{200c}\x{200d}])*|[\x{1f1e6}-\x{1f1ff}]{2}"
     r"|[^\w\s](?:\x{200d}[^\w\s]|[\p{M}\x{200c}\x{200d}\x{1f3fb}-\x{1f3ff}\x{e0020}-\x{e007f}])*",
     "whitespace": r"\n|\S+",
     "text_vectorization": r"\n|[^ \t\n\x0b\f\r]+",  # of text in lower case without punctuation

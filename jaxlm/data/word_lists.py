@@ -48,7 +48,8 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary | list[str]:
     path = path / VOCABULARY_FILE if path.is_dir() else path
     if path.suffix != ".json":
         words, _ = read_words(path)
-        wrong = next((n for n, word in enumerate(words, start=1) if len(word.split()) != 1), None)
+        form = r"\S+ \d+" if re.fullmatch(r"\S+ \d+", words[0]) else r"\S+"
+        wrong = next((n for n, word in enumerate(words, start=1) if not re.fullmatch(form, word)), None)
         if wrong is not None:
             raise InputError(
                 f"{path}, line {wrong}: expected a word, or a word and its count. Received: {words[wrong - 1][:100]!r}."

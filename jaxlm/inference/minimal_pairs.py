@@ -13,6 +13,8 @@ from jaxlm.inference.scoring import LineScore, score
 from jaxlm.model.language_model import LanguageModel
 
 GROUPS = ("UID", "phenomenon", "group", "linguistics_term", "field")  # names of a pair's group, the first one found
+GOOD = frozenset({"sentence_good", "good", "good_sentence", "grammatical", "acceptable"})
+BAD = frozenset({"sentence_bad", "bad", "bad_sentence", "ungrammatical", "unacceptable"})
 Z = 1.959964  # of a 95 % interval
 
 
@@ -61,7 +63,7 @@ class Accuracy(NamedTuple):
 def read_pairs(lines: Iterable[str], name: str) -> Iterator[Pair]:
     """Yields pairs: JSON objects with `sentence_good` and `sentence_bad`, as in BLiMP, or columns divided by tabs.
 
-    Columns are good, bad and optionally group; a first line with the names of BLiMP's keys names the columns.
+    Columns are good, bad and optionally group; a first line with such names as BLiMP's keys names the columns.
 
     Args:
       lines: without line ends; empty ones are passed over.
@@ -81,22 +83,33 @@ def read_pairs(lines: Iterable[str], name: str) -> Iterator[Pair]:
             if line.lstrip().startswith("{"):
                 values = json.loads(line)
             else:
-                (cells,) = csv.reader([line], delimiter="\t")
-                if header is None and "sentence_good" in cells:
+                cells = _cells(line)
+                if header is None and GOOD.intersection(cells) and BAD.intersection(cells):
                     header = cells
                     continue
                 header = header or ["sentence_good", "sentence_bad", "group"]
+                if len(cells) > len(header):
+                    raise ValueError("more columns than names")
                 values = dict(zip(header, cells, strict=False))
-            good, bad = values["sentence_good"], values["sentence_bad"]
+            good, bad = [next(values[key] for key in values if key in names) for names in (GOOD, BAD)]
             if not (isinstance(good, str) and isinstance(bad, str) and good.strip() and bad.strip()):
                 raise TypeError("sentences must be text")
             group = next((str(values[key]) for key in GROUPS if values.get(key)), "")
-        except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+        except (ValueError, StopIteration, TypeError, RecursionError) as error:
             raise InputError(
-                f"{name}, line {number}: expected a JSON object with `sentence_good` and `sentence_bad`, or two columns"
-                f" divided by a tab. Received: {line[:100]!r}."
+                f"{name}, line {number}: expected a JSON object with `sentence_good` and `sentence_bad`, two or three"
+                " columns divided by tabs, or more of them below a line with their names. Received:"
+                f" {line[:100]!r}."
             ) from error
         yield Pair(good, bad, group)
+
+
+def _cells(line: str) -> list[str]:
+    """Returns the columns of a line. Quotation marks that do not enclose a whole column belong to the sentence."""
+    try:
+        return next(csv.reader([line], delimiter="\t", strict=True))
+    except csv.Error:
+        return line.split("\t")
 
 
 def score_pairs(

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -118,10 +118,17 @@ def _parse_srilm(line: str, name: str) -> Hypothesis:
     return Hypothesis(name, " ".join(rest[1:]).strip(), score, (name,), lm_score)
 
 
+def _require_words(line: str) -> None:
+    """Raises `InputError` for a table, such as `id, text, score`, whose last columns would be read as words."""
+    if line.count("\t") > 1:
+        raise InputError("words after the first blank; write columns as `id ||| text ||| score`.")
+
+
 def _parse_rnnlm(line: str) -> Hypothesis:
     key, *words = line.split(maxsplit=1)
     if not key.isdigit() or SEPARATOR in line:
         raise InputError("`id words`, with a number for id, as in the first line.")
+    _require_words(line)
     return Hypothesis(key, "".join(words).strip(), 0.0, (key,))
 
 
@@ -130,6 +137,7 @@ def _parse_kaldi(line: str, costs: Costs | None, lm_costs: Costs | None) -> Hypo
     match = KEY.fullmatch(key)
     if match is None or SEPARATOR in line or line.startswith("{"):
         raise InputError(f"{FORMS}; a transcript or JSON is no list.")
+    _require_words(line)
     for name, table in (("costs", costs), ("lm_costs", lm_costs)):
         if table is not None and key not in table:
             raise InputError(f"a cost of {key} in `{name}`.")
@@ -203,8 +211,7 @@ def best_paths(hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
     seen: set[str] = set()
     before: int | None = None
     for group, members in groupby(hypotheses, key=lambda hypothesis: hypothesis.group):
-        if group in seen:
-            raise InputError(f"The hypotheses of {group!r} are not consecutive; sort the n-best list.")
+        require_consecutive(group, seen)
         seen.add(group)
         best = max(members, key=lambda hypothesis: hypothesis.total)
         current = int(group) if best.is_moses and group.isdigit() else None
@@ -213,6 +220,12 @@ def best_paths(hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
                 yield Hypothesis(str(missing), "", 0.0, (str(missing), ""))
         before = current
         yield best
+
+
+def require_consecutive(group: str, seen: Container[str]) -> None:
+    """Raises `InputError` if the hypotheses of a group come after those of another one again."""
+    if group in seen:
+        raise InputError(f"The hypotheses of {group!r} are not consecutive; sort the n-best list.")
 
 
 def format_best(hypothesis: Hypothesis) -> str:

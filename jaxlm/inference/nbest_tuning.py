@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.errors import InputError, require_packages
-from jaxlm.inference.costs import Costs, add_costs
-from jaxlm.inference.nbest import Hypothesis, total_score
+from jaxlm.inference.nbest import Hypothesis, require_consecutive, total_score
+from jaxlm.inference.nbest_costs import Costs, add_costs
 
 WEIGHTS = tuple(n / 10 for n in range(11))
 ACOUSTIC_SCALES = (0.0, 0.04, 0.05, 0.06, 0.07, 0.083, 0.1, 0.125, 0.15, 0.2, 0.3, 0.5, 1.0)
@@ -60,7 +60,7 @@ def tune(
       scales: where the search begins, by name; 1 for other tables.
 
     Raises:
-      InputError: a group has no reference, or the references have no words.
+      InputError: a group is not consecutive or has no reference, or the references have no words of the list.
       MissingPackageError: `rapidfuzz` is not installed.
     """
     require_packages("tune", "rapidfuzz")
@@ -84,22 +84,26 @@ def _read_list(hypotheses: Iterable[Hypothesis], references: Mapping[str, str]) 
     keys: list[str] = []
     scores: list[tuple[float, float, float]] = []
     errors: list[int] = []
-    starts: list[int] = []
-    num_words = 0
+    starts: dict[str, int] = {}
+    num_words, matches = 0, False
     for group, members in groupby(hypotheses, key=lambda hypothesis: hypothesis.group):
+        require_consecutive(group, starts)
         if group not in references:
             raise InputError(f"The references have no text for {group!r}; expected one for each group of the list.")
         reference = references[group].split()
-        starts.append(len(keys))
+        starts[group] = len(keys)
         num_words += len(reference)
         for one in members:
             keys.append(one.fields[0])
             scores.append((one.score, one.lm_score, one.log_probability))
             errors.append(Levenshtein.distance(one.text.split(), reference))
+            matches = matches or not set(reference).isdisjoint(one.text.split())
     if not num_words:
         raise InputError("The references of this list have no words.")
+    if not matches:
+        raise InputError(f"No word of the references, such as {reference[:1]}, is in the list; expected the same case.")
     score, lm_score, log_probability = np.array(scores).T
-    return _List(keys, (score, lm_score, log_probability), np.array(errors), np.array(starts), num_words)
+    return _List(keys, (score, lm_score, log_probability), np.array(errors), np.array([*starts.values()]), num_words)
 
 
 def _search_grid(given: _List, scales: dict[str, float]) -> tuple[int, Tuned]:
@@ -124,7 +128,15 @@ def read_references(lines: Iterable[str], by_line: bool) -> dict[str, str]:
     Args:
       lines: without line ends.
       by_line: whether the number of the line is the group.
+
+    Raises:
+      InputError: an utterance comes twice.
     """
     if by_line:
         return {str(number): line for number, line in enumerate(lines)}
-    return {key: "".join(text) for key, *text in (line.split(maxsplit=1) for line in lines if line.strip())}
+    references: dict[str, str] = {}
+    for key, *text in (line.split(maxsplit=1) for line in lines if line.strip()):
+        if key in references:
+            raise InputError(f"The references have {key!r} twice; expected `utterance words`, each utterance once.")
+        references[key] = "".join(text)
+    return references

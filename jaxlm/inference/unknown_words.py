@@ -56,7 +56,7 @@ class UnknownWords:
             ("The words are numbers: replace ids by words first.", lambda word: re.fullmatch(r"\d+", word)),
             (
                 "The text is JSON: take the sentences out of it; `jaxlm compare` reads pairs of sentences.",
-                lambda word: self.types["{"] and self.types[":"] or word.startswith(("{", '"')),
+                lambda word: self.types["{"] and self.types[":"] or len(word) > 1 and word.startswith(("{", '"')),
             ),
             (
                 "The text has markers of another toolkit: remove them.",

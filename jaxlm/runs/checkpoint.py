@@ -40,10 +40,17 @@ class Checkpoints:
 
     Args:
       directory: of the run.
+
+    Raises:
+      InputError: its path is not in UTF-8.
     """
 
     def __init__(self, directory: Path):
         self.directory = (directory / CHECKPOINTS_DIRECTORY).absolute()
+        try:
+            str(self.directory).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"The path {self.directory} is not in UTF-8, as checkpoints need; rename it.") from error
         self.arrays = OrbaxArrays(MultiprocessingOptions())  # of all processes
         self.local_arrays = OrbaxArrays(  # of this process, to read onto one of its devices
             MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})

@@ -269,6 +269,14 @@ def test_characters_that_the_terminal_lacks_are_replaced(monkeypatch, encoding):
     assert output.buffer.getvalue() == b"the ? ?\n"
 
 
+def test_arguments_that_are_not_utf_8_are_one_line(run_dir, tmp_path, capsys):
+    assert jaxlm("next-words", run_dir, "caf\udce9") == 2
+    assert "expected text in UTF-8" in error_line(capsys)
+    shutil.copytree(run_dir, tmp_path / "caf\udce9")
+    assert jaxlm("next-words", tmp_path / "caf\udce9", "the") == 2
+    assert "is not in UTF-8, as checkpoints need" in error_line(capsys)
+
+
 def test_a_corpus_that_was_moved_is_named_with_data(run_dir, corpus_dir, tmp_path, capsys):
     shutil.copytree(run_dir, tmp_path / "run")
     shutil.copytree(corpus_dir, tmp_path / "moved")

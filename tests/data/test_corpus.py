@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlm.data.corpus import Corpus, load_corpus, load_tokens, oov_rate, prepare, unigram_loss
-from jaxlm.data.vocabulary import EOS, UNK, Vocabulary
-from jaxlm.data.word_lists import read_vocabulary
+from jaxlm.data.vocabulary import UNK, Vocabulary
 from jaxlm.errors import InputError
 
 
@@ -58,35 +57,6 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
     with pytest.raises(InputError, match="not UTF-8"):
         prepare([tmp_path / "bad"], tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
-
-
-def test_shards_of_every_text_and_an_empty_directory(tmp_path):
-    """A billion-word corpus in its published form, made small: 99 shards, 50 held-out ones, and a vocabulary file."""
-    rng = np.random.default_rng(0)
-    names = [f"w{n}" for n in range(300)]
-    for folder, count in (("training", 99), ("heldout", 50)):
-        (tmp_path / folder).mkdir()
-        for n in range(count):
-            lines = [" ".join(line) for line in rng.choice(names, (200, 5))]
-            (tmp_path / folder / f"news.en-{n:05}-of-{count:05}").write_text("\n".join(lines) + "\n")
-    (tmp_path / "vocab").write_text("".join(f"{word} 9\n" for word in ["<S>", "</S>", "<UNK>", *names[:200]]))
-    (tmp_path / "data").mkdir()
-    words = read_vocabulary(tmp_path / "vocab")
-    held = sorted(map(str, (tmp_path / "heldout").iterdir()))
-    corpus = prepare(
-        tmp_path / "training",
-        tmp_path / "data",
-        valid=held[1:],
-        test=str(tmp_path / "heldout" / "*-00000-of-*"),
-        tokenization="whitespace",
-        vocabulary=words,
-        unk="<UNK>",
-    )
-    assert sizes_of(corpus) == {"train": 99 * 200 * 6, "valid": 49 * 200 * 6, "test": 200 * 6}
-    assert set(corpus.vocabulary.words) == {"<S>", "</S>", UNK, EOS, *names[:200]}
-    assert corpus.vocabulary.counts[corpus.vocabulary.eos] == 99 * 200
-    assert oov_rate(corpus.train, corpus.vocabulary) == pytest.approx(5 / 6 / 3, abs=0.01)
-    np.testing.assert_array_equal(np.bincount(corpus.train, minlength=204), corpus.vocabulary.counts)
 
 
 @pytest.mark.parametrize("tokenization", ["words", "whitespace"])

@@ -72,3 +72,21 @@ def test_words_with_spaces_between_them_do_not(tmp_path, caplog, text):
 def test_one_line_without_spaces_says_so(tmp_path, caplog):
     with pytest.raises(InputError, match="cut it into words first"):
         told(tmp_path, caplog, CHINESE.strip() * 100_000)
+
+
+@pytest.mark.parametrize("marker", ["<s>", "<bos>", "[CLS]", "<|endoftext|>"])
+@pytest.mark.parametrize("tokenization", ["words", "whitespace"])
+def test_sentence_markers_are_named(tmp_path, caplog, marker, tokenization):
+    message = told(tmp_path, caplog, f"{marker} the sea\n" * 50, tokenization=tokenization)
+    assert f'leave these markers out with --drop "{marker}"' in message
+
+
+@pytest.mark.parametrize("marker", ["<UNK>", "[UNK]", "<Unk>", "<unknown>", "<OOV>"])
+def test_markers_of_unknown_words_are_named(tmp_path, caplog, marker):
+    assert f'prepare with --unk "{marker}"' in told(tmp_path, caplog, f"the {marker}\n" * 50)
+
+
+def test_a_file_in_two_texts_is_named(tmp_path, caplog):
+    (tmp_path / "text.txt").write_text("the sea\n" * 50)
+    prepare(tmp_path, tmp_path.with_name("data"), valid=tmp_path / ".." / tmp_path.name / "text.txt", progress=False)
+    assert "text.txt is in the train and in the valid text" in caplog.text

@@ -22,6 +22,7 @@ BAD = [
     ("words", "the\n\nsea\n", "words, line 2"),
     ("words", "the\nsea\nthe\n", "'the' twice"),
     ("words", "the\t3\nsea\n", "Line 2 has no count"),
+    ("words", "the 3\n\nsea 2\n", "words, line 2: expected a word, or a word and its count"),
     ("words.json", "[1, 2]", "words.json"),
     ("words.json", "{", "not valid JSON"),
     ("words.json", '{"words": ["the"]}', "words.json"),

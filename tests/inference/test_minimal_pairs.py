@@ -21,6 +21,7 @@ PAIRS = [("the whale", "whale the the", "a"), ("sea of and", "the sea of", "b"),
 FORMS = {
     "pairs.jsonl": [json.dumps({"sentence_good": g, "sentence_bad": b, "UID": u}) for g, b, u in PAIRS],
     "pairs.tsv": ["\t".join(pair) for pair in PAIRS],
+    "short_names.tsv": ["group\tbad\tgood\tid", *("\t".join((u, b, g, "7")) for g, b, u in PAIRS)],
     "header.tsv": ["UID\tsentence_bad\tsentence_good", *("\t".join((u, b, g)) for g, b, u in PAIRS)],
 }
 
@@ -47,6 +48,19 @@ def test_every_form_has_the_same_accuracy(run_dir, tmp_path, capsys, form):
     assert [row["sentence_good"] for row in failed] == [p[0] for p, ok in zip(PAIRS, right, strict=True) if not ok]
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('"Go," he said\t"Go," said he', ('"Go," he said', '"Go," said he')),
+        ('"Go!" "Stay!"\t"', ('"Go!" "Stay!"', '"')),
+        ('"say ""go"""\tsay "go"', ('say "go"', 'say "go"')),
+        ("don't\tdo'nt\tx", ("don't", "do'nt")),
+    ],
+)
+def test_quotation_marks_within_a_column_belong_to_the_sentence(line, expected):
+    assert next(read_pairs([line], "pairs"))[:2] == expected
+
+
 @pytest.mark.parametrize(("pairs", "right"), [(1, 0), (7, 7), (67, 41), (1000, 988)])
 def test_the_interval_is_that_of_scipy(pairs, right):
     expected = binomtest(right, pairs).proportion_ci(method="wilson")
@@ -54,7 +68,16 @@ def test_the_interval_is_that_of_scipy(pairs, right):
 
 
 @pytest.mark.parametrize(
-    "line", ["one sentence", '{"sentence_good": "a"}', "{", '{"sentence_good": "a", "sentence_bad": 3}', "a\t", "[1]"]
+    "line",
+    [
+        "one sentence",
+        '{"sentence_good": "a"}',
+        "{",
+        '{"sentence_good": "a", "sentence_bad": 3}',
+        "a\t",
+        "[1]",
+        "a\tb\tc\td",
+    ],
 )
 def test_a_bad_line_is_named(line):
     with pytest.raises(InputError, match="pairs, line 2: expected a JSON object"):

@@ -32,6 +32,8 @@ BAD = [
     (["1089-134686-0000 the sea", "1089-134686-0001 a ship"], "a transcript or JSON is no list"),
     (['{"utts": {"u1": 3}}'], "a transcript or JSON is no list"),
     (["1 the dog", "u-1 the"], "list, line 2: expected `id words`"),
+    (["0\tthe dog\t-3"], "list, line 1: expected words after the first blank"),
+    (["u-1 the", "u-2\tthe dog\t-3"], "list, line 2: expected words after the first blank"),
     (["NBestList1.0", "(-12) the", "the"], "list, line 3: expected `\\(score\\) words`"),
     (["-1.5 -2 1 the", "-1.5 nan 1 the"], "list, line 2: expected a number"),
 ]

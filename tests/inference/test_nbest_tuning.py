@@ -27,9 +27,13 @@ def test_the_settings_with_the_fewest_errors_are_found():
 
 def test_references_by_line_and_their_absence():
     assert read_references(["the sea", "", "a"], by_line=True) == {"0": "the sea", "1": "", "2": "a"}
-    for references in ({"a": "the sea"}, {"a": "", "b": ""}):
+    for references in ({"a": "the sea"}, {"a": "", "b": ""}, {"a": "THE SEA", "b": "A SHIP"}):
         with pytest.raises(InputError, match="references"):
             tune(HYPOTHESES, references)
+    with pytest.raises(InputError, match="'a' twice"):
+        read_references(["a the", "b the", "a sea"], by_line=False)
+    with pytest.raises(InputError, match="'a' are not consecutive"):
+        tune([*HYPOTHESES, HYPOTHESES[0]], {"a": "the sea", "b": "the ship"})
 
 
 def test_the_scale_of_a_second_table_is_searched(run_dir, tmp_path, capsys):

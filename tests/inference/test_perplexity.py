@@ -1,14 +1,23 @@
-"""Exact evaluation against full logits, however it is cut into batches."""
+"""Exact evaluation against full logits, however it is cut into batches; a small billion-word corpus."""
+
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlm.config import ModelConfig
+from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.data.batches import train_batches
+from jaxlm.data.corpus import Corpus, oov_rate, prepare
+from jaxlm.data.vocabulary import EOS, UNK
+from jaxlm.data.word_lists import read_vocabulary
 from jaxlm.errors import InputError
 from jaxlm.inference.perplexity import evaluate
+from jaxlm.inference.scoring import score
 from jaxlm.model.language_model import LanguageModel
+from jaxlm.training.state import TrainState
+from jaxlm.training.step import train_step
 
 
 def make_model() -> LanguageModel:
@@ -61,3 +70,73 @@ def test_wrong_arguments_raise(tokens, change, message):
 @pytest.mark.parametrize("word", [37, -1, 10**6])
 def test_an_invalid_id_on_the_device_makes_the_loss_nan(word):
     assert np.isnan(evaluate(make_model(), jax.numpy.array([3, word, 4, 5])).loss)
+
+
+NAMES = [f"w{n}" for n in range(300)]
+
+
+@pytest.fixture
+def billion_words(tmp_path) -> Corpus:
+    """A billion-word corpus in its published form, made small: 99 shards, 50 held-out ones, and a vocabulary file."""
+    rng = np.random.default_rng(0)
+    for folder, count in (("training", 99), ("heldout", 50)):
+        (tmp_path / folder).mkdir()
+        for n in range(count):
+            lines = [" ".join(line) for line in rng.choice(NAMES, (200, 5))]
+            (tmp_path / folder / f"news.en-{n:05}-of-{count:05}").write_text("\n".join(lines) + "\n")
+    (tmp_path / "vocab").write_text("".join(f"{word} 9\n" for word in ["<S>", "</S>", "<UNK>", *NAMES[:200]]))
+    (tmp_path / "data").mkdir()
+    return prepare(
+        tmp_path / "training",
+        tmp_path / "data",
+        valid=sorted(map(str, (tmp_path / "heldout").iterdir()))[1:],
+        test=str(tmp_path / "heldout" / "*-00000-of-*"),
+        tokenization="whitespace",
+        vocabulary=read_vocabulary(tmp_path / "vocab"),
+        unk="<UNK>",
+        progress=False,
+    )
+
+
+def numpy_losses(model: LanguageModel, ids: list[int]) -> np.ndarray:
+    """Returns the losses of all ids but the first, read from the zero state, in float64."""
+    (lstm,) = model.lstms
+    weights = [model.embedding, lstm.kernel, lstm.recurrent_kernel, lstm.bias, model.weights, model.biases]
+    embedding, kernel, recurrent, bias, rows, biases = (np.asarray(weight[...], np.float64) for weight in weights)
+    c, h, losses = np.zeros(len(recurrent)), np.zeros(len(recurrent)), []
+    for word, label in zip(ids, ids[1:], strict=False):
+        i, f, g, o = np.split(embedding[word] @ kernel + h @ recurrent + bias, 4)
+        c = c / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
+        h = np.tanh(c) / (1 + np.exp(-o))
+        logits = rows @ h + biases
+        losses.append(np.log(np.exp(logits).sum()) - logits[label])
+    return np.array(losses)
+
+
+@pytest.mark.slow
+def test_a_billion_word_corpus_is_prepared_trained_and_evaluated_as_its_papers_do(billion_words, tmp_path):
+    """The state passes over the ends of sentences, which count as words."""
+    corpus, vocabulary = billion_words, billion_words.vocabulary
+    assert [tokens.size for tokens in corpus[1:]] == [99 * 200 * 6, 49 * 200 * 6, 200 * 6]
+    assert set(vocabulary.words) == {"<S>", "</S>", UNK, EOS, *NAMES[:200]}
+    assert vocabulary.counts[vocabulary.eos] == 99 * 200
+    assert oov_rate(corpus.train, vocabulary) == pytest.approx(5 / 6 / 3, abs=0.01)
+    np.testing.assert_array_equal(np.bincount(corpus.train, minlength=204), vocabulary.counts)
+    config = TrainConfig(batch_size=4, sequence_length=5, num_sampled=20)
+    shape = ModelConfig(len(vocabulary), embedding_size=5, hidden_size=7)
+    state = TrainState.from_corpus(corpus, shape, config)
+    for batch in train_batches(corpus.train, config, 5):
+        state, _ = train_step(state, batch, 0.03)
+    model = state.model
+
+    lines = Path(tmp_path / "heldout" / "news.en-00000-of-00050").read_text().splitlines()
+    sentences = [[vocabulary.ids.get(word, vocabulary.unk) for word in line.split()] for line in lines]
+    sentences = [[*sentence, vocabulary.eos] for sentence in sentences]
+    expected = numpy_losses(model, sum(sentences, start=[]))
+    found = evaluate(model, corpus.test, batch_size=1, progress=False)
+    assert found.num_tokens == expected.size
+    np.testing.assert_allclose(found.perplexity, np.exp(expected.mean()), rtol=1e-5)
+
+    alone = [numpy_losses(model, [vocabulary.eos, *sentence]).sum() for sentence in sentences]
+    scores = [line.log_probability for line in score(model, vocabulary, lines)]
+    np.testing.assert_allclose(scores, -np.array(alone), rtol=1e-5)

@@ -171,6 +171,7 @@ def test_words_between_blanks_without_parts_have_rows(monkeypatch, capsys, tmp_p
         (["<s> </s>"], "markers of another toolkit"),
         (["un@@ known"], "language"),
         (["Der Wal und das Meer"], "another language"),
+        (['" Wal " " und "'], "another language"),
     ],
 )
 def test_many_unknown_words_have_a_likely_reason(lines, reason):

@@ -47,7 +47,7 @@ TEXTS = [
     "  the\tthe\u00a0the\u3000the\u2028the\x85the\x1cthe\x0bthe\x0cthe ",
     "🎉🎉 👩\u200d👩\u200d👧 日本語 日本 ½½ Straße word٣ word3",
     "one\r\ntwo\rthree\n\nfour",
-    "<<unk>> <unk><eos>the<unk>the",
+    "<<unk>> <unk><eos>the<unk>the <|endoftext|>the [CLS] <unknown><bos> [the] <|the|>",
     "the\ufeff\ufffd\U0010ffff\ue000 the",
     "the " * 5000,
     "می\u200cخواهم क्\u200dष a\u0301, \u200dthe, the\u200d",
