@@ -137,28 +137,32 @@ def _any_body(model: Any) -> Network:
     cut, trainable = cut_model(model), _ids_of(model.trainable_variables)
     trained = [Link(variable, ("dense", i), True) for i, variable in enumerate(cut.body.trainable_variables)]
     other = [Link(variable, ("other", i), False) for i, variable in enumerate(cut.body.non_trainable_variables)]
-    layers = list({id(lookup.layer): lookup.layer for lookup in cut.lookups}.values())
-    names = {id(layer): f"embedding_{i}" for i, layer in enumerate(layers)}
+    head = cut.head
+    names = {id(head.weights): "weights", id(head.bias): "biases"}  # an Embedding with these rows is tied to the head
+    rows = {id(lookup.layer.embeddings): lookup.layer.embeddings for lookup in cut.lookups}
+    names |= {each: f"embedding_{i}" for i, each in enumerate(rows) if each not in names}
+    variables = rows | {id(each): each for each in (head.weights, head.bias) if each is not None}
     tables = [
-        Link(layer.embeddings, ("tables", names[id(layer)]), id(layer.embeddings) in trainable) for layer in layers
+        Link(each, ("tables", names[key]), key in trainable, head.transposed and each is head.weights)
+        for key, each in variables.items()
     ]
-    head = [Link(cut.head.kernel, ("tables", "weights"), id(cut.head.kernel) in trainable, transposed=True)]
-    head += [] if cut.head.bias is None else [Link(cut.head.bias, ("tables", "biases"), id(cut.head.bias) in trainable)]
-    settings = ((name, getattr(cut.head, name, None)) for name in HEAD_SETTINGS)
-    unused = tuple(f"{cut.head.name}: {name}={type(value).__name__}" for name, value in settings if value is not None)
+    settings = ((name, getattr(head.layer, name, None)) for name in HEAD_SETTINGS)
+    unused = tuple(f"{head.layer.name}: {name}={type(value).__name__}" for name, value in settings if value is not None)
     masked = tuple(i for i, lookup in enumerate(cut.lookups) if lookup.layer.mask_zero)
     body = KerasBody(cut.body, len(cut.lookups), masked, tuple(variable.trainable for variable in cut.body.variables))
     prepare = _prepare(model, cut, masked)
     stateful = [layer for layer in cut.body._flatten_layers() if getattr(layer, "stateful", False)]
     return Network(
         lambda dtype: body,
-        (*trained, *other, *tables, *head),
-        tuple(names[id(lookup.layer)] for lookup in cut.lookups),
-        cut.head.units,
+        (*trained, *other, *tables),
+        tuple(names[id(lookup.layer.embeddings)] for lookup in cut.lookups),
+        head.weights.shape[head.transposed],
         cut.logits,
         unused,
         prepare,
-        partial(_mask, body, prepare, [lookup.outputs.shape[-1] for lookup in cut.lookups]),
+        partial(
+            _mask, body if head.keeps_mask else None, prepare, [lookup.outputs.shape[-1] for lookup in cut.lookups]
+        ),
         len(model.inputs),
         len(cut.body.outputs[0].shape) == 2,
         None,
@@ -256,10 +260,10 @@ def _prepare(
 
 
 def _mask(
-    body: KerasBody, prepare: Callable[..., Any], widths: Sequence[int], inputs: Sequence[np.ndarray]
+    body: KerasBody | None, prepare: Callable[..., Any], widths: Sequence[int], inputs: Sequence[np.ndarray]
 ) -> np.ndarray | None:
-    """Returns the mask of the outputs, as Keras carries it from the embeddings to the head."""
-    if not body.masked:
+    """Returns the mask of the outputs, as Keras carries it from the embeddings to the head; None without a body."""
+    if body is None or not body.masked:
         return None
     ids, features = prepare(inputs)
     result = _output_mask(body, tuple(widths), ids, features)

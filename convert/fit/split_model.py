@@ -8,7 +8,7 @@ import keras
 
 from jaxlm.errors import InputError
 
-ADVICE = "fit_keras trains models that end in Dense(V), with a softmax or logits"
+ADVICE = "fit_keras trains models that end in Dense(V) or ReversibleEmbedding, with a softmax or logits"
 
 
 class Lookup(NamedTuple):
@@ -19,13 +19,23 @@ class Lookup(NamedTuple):
     outputs: Any  # symbolic tensor
 
 
+class Head(NamedTuple):
+    """The last layer, which is linear."""
+
+    layer: Any  # Dense, or ReversibleEmbedding
+    weights: Any  # variable
+    transposed: bool  # whether these are [D, V]
+    bias: Any = None  # variable [V]
+    keeps_mask: bool = True  # whether its outputs have the mask of its inputs
+
+
 class Cut(NamedTuple):
     """The parts of a model of Keras 3."""
 
     lookups: tuple[Lookup, ...]
     features: tuple[Any, ...]  # the model's other inputs that the body reads, symbolic tensors
     body: Any  # keras.Model([outputs of the lookups, features], inputs of the head)
-    head: Any  # the last Dense layer
+    head: Head
     logits: bool  # whether no softmax follows
 
 
@@ -36,7 +46,7 @@ def cut_model(model: Any) -> Cut:
     """Cuts a functional or Sequential model of Keras 3.
 
     Raises:
-      InputError: it does not end in a Dense layer whose rows can be sampled; names the layer and the reason.
+      InputError: it does not end in a linear layer whose rows can be sampled; names the layer and the reason.
     """
     if model not in _CUTS:
         _CUTS[model] = _cut(model)
@@ -53,8 +63,8 @@ def _cut(model: Any) -> Cut:
         lookups, features = _lookups(hidden, kept)
         body = keras.Model([*(lookup.outputs for lookup in lookups), *features], hidden)
         variables = {id(variable) for variable in body.variables}
-        if id(head.kernel) in variables:
-            raise InputError(f"Layer {head.name!r} is used in the body, too; {ADVICE} that is used once.")
+        if id(head.weights) in variables:
+            raise InputError(f"Layer {head.layer.name!r} is used in the body, too; {ADVICE} that is used once.")
         shared = {id(lookup.layer) for lookup in lookups if id(lookup.layer.embeddings) in variables}
         if not shared:
             return Cut(tuple(lookups), tuple(features), body, head, logits)
@@ -89,8 +99,8 @@ def _node(tensor: Any) -> tuple[Any, Any]:
     return history.operation, history.operation._inbound_nodes[history.node_index]
 
 
-def _head(output: Any) -> tuple[Any, Any, bool]:
-    """Returns the inputs of the last Dense layer, the layer, and whether no softmax follows it."""
+def _head(output: Any) -> tuple[Any, Head, bool]:
+    """Returns the inputs of the last layer, the layer, and whether no softmax follows it."""
     tensor, softmax = output, False
     while True:
         layer, node = _node(tensor)
@@ -101,10 +111,12 @@ def _head(output: Any) -> tuple[Any, Any, bool]:
             softmax |= _is_softmax(inner)
             if kind == "Dense":
                 _check_head(inner)
-                return inputs[0], inner, not softmax
+                return inputs[0], Head(inner, inner.kernel, True, inner.bias), not softmax
             tensor = inputs[0]
             continue
-        tied = " with the rows of an Embedding" if kind in ("ReversibleEmbedding", "Matmul", "Einsum") else ""
+        if _is_reversed(inner, node):
+            return inputs[0], _reversible(inner), not softmax
+        tied = " with the rows of an Embedding" if kind in ("Matmul", "Einsum") else ""
         raise InputError(f"The model ends in {kind} ({layer.name!r}){tied}; {ADVICE}.")
 
 
@@ -126,8 +138,23 @@ def _check_head(layer: Any) -> None:
         )
     if getattr(layer, "quantization_mode", None):
         raise InputError(f"Layer {layer.name!r} is quantized ({layer.quantization_mode}), which cannot be trained.")
-    if not hasattr(layer, "kernel"):
+    if not layer.built:
         raise InputError(f"Layer {layer.name!r} is not built yet; call the model once.")
+
+
+def _is_reversed(layer: Any, node: Any) -> bool:
+    """Whether a layer is a ReversibleEmbedding, of Keras or keras_hub, that projects in this call."""
+    return type(layer).__name__ == "ReversibleEmbedding" and bool(node.arguments.kwargs.get("reverse"))
+
+
+def _reversible(layer: Any) -> Head:
+    """Returns a ReversibleEmbedding as the last layer: with the rows of its Embedding if they are tied."""
+    _check_head(layer)
+    if layer.logit_soft_cap is not None:
+        raise InputError(f"Layer {layer.name!r} applies logit_soft_cap={layer.logit_soft_cap}; {ADVICE}.")
+    if layer.tie_weights:
+        return Head(layer, layer.embeddings, False, keeps_mask=False)
+    return Head(layer, layer.reverse_embeddings, True, keeps_mask=False)
 
 
 def _lookups(hidden: Any, kept: set[int]) -> tuple[list[Lookup], list[Any]]:
@@ -143,7 +170,7 @@ def _lookups(hidden: Any, kept: set[int]) -> tuple[list[Lookup], list[Any]]:
         layer, node = _node(tensor)
         if node.is_input:
             features.append(tensor)
-        elif _is_table(layer) and id(layer) not in kept and all(map(_is_plain, node.input_tensors)):
+        elif _is_table(layer, node) and id(layer) not in kept and all(map(_is_plain, node.input_tensors)):
             lookups.append(Lookup(layer, node.input_tensors[0], tensor))
         else:
             for each in node.input_tensors:
@@ -153,10 +180,11 @@ def _lookups(hidden: Any, kept: set[int]) -> tuple[list[Lookup], list[Any]]:
     return lookups, features
 
 
-def _is_table(layer: Any) -> bool:
+def _is_table(layer: Any, node: Any) -> bool:
     """Whether a layer is an Embedding that is nothing but a table."""
     return (
-        type(layer) is keras.layers.Embedding
+        (type(layer) is keras.layers.Embedding or type(layer).__name__ == "ReversibleEmbedding")
+        and not _is_reversed(layer, node)
         and not getattr(layer, "lora_enabled", False)
         and not getattr(layer, "quantization_mode", None)
         and layer.embeddings_constraint is None

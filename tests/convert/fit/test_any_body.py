@@ -80,6 +80,10 @@ def lora():
     model = simple(lambda x: L.Dense(4)(L.GRU(4, return_sequences=True)(x)))
     model.layers[1].enable_lora(2), model.layers[3].enable_lora(2)
     return model
+def tied(**settings):
+    ids, table = keras.Input((6,), dtype="int32"), L.ReversibleEmbedding(V, 5, **settings)
+    logits = table(L.GRU(5, return_sequences=True)(table(ids)), reverse=True)
+    return keras.Model(ids, L.Activation("softmax")(logits))
 sequence = {"return_sequences": True}
 MODELS = {
     "GRU": lambda: simple(L.GRU(7, **sequence)),
@@ -100,6 +104,9 @@ MODELS = {
     "regularizer": lambda: simple(L.GRU(4, kernel_regularizer="l2", **sequence)),
     "frozen": frozen,
     "LoRA": lora,
+    "tied": tied,
+    "tied, mask_zero": lambda: tied(mask_zero=True),
+    "not tied": lambda: tied(tie_weights=False),
 }
 for name in NAMES:
     for number, optimizer in enumerate((keras.optimizers.SGD(0.3), keras.optimizers.Adagrad(0.1))):
@@ -107,7 +114,7 @@ for name in NAMES:
             compare(name, MODELS[name](), optimizer, zeros="mask" in name)
 """
 
-QUICK = ["GRU", "mask_zero, last word", "shared Embedding", "two inputs", "composite", "frozen"]
+QUICK = ["GRU", "mask_zero, last word", "shared Embedding", "two inputs", "composite", "frozen", "tied"]
 REST = [
     "Bidirectional, last word",
     "Conv, BatchNormalization",
@@ -119,6 +126,8 @@ REST = [
     "nested",
     "regularizer",
     "LoRA",
+    "tied, mask_zero",
+    "not tied",
 ]
 
 
@@ -211,6 +220,8 @@ table = L.Embedding(V, 5); hidden = L.GRU(5, return_sequences=True)(table(ids))
 refusal(keras.Model(ids, keras.ops.matmul(hidden, keras.ops.ones((5, V)))))
 refusal(keras.Model(ids, [L.Dense(V)(hidden), L.Dense(V)(hidden)]))
 refusal(keras.Model(ids, L.Dense(V, activation="sigmoid")(hidden)))
+capped = L.ReversibleEmbedding(V, 5, logit_soft_cap=3.0)
+refusal(keras.Model(ids, capped(L.GRU(5)(capped(ids)), reverse=True)))
 head_of_lora = keras.Model(ids, L.Dense(V)(hidden)); head_of_lora.layers[-1].enable_lora(2); refusal(head_of_lora)
 """
 
@@ -220,7 +231,9 @@ def test_whatever_ends_a_call_leaves_the_weights_of_the_last_step_and_val_loss_i
     lines = run_under_jax(ENDS).splitlines()
     assert lines[0] == "raised"
     refused = [line for line in lines if line.startswith("refused:")]
-    for line, text in zip(refused, ["Matmul", "2 outputs", "applies sigmoid", "has LoRA"], strict=True):
+    for line, text in zip(
+        refused, ["Matmul", "2 outputs", "applies sigmoid", "logit_soft_cap=3.0", "has LoRA"], strict=True
+    ):
         assert text in line
 
 
