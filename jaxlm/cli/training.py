@@ -217,7 +217,7 @@ def report(
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")],
     /,
     out: OptionalPath = None,
-    max_tokens: int = 2000,
+    max_tokens: int = 2048,
     seed: int = 0,
 ) -> None:
     """Write a report of one run, or of several side by side, as one HTML file. `jaxlm train` writes it at the end.

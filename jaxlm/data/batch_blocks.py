@@ -4,11 +4,12 @@ To hand over the arrays of a step one by one takes the host longer than the step
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.config import TrainConfig
 from jaxlm.data.batches import Batch, local_streams, train_batch, weighted
@@ -48,11 +49,28 @@ class BatchBlocks:
         """Returns the block with a step. `schedule` gives the learning rates of steps; a new one counts at once."""
         first = step - step % BLOCK_STEPS
         if (self.first, self.schedule) != (first, schedule):
-            steps = np.arange(first, first + BLOCK_STEPS, dtype=np.int32)
-            batches = [train_batch(self.tokens, int(each), *self.sizes, self.streams) for each in steps]
-            self.block = BatchBlock(shard_batches(batches, self.mesh), schedule(steps))
+            self.block = self._block(first, schedule)
             self.first, self.schedule = first, schedule
         return self.block
+
+    def batch(self, step: int) -> Batch:
+        """Returns the batch of a step on the host, with all streams."""
+        return train_batch(self.tokens, step, *self.sizes)
+
+    def shapes(self) -> BatchBlock:
+        """Returns a block with the shape, dtype and sharding of each array instead of the array."""
+        replicated = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
+        rates: Any = jax.ShapeDtypeStruct((BLOCK_STEPS,), jnp.float32, sharding=replicated)
+
+        def shape(leaf: Any) -> Any:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=None if self.mesh is None else leaf.sharding)
+
+        return jax.tree.map(shape, self._block(0, lambda steps: rates))
+
+    def _block(self, first: int, schedule: Callable[[np.ndarray], jax.Array]) -> BatchBlock:
+        steps = np.arange(first, first + BLOCK_STEPS, dtype=np.int32)
+        batches = [train_batch(self.tokens, int(step), *self.sizes, self.streams) for step in steps]
+        return BatchBlock(shard_batches(batches, self.mesh), schedule(steps))
 
 
 def shard_batches(batches: Sequence[Batch], mesh: Mesh | None) -> Batch:

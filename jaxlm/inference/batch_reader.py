@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxlm.losses.word_statistics import WordStatistics, word_statistics
 from jaxlm.matmul import in_float32
-from jaxlm.model.language_model import LanguageModel, require_one_device
+from jaxlm.model.language_model import LanguageModel, place_like, require_one_device
 from jaxlm.model.lstm import Carry
 
 TIME_STEPS = (8, 32, 128)  # of a batch of lines; longer ones are read in parts
@@ -35,7 +35,7 @@ class Reader:
         require_one_device(model)
         self.model, self.batch_words = model, batch_words
         self.graphdef, self.params = nnx.split(model)
-        self.carry = model.initial_carry(1)  # of the text that `read_text` reads part by part
+        self.carry = place_like(model, model.initial_carry(1))  # of the text that `read_text` reads part by part
 
     def read_text(self, text: Sequence) -> Iterator[OutputChunk]:
         """Yields the outputs of the next part of one text, whose state carries over, without padding."""
@@ -58,7 +58,7 @@ class Reader:
                 yield from self._read_batch(group[start : start + size], size, length)
 
     def _read_batch(self, batch: list[Sequence], batch_size: int, length: int) -> Iterator[OutputChunk]:
-        carry = self.model.initial_carry(batch_size)
+        carry = place_like(self.model, self.model.initial_carry(batch_size))
         for start in range(0, max(sequence.inputs.size for sequence in batch), length):
             ids = np.zeros((batch_size, length), np.int32)
             parts = [sequence.inputs[start : start + length] for sequence in batch]

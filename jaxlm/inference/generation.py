@@ -12,7 +12,7 @@ from flax import nnx
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError, require
 from jaxlm.matmul import in_float32
-from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.language_model import LanguageModel, place_like
 from jaxlm.model.lstm import Carry
 
 
@@ -103,7 +103,8 @@ def draw_texts(
     require(temperature >= 0, "temperature", "at least 0", temperature)
     require(top_k >= 0, "top_k", "at least 0", top_k)
     require(0 < top_p <= 1, "top_p", "a probability above 0, at most 1", top_p)
-    banned = jnp.zeros(len(vocabulary), bool).at[np.array(vocabulary.placeholders, np.int32)].set(True)
+    banned = np.zeros(len(vocabulary), bool)
+    banned[list(vocabulary.placeholders)] = True
     choice = _Choice(min(top_k, len(vocabulary)), top_p < 1)
     steps = _words(model, ids, num_words, choice, banned, temperature, top_p, keys)
     return _grow(vocabulary.encode(prompt).tolist(), steps, keys.shape[0], stop)
@@ -153,17 +154,17 @@ def _words(
     ids: np.ndarray,
     num_words: int,
     choice: _Choice,
-    banned: jax.Array,
+    banned: np.ndarray,
     temperature: float,
     top_p: float,
     keys: jax.Array,
 ) -> Iterator[np.ndarray]:
     graphdef, params = nnx.split(model)
-    carry = model.initial_carry(1)
+    carry = place_like(model, model.initial_carry(1))
     for word in ids[:-1]:
-        _, carry = read_word(graphdef, params, jnp.int32(word), carry)
+        _, carry = read_word(graphdef, params, np.int32(word), carry)
     carry = jax.tree.map(lambda state: jnp.repeat(state, keys.shape[0], axis=0), carry)
-    words = jnp.full(keys.shape, ids[-1], jnp.int32)
+    words = place_like(model, np.full(keys.shape, ids[-1], np.int32))
     numbers = np.float32(temperature), np.float32(top_p)
     for n in range(num_words):
         words, carry = _next_words(graphdef, choice, params, words, carry, banned, numbers, keys, np.uint32(n))
@@ -178,10 +179,10 @@ def _advance(model: LanguageModel, words: jax.Array, carry: tuple[Carry, ...]) -
 @partial(jax.jit, static_argnums=0)
 @in_float32
 def read_word(
-    graphdef: nnx.GraphDef, params: Any, word: jax.Array, carry: tuple[Carry, ...]
+    graphdef: nnx.GraphDef, params: Any, word: jax.Array | np.int32, carry: tuple[Carry, ...]
 ) -> tuple[jax.Array, tuple[Carry, ...]]:
     """Reads one word of a prompt; returns the output `[1, softmax_size]` and the carry after it."""
-    return _advance(nnx.merge(graphdef, params), word[None], carry)
+    return _advance(nnx.merge(graphdef, params), jnp.asarray(word)[None], carry)
 
 
 def next_logits(model: LanguageModel, hidden: jax.Array) -> jax.Array:
@@ -198,7 +199,7 @@ def _next_words(
     params: Any,
     words: jax.Array,
     carry: tuple[Carry, ...],
-    banned: jax.Array,
+    banned: jax.Array | np.ndarray,
     numbers: tuple[jax.Array | np.float32, jax.Array | np.float32],
     keys: jax.Array,
     n: jax.Array | np.uint32,

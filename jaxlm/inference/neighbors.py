@@ -13,7 +13,7 @@ from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import require
 from jaxlm.inference.generation import encode_prompt, next_logits, read_word
 from jaxlm.matmul import in_float32
-from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.language_model import LanguageModel, place_like
 from jaxlm.token_ids import check_ids
 
 Table = Literal["embedding", "softmax"]
@@ -67,14 +67,15 @@ def nearest_words(
     k = min(k, max(vocab_size - 1 - np.unique(avoided).size, 0))
     require(table in TABLES, "table", "'embedding' or 'softmax'", table)
     rows = model.weights if table == "softmax" or model.embedding is None else model.embedding
-    banned = jnp.zeros(rows.shape[0], bool).at[avoided].set(True).at[vocab_size:].set(True)  # and rows of padding
-    found = [_nearest(rows[...], jnp.int32(word), banned, k) for word in ids]
+    banned = np.arange(rows.shape[0]) >= vocab_size  # rows of padding
+    banned[avoided] = True
+    found = [_nearest(rows[...], np.int32(word), banned, k) for word in ids]
     return NearestWords(*(np.stack([np.asarray(part) for part in parts]) for parts in zip(*found, strict=True)))
 
 
 @partial(jax.jit, static_argnums=3)
 @in_float32
-def _nearest(rows: jax.Array, word: jax.Array, banned: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def _nearest(rows: jax.Array, word: np.int32, banned: np.ndarray, k: int) -> tuple[jax.Array, jax.Array]:
     lengths = jnp.sqrt(jnp.sum(rows * rows, axis=1))
     cosines = rows @ rows[word] / jnp.maximum(lengths * lengths[word], 1e-30)
     cosines, ids = jax.lax.top_k(jnp.where(banned, -jnp.inf, cosines).at[word].set(-jnp.inf), k)
@@ -104,9 +105,9 @@ def next_words(model: LanguageModel, vocabulary: Vocabulary, prompt: str, k: int
     """
     require(k >= 1, "k", "at least 1", k)
     graphdef, params = nnx.split(model)
-    carry = model.initial_carry(1)
+    carry = place_like(model, model.initial_carry(1))
     for word in encode_prompt(model, vocabulary, prompt):
-        hidden, carry = read_word(graphdef, params, jnp.int32(word), carry)
+        hidden, carry = read_word(graphdef, params, np.int32(word), carry)
     ids, probabilities = map(np.asarray, _most_likely(graphdef, params, hidden, min(k, len(vocabulary))))
     return NextWords([vocabulary.words[i] for i in ids], probabilities)
 

@@ -209,6 +209,12 @@ def shard_model(model: LanguageModel, mesh: Mesh) -> LanguageModel:
     return merge_params(model.config, mesh, sharded["tables"], sharded["dense"])
 
 
+def place_like(model: LanguageModel, tree: Any) -> Any:
+    """Puts arrays on the device of a model's tables, as the outputs of its programs are: the first call of a program
+    with a state then is of the same kind as the others, and compiles it for them."""
+    return jax.device_put(tree, model.weights[...].sharding)
+
+
 def require_one_device(model: LanguageModel) -> None:
     """Raises `InputError` if a model is on a mesh."""
     shape = None if model.mesh is None else dict(model.mesh.shape)

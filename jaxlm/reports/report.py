@@ -43,7 +43,7 @@ class ReportedRun(NamedTuple):
 
 
 def write_report(
-    directories: PathLike | Sequence[PathLike], out: PathLike | None = None, *, max_tokens: int = 2000, seed: int = 0
+    directories: PathLike | Sequence[PathLike], out: PathLike | None = None, *, max_tokens: int = 2048, seed: int = 0
 ) -> Path:
     """Writes a report of runs as one HTML file, and returns its path.
 

@@ -5,10 +5,11 @@ import re
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.data.vocabulary import Vocabulary
-from jaxlm.inference.batch_reader import Reader, Sequence
+from jaxlm.inference.batch_reader import TIME_STEPS, Reader, Sequence
 from jaxlm.inference.generation import generate
 from jaxlm.inference.neighbors import TABLES, nearest_words
 from jaxlm.model.language_model import LanguageModel
@@ -34,7 +35,9 @@ class ScoredText(NamedTuple):
 
 
 def score_text(model: LanguageModel, ids: np.ndarray) -> ScoredText:
-    """Scores the words of a text, `[N + 1]` ids, after the first."""
+    """Scores the words of a text, `[N + 1]` ids, after the first; of a long text whole parts, by one program."""
+    longest = TIME_STEPS[-1]
+    ids = ids[: max((ids.size - 1) // longest * longest, min(ids.size - 1, longest)) + 1]
     reader = Reader(model, 1024)
     log_probabilities, ranks, _ = reader.statistics(ids[1:], reader.read_text(Sequence(ids[:-1], 0)))
     return ScoredText(np.asarray(ids[1:]), log_probabilities, ranks)
@@ -109,7 +112,7 @@ def _neighbors(model: LanguageModel, vocabulary: Vocabulary, content: list[int])
 
 def _map(model: LanguageModel, vocabulary: Vocabulary, ids: list[int], name: str) -> Figure:
     """The first two principal components of the words' rows, each scaled to length 1."""
-    rows = np.asarray((model.weights if model.embedding is None else model.embedding)[...][np.array(ids)], np.float64)
+    rows = np.asarray(jnp.take(model.input_rows, np.array(ids), axis=0), np.float64)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
     rows -= rows.mean(axis=0)
     left, scales, _ = np.linalg.svd(rows, full_matrices=False)

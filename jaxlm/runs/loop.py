@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ import numpy as np
 from flax import nnx
 
 from jaxlm.config import LENGTHS, ModelConfig, ScheduleConfig, TrainConfig
-from jaxlm.data.batch_blocks import BLOCK_STEPS, BatchBlock, BatchBlocks
-from jaxlm.data.batches import train_batch
+from jaxlm.data.batch_blocks import BLOCK_STEPS, BatchBlocks
 from jaxlm.data.corpus import Corpus, PathLike, fingerprints
 from jaxlm.errors import InputError, require
 from jaxlm.inference.perplexity import Evaluation
@@ -22,10 +22,10 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import Mesh, mesh_shape
 from jaxlm.parallel.processes import Decision, Decisions, require_same
 from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.compilation import CompiledStep, start_compilation
 from jaxlm.runs.deferred_losses import DeferredLosses
 from jaxlm.runs.directory import RunConfig, corpus_of_run, load_config
 from jaxlm.runs.doctor import slow_jax
-from jaxlm.runs.glibc import return_freed_memory
 from jaxlm.runs.initial_state import starting_state
 from jaxlm.runs.locked_run import locked_run, with_dtype_of_run
 from jaxlm.runs.memory import require_memory
@@ -36,7 +36,6 @@ from jaxlm.runs.stop_signals import StopSignals
 from jaxlm.token_ids import check_ids
 from jaxlm.training.settings import resolve_config
 from jaxlm.training.state import TrainState
-from jaxlm.training.step import step_in_block
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +96,12 @@ def train(
     if slow_jax():
         logger.info(slow_jax())
     with locked_run(directory, config, corpus.vocabulary) as config:
-        checkpoints = Checkpoints(directory)
+        blocks, checkpoints = BatchBlocks(corpus.train, train_config, mesh), Checkpoints(directory)
+        compilation = start_compilation(abstract, blocks)
         step, state, resumed = starting_state(checkpoints, abstract, corpus, model_config, mesh)
         run = RunLogger(directory, config, checkpoints, corpus, step, resumed, progress, mesh)
         with closing(run):
-            return _run_steps(run, state, corpus, resumed)
+            return _run_steps(run, state, blocks, compilation, resumed)
 
 
 def resume(
@@ -142,21 +142,23 @@ def _directory_of(corpus: Corpus) -> PathLike:
     return Path(filename).parent if filename else ""
 
 
-def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progress) -> Evaluation | None:
+def _run_steps(
+    run: RunLogger, state: TrainState, blocks: BatchBlocks, compilation: Future[CompiledStep], resumed: Progress
+) -> Evaluation | None:
     """Runs the steps from the first one of this process to the last one of the run."""
-    step, schedule, sizes = run.first_step, run.schedule, (run.train.batch_size, run.train.sequence_length)
-    blocks, decisions, decision = BatchBlocks(corpus.train, run.train, run.mesh), Decisions(run.mesh), Decision()
+    step, schedule, decisions, decision = run.first_step, run.schedule, Decisions(run.mesh), Decision()
     if step >= run.config.total_steps > 0:
         logger.info("the run already has its %d steps; give it a greater length to continue it", step)
         return run.evaluate(state)
-    evaluation, watch = None, Stopwatch(resumed.seconds)
-    losses = DeferredLosses(run.record_loss, int(state.skipped[1]))
+    evaluation, losses = None, DeferredLosses(run.record_loss, int(np.asarray(state.skipped)[1]))
     with StopSignals() as stop, run.progress_bar() as bar:
-        compile_step_in_block(state, blocks.with_step(step, run.learning_rates))
+        bar.set_postfix_str("compiling the training step")
+        compiled_step = compilation.result()
+        watch = Stopwatch(resumed.seconds)
         while not decision.stop and not (run.config.total_steps and step >= run.config.total_steps):
             # one step; its loss is fetched while the next one runs
             block = blocks.with_step(step, run.learning_rates)
-            state, loss = step_in_block(state, block)
+            state, loss = compiled_step(state, block)
             step += 1
             losses.add(loss, step)
 
@@ -178,7 +180,7 @@ def _run_steps(run: RunLogger, state: TrainState, corpus: Corpus, resumed: Progr
                 with watch.paused():
                     so_far = Progress(watch.seconds())
                     if evaluates:
-                        evaluation = run.evaluate_and_save(step, state, so_far, train_batch(corpus.train, step, *sizes))
+                        evaluation = run.evaluate_and_save(step, state, so_far, blocks.batch(step))
                     else:
                         run.save(step, state, so_far)
         if step != run.config.total_steps and step != run.saved_step:
@@ -210,9 +212,3 @@ class Stopwatch:
         yield
         self.start += time.perf_counter() - self.stopped_at
         self.stopped_at = None
-
-
-def compile_step_in_block(state: TrainState, block: BatchBlock) -> None:
-    """Compiles `step_in_block` before its first call, so that the 200 MB that this leaves behind can be returned."""
-    step_in_block.lower(state, block).compile()
-    return_freed_memory()

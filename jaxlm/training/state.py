@@ -120,7 +120,7 @@ class TrainState:
 
         rows = corpus.log_unigram, vectors
         if mesh is None:
-            return create(rows, table)
+            return jax.jit(create, donate_argnums=0)(jax.device_put(rows), table)
         size = padded_rows(vocab_size, mesh)
         rows = jax.tree.map(lambda array: place(pad(array, size), mesh, row_spec(mesh)), rows)
         return _jit_on_mesh(create, mesh, rows, table)
@@ -248,6 +248,17 @@ class TrainState:
     def model(self) -> LanguageModel:
         """The `LanguageModel` with the current parameters. It is stale once the state is donated to the next step."""
         return cast(LanguageModelBody, self.body).model(self.tables, self.dense, self.other)
+
+
+def sharded_shapes(state: TrainState) -> TrainState:
+    """Returns a state with the shape, dtype and sharding of each array instead of the array."""
+    mesh = state.mesh
+
+    def shape(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        sharding = None if mesh is None else NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, state, state_specs(state))
 
 
 def state_specs(state: TrainState) -> TrainState:

@@ -1,19 +1,14 @@
-"""A block holds what its steps would be given one by one, and steps on it have the same bits."""
+"""A block holds the batches of its steps."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.config import TrainConfig
 from jaxlm.data.batch_blocks import BLOCK_STEPS, BatchBlocks
 from jaxlm.data.batches import shard_batch, train_batch
-from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import make_mesh
-from jaxlm.runs.loop import compile_step_in_block
-from jaxlm.training.state import TrainState
-from jaxlm.training.step import step_in_block, train_step
 
 TOKENS = np.random.default_rng(0).integers(0, 31, 700).astype(np.int32)
 CONFIG = TrainConfig(batch_size=6, sequence_length=5, num_sampled=7, compute_dtype="float32")  # 23 batches in an epoch
@@ -53,32 +48,3 @@ def test_a_block_is_read_once_and_another_schedule_counts_at_once():
     changed = blocks.with_step(7, lambda steps: -schedule(steps))
     np.testing.assert_array_equal(changed.learning_rates, -block.learning_rates)
     jax.tree.map(np.testing.assert_array_equal, changed.batches, block.batches)
-
-
-def test_the_step_is_compiled_before_its_first_call_and_not_again(caplog):
-    state = TrainState.create(LanguageModel(ModelConfig(31, 5, 6), rngs=nnx.Rngs(0)), CONFIG)
-    block = BatchBlocks(TOKENS, CONFIG, None).with_step(0, schedule)
-    with jax.log_compiles():
-        compile_step_in_block(state, block)
-        compiled = caplog.text.count("Finished XLA compilation of jit(step_in_block)")
-        for _ in range(2):
-            state, _ = step_in_block(state, block)
-    assert compiled == 1 == caplog.text.count("Finished XLA compilation of jit(step_in_block)")
-
-
-@pytest.mark.parametrize("shape", [None, (2, 2)])
-def test_steps_on_blocks_have_the_bits_of_steps_on_batches(shape):
-    mesh = None if shape is None else make_mesh(*shape)
-    results = []
-    for on_blocks in (False, True):
-        state = TrainState.create(LanguageModel(ModelConfig(31, 5, 7), rngs=nnx.Rngs(0)), CONFIG, mesh=mesh)
-        losses, blocks = [], BatchBlocks(TOKENS, CONFIG, mesh)
-        for step in range(BLOCK_STEPS + 5):  # into the second block and the second epoch
-            if on_blocks:
-                state, loss = step_in_block(state, blocks.with_step(step, schedule))
-            else:
-                batch = train_batch(TOKENS, step, CONFIG.batch_size, CONFIG.sequence_length)
-                state, loss = train_step(state, batch, schedule(np.float32(step)))
-            losses.append(float(loss))
-        results.append((losses, state.tables, state.dense, state.opt_state, state.carry))
-    jax.tree.map(np.testing.assert_array_equal, *results)

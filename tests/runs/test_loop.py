@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.data.corpus import Corpus, fingerprints, unigram_loss
 from jaxlm.errors import InputError
 from jaxlm.inference.perplexity import evaluate
-from jaxlm.runs import loop
+from jaxlm.runs import compilation, loop
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import load_config, load_model
 from jaxlm.runs.locked_run import lock
@@ -199,7 +200,7 @@ def test_a_second_interrupt_leaves_at_once(corpus_dir, tmp_path):
 
 def broken_steps(monkeypatch, *steps: int) -> None:
     """Makes the loss of some steps NaN, as an invalid id in the batch would."""
-    step = loop.step_in_block
+    step = compilation.step_in_block
 
     def broken(state, block):
         labels = block.batches.labels  # [steps, batch, time]
@@ -208,8 +209,7 @@ def broken_steps(monkeypatch, *steps: int) -> None:
         labels = labels.at[:, 0, 0].set(jnp.where(invalid, -1, labels[:, 0, 0]))
         return step(state, block._replace(batches=block.batches._replace(labels=labels)))
 
-    monkeypatch.setattr(loop, "step_in_block", broken)
-    monkeypatch.setattr(loop, "compile_step_in_block", lambda state, block: None)  # it lowers what is jitted
+    monkeypatch.setattr(compilation, "step_in_block", jax.jit(broken, donate_argnums=0))
 
 
 def test_steps_that_are_not_finite_are_skipped_and_told(corpus, tmp_path, monkeypatch, caplog):
