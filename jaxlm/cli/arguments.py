@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -25,6 +25,7 @@ OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 OptionalPositional = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]")]
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+BatchSize = Annotated[int | Literal["auto"], tyro.conf.arg(metavar="INT|auto")]
 
 
 def made_by(config: type) -> Any:
@@ -49,8 +50,14 @@ class ModelOptions(ModelConfig):
     dropout_rates: tyro.conf.Suppress[tuple[float, ...]] = ()
 
 
+@dataclass(frozen=True)
+class StepOptions(TrainConfig):
+    __doc__ = TrainConfig.__doc__
+    batch_size: tyro.conf.Suppress[int] = 32  # --batch-size may also be "auto"
+
+
 Model = Annotated[ModelOptions, made_by(ModelOptions), tyro.conf.OmitArgPrefixes]
-Step = Annotated[TrainConfig, made_by(TrainConfig), tyro.conf.OmitArgPrefixes]
+Step = Annotated[StepOptions, made_by(StepOptions), tyro.conf.OmitArgPrefixes]
 Schedule = Annotated[ScheduleConfig, made_by(ScheduleConfig), tyro.conf.OmitArgPrefixes]
 Devices = Annotated[MeshConfig, made_by(MeshConfig), tyro.conf.OmitArgPrefixes]
 Processes = Annotated[ProcessConfig, made_by(ProcessConfig), tyro.conf.OmitArgPrefixes]

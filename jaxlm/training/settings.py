@@ -57,6 +57,15 @@ def counted_unigrams(unigram_counts: ArrayLike | None, vocab_size: int) -> Unigr
     return unigram_table(np.maximum(counts, 1))
 
 
+def default_batch_size() -> int:
+    """Returns the number of streams with which training reaches the lowest perplexity in equal time on the device.
+
+    On an H200, a minute of 128 streams ends at a perplexity of 73, one of 32 at 83. On a processor a step of more
+    streams takes longer in proportion.
+    """
+    return 32 if jax.default_backend() == "cpu" else 128
+
+
 def resolve_config(config: TrainConfig, vocab_size: int) -> TrainConfig:
     """Returns a config with what depends on the machine or on the vocabulary filled in; says so if that changes it.
 

@@ -18,6 +18,7 @@ from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import load_config, save_config
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.progress import Progress
+from jaxlm.training import settings
 
 
 def jaxlm(*arguments: object) -> int:
@@ -89,6 +90,17 @@ def test_train_takes_a_sampler_and_a_loss(corpus_dir, tmp_path, capsys, choice):
     flags = ["--hidden-size", 8, "--embedding-size", 4, "--num-sampled", 20, "--batch-size", 4, "--eval-tokens", 100]
     assert jaxlm("train", corpus_dir, "--out", tmp_path / "run", "--steps", 20, *flags, *choice) == 0
     assert "exact perplexity" in capsys.readouterr().out
+
+
+def test_the_batch_size_suits_the_device_and_a_run_keeps_it(corpus_dir, tmp_path, monkeypatch):
+    flags = ["--out", tmp_path / "run", "--hidden-size", 8, "--embedding-size", 4, "--num-sampled", 20, "--steps", 1]
+    assert jaxlm("train", corpus_dir, *flags) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(settings.jax, "default_backend", lambda: "gpu")
+        assert settings.default_batch_size() == 128
+    monkeypatch.setattr(settings, "default_batch_size", lambda: 128)  # of another device
+    assert jaxlm("train", corpus_dir, *flags) == 0
+    assert load_config(tmp_path / "run").train.batch_size == 32
 
 
 def test_help_and_import_do_not_load_what_is_slow():

@@ -61,14 +61,6 @@ def test_a_run_and_its_report_compile_few_programs(corpus, corpus_dir, tmp_path,
     finally:
         jax.config.update("jax_log_compiles", False)
     programs = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
-    large = {
-        "step_in_block",
-        "create",
-        "exact_loss",
-        "exact_and_training_loss",
-        "_outputs",
-        "_statistics",
-        "_next_words",
-    }
-    assert {name for name in large if programs.count(name) == 1} == large
-    assert len(programs) <= 20, programs
+    for name in ("step_in_block", "create", "exact_loss", "exact_and_training_loss", "_outputs", "_next_words"):
+        assert programs.count(name) == 1, programs
+    assert len(programs) <= 21, programs
