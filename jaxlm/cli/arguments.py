@@ -64,7 +64,7 @@ Processes = Annotated[ProcessConfig, made_by(ProcessConfig), tyro.conf.OmitArgPr
 
 
 def require_given_once(args: Sequence[str], *options: str) -> None:
-    """Raises `InputError` if an option that takes several values is repeated: the parser would keep the last alone."""
+    """Raises `InputError` if an option that takes several values is repeated: the parser would keep only the last."""
     for option in options:
         if sum(arg == option or arg.startswith(f"{option}=") for arg in args) > 1:
             raise InputError(f"{option} is given twice; expected all of its values after one {option}.")

@@ -146,8 +146,8 @@ def compare(
 
     Args:
       run: Run directory.
-      pairs: JSON lines with sentence_good and sentence_bad (BLiMP), or two columns divided by tabs; - for the standard
-        input. A UID or a third column is the group.
+      pairs: JSON lines with sentence_good and sentence_bad (BLiMP), or columns divided by tabs: good, bad, group; - for
+        the standard input. The UID of a JSON object is its group.
       failed: File to write with the pairs whose unacceptable sentence is at least as likely, as a table.
       unk_log_prob: Added to the log-probability of <unk> for each unknown word, in nats.
     """
@@ -204,7 +204,7 @@ def rescore(
       output: The best path of each utterance, or the list with the score added: a cost for each key for Kaldi, a
         feature and the total for Moses.
       unk_log_prob: Added to the log-probability of <unk> for each unknown word, in nats.
-      tune: Right texts of a development list (utterance words, or one per line for ids from 0). Prints the options
+      tune: Reference texts of a development list (utterance words, or one per line for ids from 0). Prints the options
         with the lowest word error rate instead: weight, acoustic scale, and the scale of each table of --costs but the
         first. The search begins at --scale; the scales of --lm-costs stay as given.
     """

@@ -1,4 +1,4 @@
-"""The words and learning rates of several steps, put onto the devices together.
+"""Batches and learning rates of several steps, transferred to the devices together.
 
 To hand over the arrays of a step one by one takes the host longer than the step takes a GPU.
 """
@@ -19,7 +19,7 @@ BLOCK_STEPS = 20  # steps whose words are put onto the devices together
 
 
 class BatchBlock(NamedTuple):
-    """What the steps n to n + BLOCK_STEPS - 1 read, where n is a multiple of BLOCK_STEPS."""
+    """Batches and learning rates of the steps n to n + BLOCK_STEPS - 1, where n is a multiple of BLOCK_STEPS."""
 
     batches: Batch  # as from `shard_batches`
     learning_rates: jax.Array  # [BLOCK_STEPS] float32

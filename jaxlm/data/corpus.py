@@ -206,7 +206,7 @@ def _hold_out(tokens: np.ndarray, line_end: int | None) -> tuple[np.ndarray, np.
 
 
 def load_corpus(directory: PathLike) -> Corpus:
-    """Opens what `prepare` wrote.
+    """Opens a directory that `prepare` wrote.
 
     Raises:
       InputError: a file is missing, damaged or of another format, or ids do not fit the vocabulary.
@@ -249,7 +249,7 @@ def fingerprint(tokens: np.ndarray, samples: int = 64, length: int = 4096) -> st
 
 
 def fingerprints(corpus: Corpus) -> dict[str, str]:
-    """Returns what tells whether the vocabulary or a text of a run was changed, by name."""
+    """Returns fingerprints of the vocabulary and the texts of a run, by name, to detect changes."""
     texts = {name: fingerprint(getattr(corpus, name)) for name in ("train", "valid")}
     return texts | {VOCABULARY_FILE: corpus.vocabulary.checksum}
 

@@ -1,4 +1,4 @@
-"""Decompresses texts while they are read. The first bytes show the kind of compression, whatever the name says."""
+"""Decompresses texts while they are read. The first bytes tell the kind of compression, not the name."""
 
 import bz2
 import gzip
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Unread(io.RawIOBase):
-    """A file whose first bytes were read already, and come again."""
+    """A file with its first bytes, which were read already, put back in front."""
 
     def __init__(self, start: bytes, file: Any):
         self.start, self.file = start, file
@@ -37,7 +37,7 @@ class _Unread(io.RawIOBase):
 
 
 def decompressed(name: TextSource, file: BinaryIO | io.RawIOBase) -> tuple[io.BufferedReader, bytes]:
-    """Returns a file, decompressed if it is gzip, bzip2, xz or zstd, and its first bytes, which come again.
+    """Returns a file, decompressed if it is gzip, bzip2, xz or zstd, and its first bytes, which are read again from it.
 
     Raises:
       InputError: the file is an archive, or compressed in another way; names the command that unpacks it.

@@ -45,7 +45,7 @@ class TextSource:
 
 
 def describe_archive(source: TextSource, start: bytes) -> str | None:
-    """Returns what is wrong if the first bytes of a text are those of an archive."""
+    """Returns an error message if the first bytes of a text are those of an archive."""
     name = shlex.quote(str(source.path)) if source.is_file else "FILE"
     if start[257:262] == b"ustar":
         return f"{source} is a tar archive; expected text. Unpack it, and name the files in it: tar -xf {name}"
@@ -59,7 +59,7 @@ def describe_archive(source: TextSource, start: bytes) -> str | None:
 
 
 def wrong_encoding(source: TextSource, start: bytes) -> str | None:
-    """Returns what is wrong if a text, by its first bytes, is in UTF-16 or UTF-32."""
+    """Returns an error message if a text, by its first bytes, is in UTF-16 or UTF-32."""
     found = next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
     if found is None:  # without a byte order mark, every second byte of most texts is 0
         pairs = len(start) // 2
@@ -72,14 +72,14 @@ def wrong_encoding(source: TextSource, start: bytes) -> str | None:
 
 
 def describe_nul(source: TextSource, text: str, lines: int) -> str:
-    """Returns where a text has a NUL byte, given the part of it that has one, and the lines before that part."""
+    """Returns an error message with the line of a NUL byte, given that part of a text, and the lines before it."""
     line = lines + text[: text.index("\0")].count("\n") + 1
     command = source.through("tr -d '\\000'")
     return f"{source} has a NUL byte in line {line}, so it is not plain text. Remove such bytes: {command}"
 
 
 def describe_bytes(source: TextSource, error: UnicodeDecodeError, lines: int, has_utf8: bool) -> str:
-    """Returns where a text is not UTF-8, and the likely encoding.
+    """Returns an error message with the line in which a text is not UTF-8, and the likely encoding.
 
     Args:
       source: the text.

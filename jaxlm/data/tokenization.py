@@ -14,7 +14,7 @@ from jaxlm.errors import require
 
 
 class KerasTokenizer(NamedTuple):
-    """How a Keras `Tokenizer` cuts text: into what lies between spaces."""
+    """Settings of a Keras `Tokenizer`, which splits text at spaces."""
 
     lower: bool = True  # whether letters are lower-cased first
     filters: str = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'  # characters replaced by a space
@@ -91,7 +91,7 @@ def auto_ids() -> defaultdict[str, int]:
 
 
 class PieceEncoder:
-    """Encodes text by pieces, what lies between two spaces, and tokenizes each piece only once.
+    """Encodes text in pieces, split at spaces, and tokenizes each distinct piece only once.
 
     No token contains a space, so a piece can be looked up when it comes again. By Zipf's law nearly every
     piece has come before, which makes this far faster than tokenizing all of the text.

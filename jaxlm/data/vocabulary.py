@@ -56,7 +56,7 @@ class Vocabulary:
         require(len(self.ids) == len(self.words), "words", "distinct words", f"{len(self.words)} words with repeats")
         if self.counts is None:
             return
-        require(len(self.counts) == len(self.words), "counts", f"{len(self.words)}, one a word", len(self.counts))
+        require(len(self.counts) == len(self.words), "counts", f"{len(self.words)}, one per word", len(self.counts))
         decreasing = all(first >= second for first, second in zip(self.counts, self.counts[1:], strict=False))
         fits = decreasing and 0 <= self.counts[-1] and self.counts[0] < MAX_COUNT
         require(fits, "counts", "decreasing counts of at least 0", self.counts[:8])
@@ -161,7 +161,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
           InputError: the file is missing, of another format, or does not hold a vocabulary.

@@ -64,7 +64,7 @@ def word_vectors(tokens: jax.Array | ArrayLike, vocab_size: int, width: int) -> 
 
 
 class Features(NamedTuple):
-    """x `[V, 2 * contexts]`, as a sparse matrix plus an outer product: what a word has of neighbors never seen."""
+    """x `[V, 2 * contexts]`, as a sparse matrix plus an outer product, the values of neighbors never seen."""
 
     seen: sparse.csr_matrix  # [V, 2 * contexts]
     unseen: np.ndarray  # [V, 1]

@@ -1,4 +1,4 @@
-"""What a trained model computes: exact perplexity, generated text, scores, n-best lists and nearest neighbors.
+"""Inference with a trained model: exact perplexity, generated text, scores, n-best lists and nearest neighbors.
 
 Imports: the root, `parallel`, `data`, `model` and `losses`.
 """

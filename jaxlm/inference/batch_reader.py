@@ -22,7 +22,7 @@ OutputChunk = tuple[
 
 
 class Sequence(NamedTuple):
-    """Words to read, and where the results for the words after them go."""
+    """Words to read, and the place of the results for the words after them."""
 
     inputs: np.ndarray  # [n] int32
     slot: int  # of the label of the first input in the results

@@ -136,7 +136,7 @@ def _parse_kaldi(line: str, costs: Costs | None, lm_costs: Costs | None) -> Hypo
     key, *text = line.split(maxsplit=1)
     match = KEY.fullmatch(key)
     if match is None or SEPARATOR in line or line.startswith("{"):
-        raise InputError(f"{FORMS}; a transcript or JSON is no list.")
+        raise InputError(f"{FORMS}; a transcript or JSON is not a list.")
     _require_words(line)
     for name, table in (("costs", costs), ("lm_costs", lm_costs)):
         if table is not None and key not in table:

@@ -18,7 +18,7 @@ def is_number(text: str) -> bool:
 
 
 def number_of(text: str, expected: str, worst: float = -math.inf) -> float:
-    """Returns a number that may be infinitely bad, and nothing else that is infinite or nan."""
+    """Returns a finite number or `worst`, an infinite one; raises `InputError` for all other texts."""
     try:
         value = float(text)
     except ValueError:

@@ -55,7 +55,7 @@ def tune(
 
     Args:
       hypotheses: of a development list, with the log-probabilities that `rescore` gives them.
-      references: the right text of each group.
+      references: the correct text of each group.
       tables: of costs, by name; the score of a hypothesis is minus their scaled sum.
       scales: where the search begins, by name; 1 for other tables.
 
@@ -101,7 +101,9 @@ def _read_list(hypotheses: Iterable[Hypothesis], references: Mapping[str, str]) 
     if not num_words:
         raise InputError("The references of this list have no words.")
     if not matches:
-        raise InputError(f"No word of the references, such as {reference[:1]}, is in the list; expected the same case.")
+        raise InputError(
+            f"No word of the references, such as {reference[:1]}, is in the list; write both in the same case."
+        )
     score, lm_score, log_probability = np.array(scores).T
     return _List(keys, (score, lm_score, log_probability), np.array(errors), np.array([*starts.values()]), num_words)
 
@@ -123,7 +125,7 @@ def _count_errors(given: _List, weight: float, acoustic_scale: float) -> int:
 
 
 def read_references(lines: Iterable[str], by_line: bool) -> dict[str, str]:
-    """Reads the right texts: `utterance words` as Kaldi has them, or by line from 0, as Moses' ids count.
+    """Reads the reference texts: `utterance words` as Kaldi has them, or by line from 0, as Moses' ids count.
 
     Args:
       lines: without line ends.
