@@ -42,7 +42,9 @@ WORDS = ["the", "of", "and", "whale", "sea", "Ahab", "harpoon", "ship", "don", "
 def forget_compiled_programs():
     """A process may map 65,530 areas of memory; a compiled program takes several, and JAX keeps each it has made."""
     yield
-    jax.clear_caches()
+    with open("/proc/self/maps", "rb") as areas:
+        if sum(1 for _ in areas) > 25_000:
+            jax.clear_caches()
     spare_the_garbage_collector()
 
 
@@ -60,6 +62,7 @@ def spare_the_garbage_collector() -> None:
 
 
 def pytest_collection_finish() -> None:
+    gc.set_threshold(100_000)
     spare_the_garbage_collector()
 
 

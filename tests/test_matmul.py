@@ -89,9 +89,7 @@ def test_the_compiled_step_multiplies_bfloat16():
     assert len(products) == lstm + dense + loss and products == [["bf16", "bf16"]] * len(products)
 
 
-@pytest.mark.parametrize(
-    "sizes", [(1, 1, 1, 1, 1), (9, 1, 17, 8, 17), (1, 2, 1, 4, 2), (1, 3, 8, 8, 1), (3, 5, 7, 9, 11), (2, 3, 5, 7, 9)]
-)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (3, 5, 7, 9, 11)])
 def test_any_sizes_are_multiplied(sizes):
     batch, time, embedding, hidden, dense = sizes
     model = ModelConfig(20, embedding_size=embedding, hidden_size=hidden, dense=(DenseConfig(dense),))
@@ -181,7 +179,9 @@ def answers_of_a_model():
 
 @pytest.mark.parametrize("asked", [None, "tensorfloat32"])
 def test_a_gpu_rounds_no_factor_of_float32_unless_the_user_asks_jax(asked):
-    for name, (function, *arguments) in answers_of_a_model().items():
+    answers = answers_of_a_model()
+    for name in ("evaluation", "training in float32") if asked else answers:
+        function, *arguments = answers[name]
         with jax.default_matmul_precision(asked):
             text = function.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
         products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]

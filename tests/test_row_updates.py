@@ -1,5 +1,7 @@
 """Row-sparse steps against dense Optax steps: increments compared, untouched rows bit for bit."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ def dense(gradient: RowGradient, num_rows: int) -> np.ndarray:
     return total
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(num_rows=st.integers(1, 12), size=st.integers(1, 30), width=st.integers(0, 3), seed=st.integers(0, 99))
 def test_duplicates_are_summed_once(num_rows, size, width, seed):
     rng = np.random.default_rng(seed)
@@ -54,8 +56,14 @@ LAZY = {
 }
 
 
-@pytest.mark.parametrize("shape", [(40,), (40, 5), (1, 5), (1,)])
-@pytest.mark.parametrize("name", [*EXACT, *LAZY])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *itertools.product(EXACT, [(40,), (40, 5), (1, 5), (1,)]),
+        *itertools.product(LAZY, [(40, 5)]),
+        *itertools.product(["adam"], [(40,), (1, 5)]),
+    ],
+)
 def test_steps_equal_dense_optax(name, shape):
     tx, rng = (EXACT | LAZY)[name], np.random.default_rng(1)
     start = jnp.asarray(rng.standard_normal(shape), jnp.float32)
@@ -69,8 +77,8 @@ def test_steps_equal_dense_optax(name, shape):
         table, opt_state = jax.jit(update_rows, static_argnums=0)(
             tx, table, opt_state, sum_duplicates(gradient, shape[0])
         )
-        updates, dense_state = tx.update(dense(gradient, shape[0]), dense_state, expected)
-        expected = optax.apply_updates(expected, updates)
+        updates, dense_state = jax.jit(tx.update)(dense(gradient, shape[0]), dense_state, expected)
+        expected = expected + updates
     moved, should = np.asarray(table - start), np.asarray(expected - start)  # the size of a parameter hides errors
     untouched = (should.reshape(shape[0], -1) == 0).all(axis=1)
     assert (name in LAZY or shape[0] == 1) or untouched.any()
@@ -78,17 +86,6 @@ def test_steps_equal_dense_optax(name, shape):
     np.testing.assert_allclose(moved, should, rtol=1e-4, atol=3e-7)
     for ours, theirs in zip(jax.tree.leaves(opt_state), jax.tree.leaves(dense_state), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", [*EXACT, *LAZY])
-def test_an_optax_optimizer_descends(name):
-    tx, table = (EXACT | LAZY)[name], jnp.full((6, 2), 3.0)
-    opt_state = tx.init(table)
-    for step in range(4):
-        rows = jnp.array([1, 4])
-        table, opt_state = update_rows(tx, table, opt_state, RowGradient(rows, 2.0 * table[rows]))  # of table**2
-        assert (jnp.abs(table[rows]) < 3.0).all(), step
-    np.testing.assert_array_equal(table[jnp.array([0, 2, 3, 5])], 3.0)
 
 
 def test_moments_and_weight_decay_of_untouched_rows_stand_still():
@@ -111,7 +108,7 @@ def test_a_transformation_that_is_not_element_wise_raises():
         update_rows(tx, table, tx.init(table), gradient)
 
 
-@pytest.mark.parametrize("name", [*EXACT, "adam", "adamw"])
+@pytest.mark.parametrize("name", [*EXACT, "adamw"])
 def test_rows_are_updated_in_place(name):
     tx = (EXACT | LAZY)[name]
     table = jax.ShapeDtypeStruct((100_000, 64), jnp.float32)

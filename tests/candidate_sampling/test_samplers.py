@@ -24,8 +24,7 @@ from jaxlm.errors import InputError
 
 @pytest.mark.parametrize(
     ("name", "range_max"),
-    [("log_uniform", n) for n in (1, 2, 3, 31, 32, 33, 1000, 1001)]
-    + [(n, v) for n in SAMPLERS[1:] for v in (1, 3, 97)],
+    [("log_uniform", n) for n in (1, 2, 31, 33, 1000)] + [(n, v) for n in SAMPLERS[1:] for v in (1, 97)],
 )
 def test_frequencies_with_replacement_follow_the_distribution(name, range_max):
     candidates, _ = draw_many(name, 500, False, range_max, 400)
@@ -96,7 +95,7 @@ def test_expected_counts_follow_from_the_distribution(name, unique):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("size", [1, 2, 17, 150])
+@pytest.mark.parametrize("size", [1, 150])
 def test_all_classes_can_be_sampled(name, size):
     values = sampler(name, size)(jax.random.key(0), jnp.zeros((1, 1), int), size, True)
     assert sorted(values.sampled_candidates.tolist()) == list(range(size))
@@ -116,8 +115,10 @@ def test_any_size_gives_distinct_ids_in_range_and_finite_counts(log_size, fracti
         assert (count > 0).all() and (count <= 1 + 1e-6).all()
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize(("num_sampled", "range_max"), [(60, 503), (41, 41)])
+@pytest.mark.parametrize(
+    ("name", "num_sampled", "range_max"),
+    [("log_uniform", 60, 503), ("learned_unigram", 41, 41)],
+)
 def test_samples_are_the_same_on_every_platform(name, num_sampled, range_max, monkeypatch):
     arguments = (jax.random.key(5), jnp.array([[1], [2]]), num_sampled, True)
     samples = []

@@ -7,7 +7,7 @@ import pytest
 from jaxlm.candidate_sampling.unique import FIRST_SEEN_SIZE, first_occurrences
 
 
-@pytest.mark.parametrize("range_max", [1, 50, 10_000, FIRST_SEEN_SIZE, FIRST_SEEN_SIZE + 1, 2**26])
+@pytest.mark.parametrize("range_max", [1, 50, FIRST_SEEN_SIZE, FIRST_SEEN_SIZE + 1, 2**26])
 def test_first_occurrences_equal_those_of_numpy(range_max, branch):
     rng = np.random.default_rng(range_max)
     ids = rng.integers(0, range_max, 3000)

@@ -1,4 +1,4 @@
-"""Architectures that people publish, in every form of both versions of Keras: read, compared, trained, given back."""
+"""Architectures that people publish, in every form of both versions of Keras: read, compared, changed, given back."""
 
 import dataclasses
 import itertools
@@ -32,18 +32,15 @@ from convert.files.source_file import read_source
 from convert.keras_models.json_config import without_functions
 from convert.keras_models.live_layers import chain, weight_variables
 from convert.weights.table import language_model_weights, model_from_weights, to_keras_weights
-from jaxlm.data.batches import Batch
 
 
-def trained(language_model: jaxlm.LanguageModel) -> jaxlm.LanguageModel:
-    """Trains two steps."""
-    config = jaxlm.TrainConfig(num_sampled=9, batch_size=2, sequence_length=3)
-    state = jaxlm.TrainState.create(language_model, config)
-    ids = np.random.default_rng(2).integers(0, V, (2, 2, 4)).astype(np.int32)
-    for words in ids:
-        state, loss = jaxlm.train_step(state, Batch(words[:, :-1], words[:, 1:]), 0.01)
-    assert np.isfinite(loss)
-    return state.model
+def moved(language_model: jaxlm.LanguageModel) -> jaxlm.LanguageModel:
+    """Adds random numbers to all weights."""
+    rng, weights = np.random.default_rng(3), language_model_weights(language_model)
+    weights = {name: array + rng.normal(0, 0.1, array.shape).astype(np.float32) for name, array in weights.items()}
+    if not language_model.config.softmax_bias:
+        weights["biases"][:] = 0
+    return model_from_weights(weights, language_model.config)
 
 
 FORMS = ["a.keras", "a.h5", "a.hdf5", "a.weights.h5"]
@@ -70,7 +67,7 @@ def test_live(name, version):
     config = model.get_config()
     language_model = convert.from_keras(model)
     assert_equal_function(language_model, model, name)
-    language_model = trained(language_model)
+    language_model = moved(language_model)
     convert.load_into_keras(language_model, model)
     assert_equal_function(language_model, model, name)
     assert model.get_config() == config
@@ -78,7 +75,14 @@ def test_live(name, version):
 
 @pytest.mark.parametrize(
     ("name", "form", "version"),
-    quick_if(lambda name, form, _: form != "a.hdf5" or name == QUICK, itertools.product(ARCHITECTURES, FORMS, [3, 2])),
+    quick_if(
+        lambda name, form, version: (
+            name == QUICK
+            or (form, version) in (("a.keras", 3), ("a.h5", 2))
+            or (form == "a.weights.h5" and name in ("dense layers", "sizes and biases", "wrapped"))
+        ),
+        itertools.product(ARCHITECTURES, FORMS, [3, 2]),
+    ),
 )
 def test_files(name, form, version, tmp_path):
     model = make_model(name, keras_module(version), functional=form != "a.keras")
@@ -156,7 +160,7 @@ def test_a_run_gives_back_the_model_that_it_came_from(name, form, tmp_path):
     list(import_run(tmp_path / form, tmp_path / "run", words, "<unk>", "<eos>", "words"))
     run = run_directory.load(tmp_path / "run")
     assert_equal_function(run.model, model, name)
-    run = run._replace(model=trained(run.model))
+    run = run._replace(model=moved(run.model))
     exported = tmp_path / f"exported{form}"
     comparison = export(run, exported)
     assert comparison.within_tolerance

@@ -27,9 +27,10 @@ def schedule(steps: np.ndarray) -> jax.Array:
 def test_a_block_holds_the_batches_of_its_steps(shape):
     mesh = None if shape is None else make_mesh(*shape)
     blocks = BatchBlocks(TOKENS, CONFIG, mesh)
+    at_step = jax.jit(lambda block, step: block.at_step(step))
     for step in (0, 13, 19, 20, 23, 46, 21):  # 23 and 46 begin an epoch
         block = blocks.with_step(step, schedule)
-        batch, rate = jax.jit(lambda block, step: block.at_step(step))(block, step)
+        batch, rate = at_step(block, step)
         expected = shard_batch(train_batch(TOKENS, step, CONFIG.batch_size, CONFIG.sequence_length), mesh)
         jax.tree.map(np.testing.assert_array_equal, batch, expected)
         assert (batch.weights is not None) == (shape == (2, 4))  # six streams on eight devices

@@ -36,13 +36,14 @@ def make(missing: tuple[str, ...] = (), **change: int):
 
 def full_scores(model, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log-probabilities, ranks and entropies of the ids after the first, from full logits."""
-    log_probabilities = np.asarray(jax.nn.log_softmax(model(ids[None, :-1])[0][0]), np.float64)
+    padded = np.pad(ids[:-1], (0, -(len(ids) - 1) % 512))  # of few lengths, so that few programs are compiled
+    log_probabilities = np.asarray(jax.nn.log_softmax(model(padded[None])[0][0]), np.float64)[: len(ids) - 1]
     own = log_probabilities[np.arange(len(ids) - 1), ids[1:]]
     ranks = 1 + (log_probabilities > own[:, None]).sum(axis=1)
     return own, ranks, -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)
 
 
-@pytest.mark.parametrize("batch_words", [1, 7, 64, 1024])
+@pytest.mark.parametrize("batch_words", [1, 64, 1024])
 def test_sentences_have_the_numbers_of_full_logits_in_their_order(batch_words):
     model, vocabulary = make()
     scores = list(score(model, vocabulary, LINES, batch_words=batch_words))
@@ -57,7 +58,7 @@ def test_sentences_have_the_numbers_of_full_logits_in_their_order(batch_words):
     assert [line.num_unknown for line in scores] == [0, 0, 2, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("batch_words", [1, 5, 50, 1024])
+@pytest.mark.parametrize("batch_words", [5, 1024])
 def test_one_text_has_the_loss_of_evaluate(batch_words):
     model, vocabulary = make()
     lines = LINES * 5

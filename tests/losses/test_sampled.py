@@ -84,7 +84,7 @@ def assert_equals_tensorflow(name, weights, biases, labels, inputs, values, num_
         np.testing.assert_allclose(gradient, correct, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(["sampled_softmax_loss", "nce_loss"]),
     vocab_size=st.integers(1, 60),
@@ -123,7 +123,7 @@ def test_extreme_cases_equal_those_of_tensorflow(name, case):
     elif case == "huge logits":
         biases[::3] = 1e4
         biases[1::3] = -1e4
-    for remove in (True, False):
+    for remove in (True, False) if case in ("all classes", "candidates repeat") else (True,):
         assert_equals_tensorflow(name, weights, biases, labels, inputs, values, 2, remove)
 
 
@@ -137,11 +137,12 @@ def test_shards_of_rows_act_as_one_table(loss):
     def total(weights, biases):
         return loss(weights, biases, labels, inputs, 9, 23, 2, values).sum()
 
-    whole, d_whole = jax.value_and_grad(total, argnums=(0, 1))(jnp.asarray(weights), jnp.asarray(biases))
-    parts, d_parts = jax.value_and_grad(total, argnums=(0, 1))(shards(weights), shards(biases))
+    loss_and_gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+    whole, d_whole = loss_and_gradients(weights, biases)
+    parts, d_parts = loss_and_gradients(shards(weights), shards(biases))
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     for ours, expected in zip(d_parts, d_whole, strict=True):
-        np.testing.assert_allclose(jnp.concatenate(ours), expected, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(np.concatenate(ours), expected, rtol=1e-6, atol=1e-7)
     theirs = tf.nn.sampled_softmax_loss if loss is sampled_softmax_loss else tf.nn.nce_loss  # it cuts 23 into 8, 8, 7
     given_values = [tf.constant(np.asarray(value)) for value in values]
     given_values[0] = tf.cast(given_values[0], tf.int64)
@@ -170,14 +171,15 @@ def test_bfloat16_is_accumulated_in_float32(loss):
     def total(weights, biases, inputs):
         return loss(weights, biases, labels, inputs, 19, 40, 1, values).sum()
 
-    value, gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(*short)
+    loss_and_gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
+    value, gradients = loss_and_gradients(*short)
     # the truth is the float32 loss of the rounded numbers, so that only the error of accumulation is left
-    expected, expected_gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(*(x.astype(jnp.float32) for x in short))
+    expected, expected_gradients = loss_and_gradients(*(x.astype(jnp.float32) for x in short))
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for gradient, correct in zip(gradients, expected_gradients, strict=True):
         assert gradient.dtype == jnp.bfloat16
-        np.testing.assert_allclose(gradient.astype(jnp.float32), correct, rtol=2**-7, atol=1e-2)
+        np.testing.assert_allclose(np.asarray(gradient, np.float32), correct, rtol=2**-7, atol=1e-2)
 
 
 def test_all_candidates_without_hits_give_the_exact_loss():
@@ -192,39 +194,22 @@ def test_all_candidates_without_hits_give_the_exact_loss():
 
 def test_vmap_over_problems():
     weights, biases, labels, inputs, values = problem(8, 31, 6, 5, 1, 9)
-    stacked = jnp.stack([jnp.asarray(inputs), 2.0 * inputs])
-    together = jax.vmap(lambda x: sampled_softmax_loss(weights, biases, labels, x, 9, 31, 1, values))(stacked)
+    stacked = np.stack([inputs, 2.0 * inputs])
+    losses_of = jax.jit(lambda x: sampled_softmax_loss(weights, biases, labels, x, 9, 31, 1, values))
+    together = jax.vmap(losses_of)(stacked)
     for n, x in enumerate(stacked):
-        single = sampled_softmax_loss(weights, biases, labels, x, 9, 31, 1, values)
+        single = losses_of(x)
         np.testing.assert_allclose(together[n], single, rtol=1e-5)
 
 
-def test_every_candidate_a_hit_gives_finite_loss_and_gradient():
-    weights, biases, _, inputs, values = problem(0, 1, 4, 3, 1, 1, scale=100.0)
-    labels = np.zeros((3, 1), np.int32)
-    loss, gradient = jax.value_and_grad(
-        lambda w: sampled_softmax_loss(w, biases, labels, inputs, 1, 1, 1, values).sum()
-    )(weights)
-    np.testing.assert_allclose(loss, 0.0, atol=1e-6)
-    np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
-
-
-def test_huge_logits_stay_finite():
-    weights, biases, labels, inputs, values = problem(1, 50, 6, 5, 1, 20, scale=100.0)
-    loss, gradient = jax.value_and_grad(
-        lambda x: sampled_softmax_loss(weights, biases, labels, x, 20, 50, 1, values).sum()
-    )(inputs)
-    assert np.isfinite(loss) and np.isfinite(gradient).all()
-
-
 def test_uniform_logits_have_the_known_sampled_and_exact_loss():
-    size = 200_000
-    labels = np.arange(0, size, 977, dtype=np.int32)[:, None]
+    size = 20_000
+    labels = np.arange(0, size, 97, dtype=np.int32)[:, None]
     inputs = jnp.zeros((labels.size, 2))
     weights, biases = jnp.zeros((size, 2)), jnp.zeros(size)
     exact = linear_cross_entropy(inputs, weights, labels[:, 0], biases=biases)
     np.testing.assert_allclose(exact, np.log(size), rtol=1e-6)
-    sampled = sampled_softmax_loss(weights, biases, labels, inputs, 1000, size, key=jax.random.key(0))
+    sampled = sampled_softmax_loss(weights, biases, labels, inputs, 100, size, key=jax.random.key(0))
     assert sampled.mean() < np.log(size) - 1  # why a training loss is never shown as a perplexity
 
 
@@ -254,13 +239,13 @@ def test_wrong_arguments_raise(change, word):
 
 @pytest.mark.parametrize("loss", [sampled_softmax_loss, nce_loss])
 @pytest.mark.parametrize("cut", [(), (20,)])
-@pytest.mark.parametrize("label", [50, -1, 10**6])
-def test_a_traced_label_out_of_range_gives_nan_and_spares_the_others(loss, cut, label):
+def test_a_traced_label_out_of_range_gives_nan_and_spares_the_others(loss, cut):
     weights, biases, labels, inputs, values = problem(2, 50, 6, 5, 1, 20)
-    labels[3] = label
     tables = [tuple(map(jnp.asarray, np.split(table, cut))) if cut else table for table in (weights, biases)]
-    losses = jax.jit(lambda labels: loss(*tables, labels, inputs, 20, 50, 1, values))(labels)
-    np.testing.assert_array_equal(jnp.isnan(losses), np.arange(5) == 3)
+    losses_of = jax.jit(lambda labels: loss(*tables, labels, inputs, 20, 50, 1, values))
+    for label in (50, -1, 10**6):
+        labels[3] = label
+        np.testing.assert_array_equal(np.isnan(losses_of(labels)), np.arange(5) == 3)
 
 
 def test_lists_and_numpy_arrays_are_taken():

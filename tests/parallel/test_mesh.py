@@ -33,7 +33,7 @@ CASES = [
     {"optimizer": "adam", "sampler": "unigram", "clip_each": True, "labels": True},
     {"optimizer": "sgd", "sampler": "uniform", "clip_norm": 0.0, "train_embedding": False},
 ]
-QUICK = [(0, (1, 8)), (0, (8, 1)), (0, (1, 1)), *((case, (2, 4)) for case in (1, 2, 3, 5, 6))]
+QUICK = [(2, (1, 8)), (3, (8, 1)), (5, (2, 4)), (6, (2, 4))]
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_one_step_equals_that_of_one_device(case, shape):
             np.testing.assert_allclose(moved, should, rtol=1e-5, atol=1e-5 * np.abs(should).max() + bit, err_msg=name)
 
 
-@pytest.mark.parametrize("vocab_size", [1, 1_024, 2_051])  # of one block of rows, and of several that overlap
+@pytest.mark.parametrize("vocab_size", [1, 2_051])  # of one block of rows, and of several that overlap
 def test_random_rows_are_those_of_one_device(vocab_size):
     config = ModelConfig(vocab_size, embedding_size=3, hidden_size=5)
     one, many = (LanguageModel(config, rngs=nnx.Rngs(0), mesh=mesh) for mesh in (None, make_mesh(2, 4)))
@@ -133,7 +133,7 @@ def test_twenty_steps_replicas_and_padding():
 
 @pytest.mark.parametrize("loss", ["sampled_softmax", pytest.param("full", marks=pytest.mark.exhaustive)])
 def test_an_invalid_id_skips_the_step_everywhere(loss):
-    batch, config = make_batch(), dataclasses.replace(TRAIN, loss=loss)
+    batch, config = make_batch(), dataclasses.replace(TRAIN, optimizer="sgd", loss=loss)
     for word in (VOCAB_SIZE, -1):  # the first one is padding
         state = TrainState.create(make_model(MODEL), config, mesh=make_mesh(1, 8))
         before = without_padding(state)

@@ -19,10 +19,9 @@ from jaxlm.training.state import TrainState
 from jaxlm.training.step import train_step
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
-def test_a_softmax_without_biases_gets_none(optimizer):
+def test_a_softmax_without_biases_gets_none():
     model = LanguageModel(ModelConfig(50, embedding_size=5, **BARE), np.ones(50), rngs=nnx.Rngs(0))
-    state = TrainState.create(model, dataclasses.replace(TRAIN, optimizer=optimizer))
+    state = TrainState.create(model, TRAIN)
     before = np.asarray(state.tables["weights"])
     for batch in batches(2):
         state, loss = train_step(state, batch, 0.1)
@@ -73,12 +72,10 @@ def test_an_epoch_starts_from_the_zero_state():
     assert abs(carried - expected) > 1e-4
 
 
-@pytest.mark.parametrize(
-    "change", [{}, {"clip_norm": 0.0}, {"loss": "full"}, {"optimizer": "adagrad"}, {"loss": "nce"}]
-)
+@pytest.mark.parametrize("change", [{}, {"clip_norm": 0.0, "loss": "full"}, {"optimizer": "adagrad", "loss": "nce"}])
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing_but_its_counters(change, broken):
-    config = dataclasses.replace(TRAIN, clip_norm=1.0, **change) if "clip_norm" not in change else TRAIN
+    config = dataclasses.replace(TRAIN, **{"clip_norm": 1.0} | change)
     first, second, third = batches(3)
     good, _ = train_step(TrainState.create(make_model(), config), first, 0.1)
     before = jax.tree.map(np.array, dataclasses.replace(good, key=jax.random.key_data(good.key)))
@@ -113,13 +110,13 @@ def test_exact_and_training_loss_are_those_of_full_logits_and_of_the_step(starts
     assert sampled < exact
 
 
-@pytest.mark.parametrize("change", [{"optimizer": "sgd"}, {"optimizer": "adagrad", "loss": "full"}])
-def test_the_branches_for_accelerators_take_the_same_steps(change, monkeypatch):
+def test_the_branches_for_accelerators_take_the_same_steps(monkeypatch):
+    config = dataclasses.replace(TRAIN, optimizer="adagrad", loss="full")
     words, results = batches(3), []
     words[1] = words[1]._replace(labels=jnp.asarray(words[1].labels).at[0, 0].set(-1))  # so that it is skipped
     for platform in ("cpu", "default"):
         with branches_for(platform, monkeypatch):
-            state, losses = TrainState.create(make_model(), dataclasses.replace(TRAIN, **change)), []
+            state, losses = TrainState.create(make_model(), config), []
             for batch in words:
                 state, loss = train_step(state, batch, 0.1)
                 losses.append(loss)

@@ -49,7 +49,7 @@ def test_lists_are_batches_too():
     assert results[0] == results[1] == results[2]
 
 
-@pytest.mark.parametrize("change", [{}, {"loss": "nce"}, {"loss": "full"}, {"sampler": "unigram"}, {"tied": True}])
+@pytest.mark.parametrize("change", [{}, {"loss": "nce", "sampler": "unigram"}, {"loss": "full", "tied": True}])
 @pytest.mark.parametrize("argument", ["inputs", "labels"])
 @pytest.mark.parametrize("word", [50, -1, 10**6])
 def test_an_invalid_id_on_the_device_makes_the_loss_nan(change, argument, word):

@@ -26,21 +26,16 @@ from jaxlm.training.step import jit_train_step, step_in_block, train_step
 @pytest.mark.parametrize("change", [{}, {"loss": "full"}, {"model": {"projection_size": 6}}])
 def test_bfloat16_is_asked_of_every_product_forward_and_backward(change, monkeypatch):
     change = dict(change)
-    model = dataclasses.replace(MODEL, **change.pop("model", {}))
-    (batch,), products, losses = batches(1), {}, {}
+    model = make_model(dataclasses.replace(MODEL, **change.pop("model", {})))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for dtype in ("float32", "bfloat16"):
         config = dataclasses.replace(TRAIN, compute_dtype=dtype, **change)
-        arguments = TrainState.create(make_model(model), config), batch, 0.1
-        with monkeypatch.context() as patch:
-            patch.setattr(jax, "default_backend", lambda: "gpu")
-            text = jit_train_step.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
-        jax.clear_caches()  # so that the next line compiles for the processor
+        state = TrainState.create(model, config)
+        text = jit_train_step.trace(state, batches(1)[0], 0.1).lower(lowering_platforms=("cuda",)).as_text()
         lines = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
         rounded = ["lhs_precision_type = bf16" in line and "accumulation_type = f32" in line for line in lines]
-        products[dtype] = len(lines), sum(rounded)
-        losses[dtype] = train_step(*arguments)[1]
-    assert products["float32"][1] == 0 and products["bfloat16"][1] == products["bfloat16"][0] >= 6, products
-    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.01)
+        assert len(lines) >= 6 and rounded == [dtype == "bfloat16"] * len(lines)
+    jit_train_step.clear_cache()  # other tests trace the same arguments for the processor
 
 
 def test_a_precision_that_the_user_asks_of_jax_is_kept():

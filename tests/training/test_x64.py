@@ -16,25 +16,25 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 corpus = jaxlm.load_corpus(sys.argv[1])
 size = len(corpus.vocabulary)
-for change in [{"loss": "full"}, {"loss": "nce", "sampler": "uniform", "optimizer": "adagrad"}, {"sampler": "unigram"}]:
-    model_config = jaxlm.ModelConfig(size, embedding_size=6, hidden_size=8, projection_size=6, tied=True, dropout=0.1)
-    train_config = jaxlm.TrainConfig(batch_size=3, sequence_length=4, num_sampled=20, **change)
-    state = jaxlm.TrainState.from_corpus(corpus, model_config, train_config)
-    types = jax.tree.map(lambda leaf: leaf.dtype, state)
-    for batch in jaxlm.train_batches(corpus.train, train_config, num_steps=3):
-        state, loss = jaxlm.train_step(state, batch, 1e-2)
-    assert loss.dtype == jnp.float32 and np.isfinite(loss)
-    assert jax.tree.map(lambda leaf: leaf.dtype, state) == types
-    assert {leaf.dtype.name for leaf in jax.tree.leaves((state.tables, state.dense, state.carry))} == {"float32"}
+model_config = jaxlm.ModelConfig(size, embedding_size=6, hidden_size=8, projection_size=6, tied=True, dropout=0.1)
+sizes = {"batch_size": 3, "sequence_length": 4, "num_sampled": 20}
+train_config = jaxlm.TrainConfig(**sizes, loss="nce", sampler="uniform", optimizer="adagrad")
+state = jaxlm.TrainState.from_corpus(corpus, model_config, train_config)
+types = jax.tree.map(lambda leaf: leaf.dtype, state)
+for batch in jaxlm.train_batches(corpus.train, train_config, num_steps=2):
+    state, loss = jaxlm.train_step(state, batch, 1e-2)
+assert loss.dtype == jnp.float32 and np.isfinite(loss)
+assert jax.tree.map(lambda leaf: leaf.dtype, state) == types
+assert {leaf.dtype.name for leaf in jax.tree.leaves((state.tables, state.dense, state.carry))} == {"float32"}
 evaluation = jaxlm.evaluate(state.model, corpus.valid, max_tokens=200)
 assert 1 < evaluation.perplexity < size
 text = jaxlm.generate(state.model, corpus.vocabulary, "the whale", 3, top_k=4, key=jax.random.key(0))
 assert text.startswith("the whale") and len(text) > 9
 
-schedule = jaxlm.ScheduleConfig(steps=20, eval_every=10, eval_tokens=100)
+train_config = jaxlm.TrainConfig(**sizes, sampler="unigram")
+schedule = jaxlm.ScheduleConfig(steps=4, eval_every=2, eval_tokens=100)
 for _ in range(2):  # the second call restores a checkpoint
     assert jaxlm.train(corpus, sys.argv[2], model_config, train_config, schedule, progress=False) is not None
-jaxlm.load_model(sys.argv[2])
 
 key, labels = jax.random.key(0), jnp.array([[3], [14]])
 sampling = jaxlm.candidate_sampling
@@ -54,28 +54,14 @@ for dtype in (jnp.float32, jnp.float64):
     assert np.isfinite(loss).all()
     exact = jax.grad(lambda w: jaxlm.linear_cross_entropy(inputs, w, labels[:, 0], biases=w[:, 0]).sum())(weights)
     assert exact.dtype == dtype and np.isfinite(exact).all()
-"""
 
-EXPORT = """
-import sys
-import convert, jaxlm
-model = jaxlm.load_model(sys.argv[1])[0]
-convert.from_keras(convert.to_keras(model))
+import convert
+convert.from_keras(convert.to_keras(jaxlm.load_model(sys.argv[2])[0]))
 """
 
 
-def run(code: str, *arguments: object) -> None:
-    environment = os.environ | {"JAX_ENABLE_X64": "1"}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+@pytest.mark.slow
+def test_training_evaluation_sampling_and_export(corpus_dir, tmp_path):
+    command = [sys.executable, "-c", PATH, str(corpus_dir), str(tmp_path / "run")]
+    result = subprocess.run(command, env=os.environ | {"JAX_ENABLE_X64": "1"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.slow
-def test_training_evaluation_and_sampling(corpus_dir, tmp_path):
-    run(PATH, corpus_dir, tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_export_to_keras_and_back(run_dir):
-    run(EXPORT, run_dir)
