@@ -1,4 +1,4 @@
-"""Convert models between jaxlm, Keras, TensorFlow, LiteRT, ONNX and Flax. Every conversion is checked.
+"""Converts models between jaxlm, Keras, TensorFlow, LiteRT, ONNX and Flax. Every conversion is checked.
 
 Names are imported on first use, so that `jaxlm-convert --help` does not wait for Keras.
 """

@@ -1,4 +1,4 @@
-"""Convert between jaxlm runs and Keras models of every format; every conversion is checked."""
+"""Convert between jaxlm runs and Keras models. Every conversion is checked."""
 
 import os
 import sys
@@ -43,15 +43,15 @@ def to_keras(
 
     Args:
       run: Run directory.
-      out: File to write, ending in .keras, .h5, .weights.h5, .tflite or .onnx. Without an ending: directory of
-        a TensorFlow SavedModel.
-      format: Format of the file, if the ending does not say.
+      out: Output file with the extension .keras, .h5, .weights.h5, .tflite or .onnx. Without an extension: directory
+        of a TensorFlow SavedModel.
+      format: Output format. By default, the file extension selects it.
       logits: Leave out the softmax.
       dtype: Data type of the weights: float16 and bfloat16 for .keras, int8 (dynamic range) for .tflite.
       single_step: Take one word and the LSTM states, return probabilities and the new states (.keras; .tflite
         always does).
-      last_only: Predict only the word after the last one, [batch, vocab] (.keras and .h5).
-      keep_optimizer: Compile the model with the optimizer as the run left it, to continue training in Keras
+      last_only: Return only the distribution of the next word, [batch, vocab] (.keras and .h5).
+      keep_optimizer: Compile the model with the run's optimizer and its state, to continue training in Keras
         (.keras).
       overwrite: Replace an existing file.
     """
@@ -61,7 +61,7 @@ def to_keras(
 
     check_output(out, overwrite, format)
     options = ExportOptions(logits, last_only, single_step, dtype)
-    # the run is passed on and not kept here, so that its memory can be released
+    # no reference to the run is kept here, so that its memory can be released
     comparison = export(
         run_directory.load(run, keep_optimizer=keep_optimizer), out, options, format=format, overwrite=overwrite
     )
@@ -83,19 +83,19 @@ def from_keras(
 ) -> None:
     """Make a run from a Keras model, to continue training with `jaxlm train`.
 
-    Checks that both predict the same. Loading .keras and .h5 never executes code. Loading a SavedModel does:
+    Compares the predictions of both. Loading .keras and .h5 never executes code. Loading a SavedModel does:
     open only trusted ones.
 
     Args:
       model: .keras, .h5 or .weights.h5 file, or SavedModel directory made by Keras.
       run: Run directory to make.
       vocabulary: The model's words in the order of its ids: a .json file of a Keras Tokenizer, of
-        TextVectorization's get_vocabulary(), or with "words" and "counts"; or a text file with a word, or a word, a
-        tab and its count, on each line.
-      unk: The word in it that stands for unknown words. By default <unk>, or the one Keras uses, if there is one.
-      eos: The word in it that stands for the end of a line. By default <eos>, if there is one.
-      tokenization: How text is cut into words, unless the vocabulary says so. By default as the class of Keras that
-        wrote the vocabulary cuts it, or "words".
+        TextVectorization's get_vocabulary(), or with "words" and "counts"; or a text file with one word per line,
+        each with or without a tab and its count.
+      unk: The vocabulary's token for unknown words. Default: <unk>, or that of Keras, if present.
+      eos: The vocabulary's token for the end of a line. Default: <eos>, if present.
+      tokenization: Tokenization of the model's texts, if the vocabulary file has none. Default: that of the Keras
+        class that wrote the vocabulary, or "words".
       keep_optimizer: Continue with the optimizer state (Adam, Adagrad or SGD) of a .keras file.
     """
     from convert.files.importing import import_run
@@ -117,10 +117,10 @@ def verify(
 
     Args:
       first: Run directory, .keras, .h5, .weights.h5, .tflite or .onnx file, or SavedModel directory.
-      second: Another one.
-      text: Text to compare perplexities on.
-      vocabulary: vocabulary.json for the text, if neither model is a run.
-      max_tokens: Maximum number of words of the text, from its beginning; 0 for all.
+      second: The model to compare with, likewise.
+      text: Text for a comparison of perplexities.
+      vocabulary: vocabulary.json of the text, if neither model is a run.
+      max_tokens: Maximum number of words from the beginning of the text; 0 for all.
     """
     from convert.checks.comparison import compare, compare_perplexities
     from convert.files.format_table import load_predictor
@@ -131,12 +131,15 @@ def verify(
     if text and comparison.differences:
         tokens = encode_text(text, vocabulary, first, second)
         if tokens.max() >= ours.vocab_size:
-            raise InputError(f"The vocabulary of the text has more words than the models, {ours.vocab_size}.")
+            raise InputError(
+                f"Invalid `vocabulary`: expected that of the models, ids below {ours.vocab_size}."
+                f" Received: id {tokens.max()}."
+            )
         row, line = compare_perplexities(ours, theirs, tokens, max_tokens)
         comparison = comparison._replace(differences=(*comparison.differences, row))
         print(line)
     print(comparison)
-    print("they agree" if comparison.within_tolerance else "they differ")
+    print("the models agree" if comparison.within_tolerance else "the models differ")
     return 0 if comparison.within_tolerance else 1
 
 

@@ -15,7 +15,7 @@ PROGRAMMING_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupErr
 def library_errors(path: Path, action: Literal["loaded", "written"]) -> Iterator[None]:
     """Converts the exceptions of Keras, h5py, TensorFlow and others on a damaged file or a full disk.
 
-    A programming error in jaxlm or convert is raised as it is.
+    A programming error in jaxlm or convert is raised unchanged.
 
     Raises:
       InputError: `path` cannot be loaded or written.
@@ -27,12 +27,12 @@ def library_errors(path: Path, action: Literal["loaded", "written"]) -> Iterator
     except MemoryError as error:
         raise InputError(f"{path} cannot be {action}: it needs more memory than is available.") from error
     except Exception as error:
-        if isinstance(error, PROGRAMMING_ERRORS) and _is_own(error):
+        if isinstance(error, PROGRAMMING_ERRORS) and _raised_by_project(error):
             raise
         raise InputError(f"{path} cannot be {action}: {reason(error)}") from error
 
 
-def _is_own(error: Exception) -> bool:
-    """Whether an exception comes from a line of jaxlm or convert, not from a function that it calls."""
+def _raised_by_project(error: Exception) -> bool:
+    """Whether a line of jaxlm or convert raised an exception, not a library function that it calls."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").partition(".")[0] in ("convert", "jaxlm")

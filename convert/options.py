@@ -7,11 +7,11 @@ Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 
 
 class ExportOptions(NamedTuple):
-    """Inputs, outputs and data type of an exported model. Not every format has every option.
+    """Inputs, outputs and data type of an exported model. Not every format supports every option.
 
     Attributes:
       logits: whether the softmax is left out.
-      last_only: whether to predict only the word after the last one, `[batch, vocab_size]`.
+      last_only: whether to return only the distribution of the next word, `[batch, vocab_size]`.
       single_step: whether the model takes one word and the LSTM states, and returns the new states too.
       dtype: data type of the weights. The softmax is always in float32.
     """

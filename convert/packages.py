@@ -14,7 +14,7 @@ def import_optional(extra: str, *packages: str) -> None:
     """Imports packages that an extra of jaxlm installs.
 
     Raises:
-      MissingPackageError: a package, or one that it needs itself, is not installed.
+      MissingPackageError: a package, or one of its dependencies, is not installed.
     """
     if all(package in sys.modules and sys.modules[package] is not None for package in packages):
         return
@@ -22,7 +22,7 @@ def import_optional(extra: str, *packages: str) -> None:
         with _quiet_stderr():
             for package in packages:
                 importlib.import_module(package)
-            if "tensorflow" in sys.modules:  # which otherwise reports missing GPUs at its first operation
+            if "tensorflow" in sys.modules:  # otherwise its first operation reports missing GPUs
                 sys.modules["tensorflow"].config.list_physical_devices()
     except ModuleNotFoundError as error:
         name = (error.name or str(error)).partition(".")[0]
@@ -31,9 +31,9 @@ def import_optional(extra: str, *packages: str) -> None:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Discards what is written to stderr; after an error, writes it.
+    """Discards output to stderr, except after an error.
 
-    TensorFlow's C++ code writes to the file descriptor, whatever TF_CPP_MIN_LOG_LEVEL says.
+    TensorFlow's C++ code writes to the file descriptor, regardless of TF_CPP_MIN_LOG_LEVEL.
     """
     sys.stderr.flush()
     stderr = os.dup(2)

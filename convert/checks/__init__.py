@@ -1,4 +1,4 @@
-"""Checks of a conversion: predictions of both models, compared within measured bounds.
+"""Checks of conversions: predictions of two models, compared within measured bounds.
 
 Imports: the root of `convert`.
 """

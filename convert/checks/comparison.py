@@ -1,4 +1,4 @@
-"""Compares the log-probabilities and states of two models on the same ids, as every conversion does at its end."""
+"""Compares the log-probabilities and states of two models on the same ids. Every conversion ends with it."""
 
 from typing import NamedTuple
 
@@ -8,17 +8,17 @@ from convert.checks.predictor import Predictions, Predictor
 from jaxlm.errors import InputError
 
 LOWEST = -69.0  # log(1e-30); below it a float32 softmax has lost its digits
-# allowed differences of log-probabilities and states, by the type of the weights; probabilities themselves
-# would show nothing, since they are about 1e-5 at a large vocabulary
+# allowed differences of log-probabilities and states, by the type of the weights; differences of probabilities are
+# too small to compare, since the probabilities are about 1e-5 at a large vocabulary
 TOLERANCES = {"float32": 1e-4, "float16": 0.03, "bfloat16": 0.25, "int8": 0.3}
 BATCH_SIZE, SEQUENCE_LENGTH, SEED = 2, 9, 0  # of the random ids
-WINDOW = 35  # words of a text read from each zero state, if the models take any number
+WINDOW = 35  # words of a text read from each zero state, if the models accept any length
 
 Shape = tuple[int | None, int | None]  # batch and length, None for any
 
 
 class Difference(NamedTuple):
-    """How far two models are apart in one quantity."""
+    """Difference of two models in one quantity."""
 
     quantity: str
     absolute: float  # largest absolute difference
@@ -28,7 +28,7 @@ class Difference(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """How far two models are apart."""
+    """Differences of two models."""
 
     names: tuple[str, str]
     differences: tuple[Difference, ...]  # empty if the vocabularies have different sizes
@@ -46,7 +46,7 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         if not self.differences:
             return f"{self.names[0]} and {self.names[1]} differ in the size of the vocabulary"
-        lines = [f"{'':20} {'absolute':>10} {'relative':>10} {'allowed':>8} {'numbers':>10}"]
+        lines = [f"{'difference':20} {'absolute':>10} {'relative':>10} {'allowed':>8} {'values':>10}"]
         for quantity, absolute, relative, num_values, allowed in self.differences:
             lines.append(f"{quantity:20} {absolute:10.2e} {relative:10.2e} {allowed:8.0e} {num_values:10,}")
         return "\n".join(lines)
@@ -65,12 +65,12 @@ def compare(
     Args:
       first: a model.
       second: another model.
-      batch_size: sequences of random ids; by default as many as a model demands, or 2.
-      sequence_length: length of each; by default what a model demands, or 9.
+      batch_size: sequences of random ids; by default the fixed batch size of a model, or 2.
+      sequence_length: length of each; by default the fixed length of a model, or 9.
       seed: random seed for the ids.
 
     Returns:
-      The `Comparison` of log-probabilities, and of the states that both models show.
+      The `Comparison` of log-probabilities, and of the states that both models return.
     """
     names = (first.name, second.name)
     if first.vocab_size != second.vocab_size:
@@ -95,7 +95,7 @@ def check(
     Args:
       first: a model.
       second: another model.
-      problem: beginning of the error message: which models differ, and the consequence.
+      problem: beginning of the error message: the models that differ, and the consequence.
 
     Raises:
       InputError: they differ; the message shows the table.
@@ -107,9 +107,9 @@ def check(
 
 
 def precomputed(predictor: Predictor) -> Predictor:
-    """Computes now what `compare` asks for by default, so that the model need not stay in memory.
+    """Computes in advance the predictions that `compare` uses by default, so that the model can be released.
 
-    The other side's `first_id` must not be larger than this one's, and its `shape` must not be narrower.
+    The `first_id` of the other model must not be larger, and its `shape` must not be narrower.
     """
     ids = _random_ids(predictor.vocab_size, predictor.first_id, *_shape(predictor.shape, (None, None)), SEED)
     known = {ids.tobytes(): predictor.predict(ids)}
@@ -119,12 +119,14 @@ def precomputed(predictor: Predictor) -> Predictor:
 def _shape(
     first: Shape, second: Shape, batch_size: int = BATCH_SIZE, sequence_length: int = SEQUENCE_LENGTH
 ) -> tuple[int, int]:
-    """Returns the batch and the length at which two models are compared: their own, if they have one."""
+    """Returns the batch size and length of a comparison: the fixed ones of the models, or the defaults."""
     names, defaults = ("batch_size", "sequence_length"), (batch_size, sequence_length)
     shape = []
     for name, default, ours, theirs in zip(names, defaults, first, second, strict=True):
         if ours and theirs and ours != theirs:
-            raise InputError(f"The models accept different shapes: {name} {ours} and {theirs}.")
+            raise InputError(
+                f"The models accept different shapes: {name} {ours} and {theirs}. Expected the same, or any size."
+            )
         shape.append(ours or theirs or default)
     return shape[0], shape[1]
 
@@ -146,16 +148,17 @@ def text_losses(first: Predictor, second: Predictor, tokens: np.ndarray, max_tok
       The losses in nats per word, `[2]` float64, and the number of words.
 
     Raises:
-      InputError: the models accept different shapes, or the text is shorter than the length that one accepts.
+      InputError: the models accept different shapes, or the text is shorter than the fixed length of one.
     """
     words = min(max_tokens or tokens.size, tokens.size - 1)
     sums, count = np.zeros(2), 0
     batch_size, length = _shape(first.shape, second.shape, 1, WINDOW)
-    if first.shape[1] or second.shape[1]:  # a model of a fixed length cannot read the rest
+    if first.shape[1] or second.shape[1]:  # a model of a fixed length cannot read the remainder
         words -= words % length
         if not words:
             raise InputError(
-                f"The text is too short: expected at least {length + 1} words, since a model reads {length}."
+                f"The text is too short: expected at least {length + 1} words for a model of fixed length {length}."
+                f" Received: {tokens.size}."
             )
     for start in range(0, words, length):
         window = tokens[start : min(start + length, words) + 1]
@@ -173,7 +176,7 @@ def compare_perplexities(
     """Compares two models' perplexities on a text; see `text_losses`.
 
     Returns:
-      The `Difference` of the losses, whose relative difference is that of the perplexities, and a line for people.
+      The `Difference` of the losses, with the relative difference of the perplexities, and a line to print.
     """
     (ours, theirs), count = text_losses(first, second, tokens, max_tokens)
     relative = abs(float(np.expm1(theirs - ours)))
@@ -187,7 +190,7 @@ def _tolerance(first: Predictor, second: Predictor) -> float:
 
 
 def _predict_both(first: Predictor, second: Predictor, ids: np.ndarray) -> tuple[Predictions, Predictions]:
-    """Returns both models' predictions; only those of the last position if one of them has no others."""
+    """Returns both models' predictions; only those of the last position if one model is `last_only`."""
     ours, theirs = first.predict(ids), second.predict(ids)
     if first.last_only or second.last_only:
         ours = ours._replace(log_probabilities=ours.log_probabilities[:, -1:])

@@ -19,19 +19,19 @@ class Predictions(NamedTuple):
     """Predictions for a batch of ids."""
 
     log_probabilities: np.ndarray  # [batch, time, vocab_size] float32; time is 1 if last_only
-    states: Mapping[str, np.ndarray]  # "h_1", "c_1", ... [batch, hidden_size] at the end, as far as they are visible
+    states: Mapping[str, np.ndarray]  # "h_1", "c_1", ... [batch, hidden_size] at the end, if the model returns them
 
 
 class Predictor(NamedTuple):
-    """One side of a comparison."""
+    """A model in a comparison."""
 
     name: str
     vocab_size: int
     predict: Callable[[np.ndarray], Predictions]  # for ids [batch, time] int32, from the zero state
     last_only: bool = False  # predicts only the word after the last id
     first_id: int = 0  # 1 if id 0 is masked
-    dtype: str = "float32"  # of the weights, or in which it computes
-    shape: tuple[int | None, int | None] = (None, None)  # batch and length, if it takes no other
+    dtype: str = "float32"  # of the weights, or of the computation
+    shape: tuple[int | None, int | None] = (None, None)  # batch size and length, if fixed
 
 
 Step = Callable[[np.ndarray, dict[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -70,16 +70,16 @@ def _run(graphdef: nnx.GraphDef, params: nnx.State, ids: jax.Array) -> tuple[jax
 def result_and_states(
     name: str, inputs: Collection[str], outputs: Collection[str], suffix: str = ""
 ) -> tuple[str, list[str]]:
-    """Returns the names of the result, "probabilities" or "logits", and of the states of a model that shows its states.
+    """Returns the names of the result, "probabilities" or "logits", and of the states of a model with state inputs.
 
     Args:
-      name: of the model, for the error.
+      name: of the model, for the error message.
       inputs: names of its inputs: token_ids and the states.
       outputs: names of its outputs: the result and the new states.
       suffix: of the names of the new states.
 
     Raises:
-      InputError: it is another kind of model.
+      InputError: the inputs and outputs are not these.
     """
     results = {"logits", "probabilities"} & set(outputs)
     states = [key for key in inputs if key != "token_ids"]
@@ -104,7 +104,7 @@ def step_predictor(
     """Returns the `Predictor` of a model that reads one word at a time.
 
     Args:
-      name: to show.
+      name: of the model, for messages.
       vocab_size: of the model.
       step: takes ids `[batch]` and the states, returns its outputs by their names.
       zeros: the zero states by their names, each `[1, hidden_size]`.

@@ -1,4 +1,4 @@
-"""Exports a model: written under a temporary name, reloaded, checked against JAX, and only then moved into place."""
+"""Exports a model: writes it under a temporary name, reloads it, checks it against JAX, and moves it into place."""
 
 import gc
 import shutil
@@ -37,8 +37,8 @@ def export(
       run: the model and its words. It is released before the file is reloaded; a caller that keeps no other
         reference needs the memory of only one model.
       out: file to write, or directory of a SavedModel.
-      options: what the exported model computes.
-      format: name of the format; None takes it from the ending of `out`.
+      options: inputs, outputs and data type of the exported model.
+      format: name of the format; None takes it from the file extension of `out`.
       overwrite: whether to replace an existing file of the same format.
 
     Returns:
@@ -46,22 +46,22 @@ def export(
 
     Raises:
       InputError: `out` cannot be written, the format lacks an option, a weight is not finite, or the reloaded
-        model differs by more than `comparison.TOLERANCES`. Nothing is left behind then, and an existing
-        file is untouched.
+        model differs by more than `comparison.TOLERANCES`. In each case nothing is written, and an existing
+        file stays as it is.
     """
     name = check_output(out, overwrite, format)
     check_options(name, options, run)
     config, optimizer, size = run.model.config, run.optimizer, check_space(run, out)
-    ending = "" if name == "savedmodel" else f".{name}"
+    extension = "" if name == "savedmodel" else f".{name}"
     bar = tqdm(
         total=2, desc=f"writing {size / 1e6:,.0f} MB", unit="step", leave=False, disable=True if size < LARGE else None
     )
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory, bar:
-        target = Path(directory) / (out.name.removesuffix(ending) + ending)  # an ONNX file names its data file
+        target = Path(directory) / (out.name.removesuffix(extension) + extension)  # an ONNX file names its data file
         expected = precomputed(_predictor(run, options))
         with library_errors(out, "written"):
             FORMATS[name].write_module.write(run, target, options)
-        del run  # so that its memory serves the reloaded model
+        del run  # frees its memory for the reloaded model
         gc.collect()  # Flax and Keras models are reference cycles
         bar.set_description("reloading and comparing")
         bar.update()
@@ -75,7 +75,7 @@ def export(
 
 
 def _predictor(run: RunModel, options: ExportOptions) -> Predictor:
-    """Returns the run's `Predictor`, with the limits of the Keras model that it came from, if that is rebuilt."""
+    """Returns the run's `Predictor`, with the fixed shape of its source model, if that is rebuilt."""
     predictor = language_model_predictor(run.model, "run")
     if run.description is None or options != DEFAULT_OPTIONS:
         return predictor
@@ -87,7 +87,7 @@ def check_output(out: Path, overwrite: bool, format: FormatName | None = None) -
     """Checks, before anything is computed, that an output can be written; returns the name of its format.
 
     Raises:
-      InputError: the ending, the directory or an existing file is in the way.
+      InputError: the file extension is unknown, the directory does not exist, or the output exists already.
     """
     name = format_of(out, format, is_output=True)
     if not out.parent.is_dir():
@@ -102,10 +102,10 @@ def check_output(out: Path, overwrite: bool, format: FormatName | None = None) -
 
 
 def check_options(name: FormatName, options: ExportOptions, run: RunModel) -> None:
-    """Checks that a format has all options that are asked for, and can keep the optimizer of the run.
+    """Checks that a format supports the given options, and the optimizer of the run.
 
     Raises:
-      InputError: it does not; says what it has.
+      InputError: it does not; the message lists the supported options.
     """
     format, label = FORMATS[name], "a SavedModel" if name == "savedmodel" else f".{name}"
     for option in ExportOptions._fields:
@@ -129,10 +129,10 @@ def check_options(name: FormatName, options: ExportOptions, run: RunModel) -> No
 
 
 def check_space(run: RunModel, out: Path) -> int:
-    """Checks that the disk has room for a run's model; returns its size in bytes.
+    """Checks that the disk has space for a run's model; returns its size in bytes.
 
     Raises:
-      InputError: it has not.
+      InputError: it has too little.
     """
     slots = run.optimizer.slots if run.optimizer else {}
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((run.model, slots)))
@@ -145,7 +145,7 @@ def check_space(run: RunModel, out: Path) -> int:
 
 
 def _move_into_place(target: Path, out: Path) -> None:
-    """Renames what was written, and what lies beside it (an ONNX file's data), to its final name."""
+    """Renames the written model, and the data file of an ONNX model, to their final names."""
     directory = target.parent
     if target.is_dir() and out.is_dir():
         out.rename(directory / "old")

@@ -66,33 +66,33 @@ FORMATS: dict[FormatName, Format] = {
         packages=("onnx", "onnxruntime"),
     ),
 }
-ENDINGS: tuple[FormatName, ...] = ("weights.h5", "keras", "h5", "tflite", "onnx")  # a SavedModel has none
+EXTENSIONS: tuple[FormatName, ...] = ("weights.h5", "keras", "h5", "tflite", "onnx")  # a SavedModel has none
 
 
 def format_of(path: Path, format: FormatName | None = None, *, is_output: bool = False) -> FormatName:
-    """Returns the name of a path's format: `format`, or what its ending says.
+    """Returns the name of a model's format: `format`, or that of its file extension.
 
     Args:
       path: of a model.
-      format: name of the format, if the ending does not say.
-      is_output: whether the model is to be written there, to say so in the error.
+      format: name of the format; None takes it from the file extension.
+      is_output: whether the model is to be written, for the error message.
 
     Raises:
-      InputError: the ending says nothing, or a package is missing.
+      InputError: the file extension is unknown, or a package is missing.
     """
-    name = format or next((name for name in ENDINGS if path.name.endswith(f".{name}")), None)
+    name = format or next((name for name in EXTENSIONS if path.name.endswith(f".{name}")), None)
     name = "h5" if name is None and path.suffix == ".hdf5" else name
     if name is None and (path.suffix == "" or (path / "saved_model.pb").exists()):
         name = "savedmodel"
     if name is None or name not in FORMATS:
         if is_output:
             raise InputError(
-                f"{path}: expected an output that ends in .keras, .h5, .weights.h5, .tflite or .onnx, or has no ending"
-                f" (a SavedModel directory); or give `format`, one of {tuple(FORMATS)}."
+                f"{path}: expected the extension .keras, .h5, .weights.h5, .tflite or .onnx, or none for a SavedModel"
+                f" directory; or give `format`, one of {tuple(FORMATS)}."
             )
         raise InputError(
-            f"{path} is not a model that can be read: expected a run, a file that ends in .keras, .h5, .weights.h5,"
-            " .tflite or .onnx, or a SavedModel directory."
+            f"{path} has no known format: expected a run directory, a .keras, .h5, .weights.h5, .tflite or .onnx file,"
+            " or a SavedModel directory."
         )
     import_optional(FORMATS[name].extra, *FORMATS[name].packages)
     return name
@@ -103,7 +103,7 @@ def load_predictor(path: Path, format: FormatName | None = None) -> Predictor:
 
     Args:
       path: a run directory, or a file or directory that `export` writes.
-      format: name of the format, if the ending does not say.
+      format: name of the format; None takes it from the file extension.
 
     Raises:
       InputError: the path does not exist, or is damaged, unsafe or of another kind.

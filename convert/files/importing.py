@@ -14,7 +14,7 @@ from convert.checks.predictor import language_model_predictor
 from convert.files import run_directory
 from convert.files.format_table import format_of
 from convert.files.source_file import Source, dropped_settings, read_source
-from convert.keras_models.reader import OWN_READING, read_optimizer
+from convert.keras_models.reader import WITHOUT_KERAS, read_optimizer
 from convert.keras_models.vocabulary_files import read_vocabulary, vocabulary_warnings
 from convert.weights.id_order import KerasIds
 from jaxlm.config import ModelConfig, TrainConfig
@@ -35,15 +35,15 @@ def import_run(
     tokenization: Tokenization | Literal["keras_tokenizer"] | None = None,
     keep_optimizer: bool = False,
 ) -> Iterator[str]:
-    """Makes a run from a Keras model's file, and checks that both predict the same; yields lines for people.
+    """Makes a run from a Keras model's file, compares the predictions of both, and yields lines to print.
 
     Args:
       model: `.keras`, `.h5`, `.weights.h5` or a SavedModel directory.
       run: directory to make.
-      vocabulary_file: as `keras_vocabulary.read_vocabulary` reads it.
-      unk: the word in it that stands for unknown words, if the file does not say.
-      eos: the word in it that stands for the end of a line, likewise.
-      tokenization: how text is cut, likewise.
+      vocabulary_file: as in `vocabulary_files.read_vocabulary`.
+      unk: its token for unknown words; None takes the usual one.
+      eos: its token for the end of a line, likewise.
+      tokenization: of the model's texts; None takes that of the file.
       keep_optimizer: whether to continue with the optimizer state in a `.keras` file.
 
     Raises:
@@ -51,25 +51,25 @@ def import_run(
     """
     run_directory.check_new(run)
     read_words = partial(read_vocabulary, vocabulary_file, unk=unk, eos=eos, tokenization=tokenization)
-    read_words()  # raises what is wrong with it, before a large model is read
+    read_words()  # raises an error in it before a large model is read
     if keep_optimizer and format_of(model) != "keras":
-        raise InputError(f"`keep_optimizer` needs a .keras file; others have no optimizer state. Received: {model}.")
+        raise InputError(f"Invalid `keep_optimizer`: expected a .keras file, which has its state. Received: {model}.")
     source = read_source(model)
     language_model, config = source.model, source.model.config
     vocabulary, keras_ids = read_words(vocab_size=config.vocab_size)
-    problem = "The model differs from that of its file, so no run is written"
+    problem = "The model differs from its file, so no run is written"
     yield str(check(language_model_predictor(language_model), source.predictor, problem))
-    yield from _remarks(source, keep_optimizer)
+    yield from _notes(source, keep_optimizer)
     optimizer = read_optimizer(model, config) if keep_optimizer else None
     run_directory.write(run, language_model, vocabulary, keras_ids, optimizer, source.description)
     if optimizer:
         yield f"{optimizer.name} continues after {optimizer.steps:,} steps: --learning-rate {optimizer.learning_rate:g}"
     if keras_ids is not None:
-        yield "the ids were not sorted by frequency: sorted in the run; to-keras restores the original ids"
+        yield "the ids were not sorted by frequency: the run re-ranks them, and to-keras restores their order"
     yield from vocabulary_warnings(vocabulary)
     options = _options(config, ModelConfig(config.vocab_size))
     if config.lstms or config.dense or config.dropout_rates or not config.softmax_bias:
-        options = []  # options cannot say it; without any, `jaxlm train` takes the model of the run
+        options = []  # no options describe this model; without any, `jaxlm train` takes it from the run
     if optimizer:
         trained = TrainConfig(optimizer=optimizer.name, clip_norm=optimizer.clip_norm)
         options += [*_options(trained, TrainConfig()), "--learning-rate", f"{optimizer.learning_rate:g}"]
@@ -77,25 +77,25 @@ def import_run(
     yield f"               jaxlm train DATA --out {shlex.join([str(run), *options])}"
 
 
-def _remarks(source: Source, keep_optimizer: bool) -> Iterator[str]:
-    if OWN_READING in source.predictor.name:
-        yield f"compared {OWN_READING}: it shows that the weights were read, not that Keras computes the same"
+def _notes(source: Source, keep_optimizer: bool) -> Iterator[str]:
+    if WITHOUT_KERAS in source.predictor.name:
+        yield f"compared {WITHOUT_KERAS}, since Keras cannot build the model: only the reading of weights is checked"
     if source.predictor.first_id:
         yield "compared without id 0: if Keras masks it, it is an ordinary word in jaxlm"
     if source.assumed:
         yield f"assumed: {'; '.join(source.assumed)}"
     if source.ignored:
-        kept = ", but kept in what to-keras writes" if source.description else ""
-        yield f"trained without{kept}: {'; '.join(source.ignored)}"
-    missing = dropped_settings(source.compiled, keep_optimizer=keep_optimizer)
+        kept = ", but restored by to-keras" if source.description else ""
+        yield f"ignored in training{kept}: {'; '.join(source.ignored)}"
+    dropped = dropped_settings(source.compiled, keep_optimizer=keep_optimizer)
     if source.description is None:
-        missing += source.ignored
-    if missing:
-        yield f"not kept: {'; '.join(missing)}"
+        dropped += source.ignored
+    if dropped:
+        yield f"not kept in the run: {'; '.join(dropped)}"
 
 
 def _options(config: ModelConfig | TrainConfig, default: ModelConfig | TrainConfig) -> list[str]:
-    """Returns the options of `jaxlm train` that make `config` of `default`."""
+    """Returns the options of `jaxlm train` that turn `default` into `config`."""
     options = []
     for name, value in dataclasses.asdict(config).items():
         if value == getattr(default, name):
@@ -109,12 +109,12 @@ def _options(config: ModelConfig | TrainConfig, default: ModelConfig | TrainConf
 
 
 def encode_text(text: Path, vocabulary_file: Path | None, *models: Path) -> np.ndarray:
-    """Returns the ids of a text, `[N]` int32, as the compared models expect them.
+    """Returns the ids of a text, `[N]` int32, in the ids of the compared models.
 
     Args:
       text: file, plain or compressed, or "-" for the standard input.
       vocabulary_file: None takes that of the run among the models.
-      models: those compared.
+      models: paths of the compared models.
 
     Raises:
       InputError: no vocabulary is given and none of the models is a run, or a file cannot be used.
@@ -127,6 +127,6 @@ def encode_text(text: Path, vocabulary_file: Path | None, *models: Path) -> np.n
     vocabulary = Vocabulary.load(vocabulary_file)
     tokens = np.concatenate([vocabulary.encode(chunk) for chunk in read_chunks([text])])
     if tokens.size < 2:
-        raise InputError(f"{text} has fewer than 2 words.")
+        raise InputError(f"{text}: expected at least 2 words of the vocabulary. Received: {tokens.size}.")
     keras_ids = KerasIds.load(vocabulary_file.parent, len(vocabulary))
     return tokens if keras_ids is None else keras_ids.tokens_for_keras(tokens)

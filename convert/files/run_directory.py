@@ -23,12 +23,12 @@ from jaxlm.training.optimizer import initial_opt_state
 
 
 def load(directory: Path, *, keep_optimizer: bool = False) -> RunModel:
-    """Reads a run, and its optimizer state if asked to.
+    """Reads a run, with its optimizer state if `keep_optimizer`.
 
     Raises:
       InputError: the directory is not a run, has no checkpoint or no optimizer state, or is damaged.
     """
-    with on_host():  # a model may be too large for any other
+    with on_host():  # a model may be too large for an accelerator
         model, vocabulary, config = load_model(directory)
         optimizer = _load_optimizer(directory, config) if keep_optimizer else None
     description = source_json.load(directory, config.model)
@@ -49,11 +49,11 @@ def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
         if opt_state is not None:
             state = from_train_state(opt_state, config.train, config.schedule.learning_rate, step)
             return state if config.model.softmax_bias else _without_biases(state)
-    raise InputError(f"{directory} has no optimizer state; leave `keep_optimizer` out.")
+    raise InputError(f"{directory} has no optimizer state; leave out `keep_optimizer`.")
 
 
 def _without_biases(state: OptimizerState) -> OptimizerState:
-    """Returns a state as Keras keeps it of a softmax without biases: nothing of them."""
+    """Returns a state with zero moments of the softmax biases, which the Keras model does not have."""
     slots = {
         slot: {name: np.zeros_like(array) if name == "biases" else array for name, array in arrays.items()}
         for slot, arrays in state.slots.items()
@@ -69,7 +69,7 @@ def write(
     optimizer: OptimizerState | None = None,
     description: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a run of no steps, which `jaxlm train` continues with any training settings.
+    """Writes a run after 0 steps, which `jaxlm train` continues with any training settings.
 
     Args:
       directory: to make.

@@ -23,13 +23,13 @@ class Source(NamedTuple):
     model: LanguageModel
     predictor: Predictor
     description: dict[str, Any] | None  # JSON of the model, for Keras 3 to rebuild it; None if it cannot
-    assumed: tuple[str, ...]  # what the file does not say
-    ignored: tuple[str, ...]  # settings that jaxlm trains without
-    compiled: dict[str, Any]  # how the model was compiled, JSON
+    assumed: tuple[str, ...]  # settings that the file lacks
+    ignored: tuple[str, ...]  # settings that training ignores
+    compiled: dict[str, Any]  # arguments of `compile`, JSON
 
 
 def read_source(path: Path) -> Source:
-    """Reads a model twice: as a `LanguageModel`, and as Keras runs it.
+    """Reads a model twice: as a `LanguageModel`, and as a Keras model for the comparison.
 
     Raises:
       InputError: the file is damaged or unsafe, or jaxlm cannot represent the model.
@@ -58,13 +58,13 @@ def _assumed(file: KerasFile) -> Iterator[str]:
         return
     yield weights_alone(file.config)
     if () < file.version < (2, 3):
-        yield "recurrent_activation sigmoid, although Keras before 2.3 used hard_sigmoid unless told otherwise"
+        yield "recurrent_activation sigmoid, although the default of Keras before 2.3 was hard_sigmoid"
 
 
 def weights_alone(config: ModelConfig) -> str:
     """Returns the assumptions about a file of weights alone."""
     activations = "".join(f", Dense({layer.size}) {layer.activation}" for layer in config.dense_layers)
-    return f"weights alone say nothing about activations: LSTM tanh and sigmoid{activations}, the last Dense softmax"
+    return f"activations, which a file of weights lacks: LSTM tanh and sigmoid{activations}, the last Dense softmax"
 
 
 def dropped_settings(compiled: Mapping[str, Any], *, keep_optimizer: bool) -> list[str]:
@@ -83,7 +83,7 @@ def dropped_settings(compiled: Mapping[str, Any], *, keep_optimizer: bool) -> li
         if not keep_optimizer:
             found.append(f"optimizer {name}({', '.join(words)})")
         elif words:
-            found.append(f"of {name}: {', '.join(words)}")
+            found.append(f"settings of {name}: {', '.join(words)}")
     elif optimizer:
         found.append(f"optimizer {optimizer}")
     for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):

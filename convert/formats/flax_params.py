@@ -1,4 +1,4 @@
-"""Flax parameters: the weights in a tree of arrays, from any of Flax' LSTM cells."""
+"""Flax parameters: the weights of Flax' LSTM cells in a tree of arrays."""
 
 import re
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ class FlaxLayer(NamedTuple):
     kind: str  # "embedding", "cell" or "dense"
     position: tuple  # sorts layers of a kind
     arrays: list[np.ndarray]  # in Keras' layout
-    params: dict[str, Any]  # its part of the tree
+    params: dict[str, Any]  # its subtree
 
 
 def from_flax(tree: Mapping[Any, Any]) -> LanguageModel:
     """Makes a `LanguageModel` from the parameters of a Flax model: Embed -> LSTM cells -> Dense.
 
-    The tree holds no functions: the check runs its parameters through Flax' own layers, with their default
-    activations, and compares log-probabilities on random ids.
+    The tree has no activations: the comparison runs its parameters through Flax' own layers with their defaults, on
+    random ids.
 
     Args:
       tree: nested mapping of arrays, such as linen's `variables["params"]` or
@@ -43,7 +43,7 @@ def from_flax(tree: Mapping[Any, Any]) -> LanguageModel:
       The language model, float32.
 
     Raises:
-      InputError: there is not exactly one embedding and one Dense, an array belongs to no known layer, the
+      InputError: there is not exactly one embedding and one Dense, an array does not belong to a known layer, the
         shapes do not fit each other, a weight is not finite, or the log-probabilities differ.
 
     References:
@@ -87,7 +87,9 @@ def _walk(tree: Mapping[Any, Any], path: tuple, layers: list[FlaxLayer]) -> None
         for name, value in tree.items():
             if not isinstance(value, Mapping):
                 where = "/".join(map(str, (*path, name)))
-                raise InputError(f"Invalid `tree`: {where} belongs to no layer that jaxlm has.")
+                raise InputError(
+                    f"Invalid `tree`: expected parameters of Embed, LSTM cells and Dense. Received: {where}."
+                )
             _walk(value, (*path, name), layers)
 
 

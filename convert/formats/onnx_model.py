@@ -1,4 +1,4 @@
-"""ONNX files: the graph is written directly, and runs in onnxruntime."""
+"""ONNX files: writes the graph directly, and runs it in ONNX Runtime."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from convert.weights.run_model import RunModel
 from convert.weights.table import language_model_weights, to_keras_weights
 from jaxlm.config import ModelConfig
 
-OPSET, IR_VERSION = 17, 8  # of 2022; every ONNX runtime in use reads them
+OPSET, IR_VERSION = 17, 8  # of 2022
 EXTERNAL_BYTES = 1 << 31  # a protobuf message cannot be larger
 
-Shape = list[str | int | None]  # a name is a dimension of any size
+Shape = list[str | int | None]  # a name stands for any size
 
 
 class Graph:
@@ -29,7 +29,7 @@ class Graph:
         self.tensors: dict[str, np.ndarray] = {}
 
     def add(self, operator: str, inputs: str, outputs: str, **attributes: Any) -> None:
-        """Adds a node; `inputs` and `outputs` are names with spaces between them, "-" is an input left out."""
+        """Adds a node; `inputs` and `outputs` are names separated by spaces, "-" is a missing input."""
         names = ["" if name == "-" else name for name in inputs.split()]
         self.nodes.append(helper.make_node(operator, names, outputs.split(), **attributes))
 
@@ -43,14 +43,14 @@ class Graph:
 
 
 def write(run: RunModel, target: Path, options: ExportOptions = DEFAULT_OPTIONS) -> None:
-    """Writes a model that carries its states.
+    """Writes a model with the LSTM states as inputs and outputs.
 
     It takes token_ids `[batch, time]` int64 and the states h_1, c_1, ... `[batch, hidden_size]`, zeros at the
     beginning of a text, and returns probabilities `[batch, time, vocab_size]` and the new states h_1_out, ...
 
     Args:
       run: its model is written.
-      target: file to write. Weights of more than 2 GB go to a second file, `.data`, beside it.
+      target: file to write. Weights of more than 2 GB go to a second file, with `.data` after its name.
       options: `logits` leaves out the softmax.
 
     Raises:
@@ -101,7 +101,7 @@ def _add_lstm(graph: Graph, n: int, hidden_size: int, weights: dict[str, np.ndar
 
 
 def _add_softmax(graph: Graph, config: ModelConfig, weights: dict[str, np.ndarray], logits: bool) -> None:
-    """Adds the Dense layers, that of the words last, and the softmax."""
+    """Adds the Dense layers and the softmax."""
     outputs = f"layer_{len(config.lstm_layers)}"
     for n, layer in enumerate(config.dense_layers, start=1):
         outputs = _add_dense(graph, f"dense_{n}", outputs, weights)
@@ -131,7 +131,7 @@ def _iofc(array: np.ndarray) -> np.ndarray:
 
 
 def load_predictor(path: Path) -> Predictor:
-    """Returns the `Predictor` of a file from `write`, run by onnxruntime.
+    """Returns the `Predictor` of a file from `write`, run by ONNX Runtime.
 
     Raises:
       InputError: the file is another kind of model.

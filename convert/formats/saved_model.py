@@ -1,4 +1,4 @@
-"""TensorFlow SavedModel directories. They take ids or plain strings, and need only TensorFlow."""
+"""TensorFlow SavedModel directories, which take ids or strings and need only TensorFlow."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class SavedModel(tf.Module):
         input_signature=[tf.TensorSpec([None], tf.string, name="texts"), tf.TensorSpec([], tf.int32, name="k")]
     )
     def next_words(self, texts: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the k most likely next words of strings `[batch]`, and their probabilities, both `[batch, k]`."""
+        """Returns the k most likely next words after strings `[batch]`, and their probabilities, both `[batch, k]`."""
         ids = tf.concat([self._line_ends(texts), self.tokenizer.encode(texts)], axis=1)
         tf.debugging.assert_positive(ids.row_lengths(), "a text has no word of the vocabulary")
         hidden = self.network.hidden(ids.to_tensor())
@@ -55,9 +55,9 @@ class SavedModel(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")])
     def score(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the log-probability of each string, with the end of its line, and its number of words, `[batch]`.
+        """Returns the log-probability of each string with its line end, and its number of words, both `[batch]`.
 
-        If the vocabulary has no `<eos>`, the first word of a string has nothing before it, and does not count.
+        If the vocabulary has no `<eos>`, the first word of a string has no context, and does not count.
         """
         ids = tf.concat([self._line_ends(texts), self.tokenizer.encode(texts), self._line_ends(texts)], axis=1)
         hidden = self.network.hidden(ids.to_tensor()[:, :-1])
@@ -74,7 +74,7 @@ class SavedModel(tf.Module):
         return {"log_probabilities": total, "num_words": tf.maximum(tf.cast(ids.row_lengths(), tf.int32) - 1, 0)}
 
     def _line_ends(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """Returns an `<eos>`, if there is one, for each text: its first word follows the end of a line."""
+        """Returns one `<eos>` per text, if the vocabulary has it: the first word of a text follows a line end."""
         eos = self.tokenizer.eos
         column = tf.fill([tf.shape(texts)[0], 0 if eos is None else 1], 0 if eos is None else eos)
         return tf.RaggedTensor.from_tensor(column, row_splits_dtype=tf.int64)
@@ -137,7 +137,7 @@ def load_predictor(path: Path) -> Predictor:
 def _has_logits(function: Any) -> bool | None:
     """Whether a function returns logits, judging by the last operation of its graph.
 
-    None if the graph does not show its operations: Keras exports models of the JAX backend as one opaque call.
+    None if the graph has only one opaque operation, as models that Keras exports from its JAX backend.
     """
     graph = function.graph.as_graph_def()
     functions = {entry.signature.name: entry for entry in graph.library.function}
@@ -156,7 +156,7 @@ def _has_logits(function: Any) -> bool | None:
 
 
 def _is_state(variable: tf.Variable, batch_size: int | None) -> bool:
-    """Whether a variable is a state of a stateful LSTM, which takes only one batch size."""
+    """Whether a variable is a state of a stateful LSTM, which has a fixed batch size."""
     shape = tuple(variable.shape)
     return bool(batch_size) and not variable.trainable and variable.dtype.is_floating and shape[:1] == (batch_size,)
 

@@ -1,4 +1,4 @@
-"""Reads the weights of SavedModels, those of Keras 2 and 3 and those of `saved_model.write`."""
+"""Reads the weights of SavedModels made by Keras 2, Keras 3 or `saved_model.write`."""
 
 import dataclasses
 import itertools
@@ -27,11 +27,11 @@ LEAVES = ("embeddings", "kernel", "bias")  # weights of the layers that Keras 2 
 def read_model(path: Path) -> tuple[LanguageModel, tuple[str, ...], tuple[str, ...]]:
     """Reads a SavedModel from Keras 2 or 3, or from `write`.
 
-    Keras 2 also saves the model's JSON. Where there is none, the activations of Dense layers before the last are
-    those with which the model agrees with the graph, which is executed for that.
+    Keras 2 also saves the model's JSON. Without it, the activations of Dense layers before the last are those that
+    reproduce the predictions of the graph, which is executed.
 
     Returns:
-      The model, what was assumed about it, and the settings that jaxlm trains without.
+      The model, the assumptions about it, and the settings that training ignores.
 
     Raises:
       InputError: it is damaged, jaxlm cannot represent it, or its variables are those of other layers.
@@ -43,11 +43,11 @@ def read_model(path: Path) -> tuple[LanguageModel, tuple[str, ...], tuple[str, .
     if model.config.dense_layers:
         model = _with_activations(model, precomputed(load_predictor(path)))
     words = [f"Dense({layer.size}) {layer.activation}" for layer in model.config.dense_layers]
-    return model, (f"activations: as they agree with the graph: {', '.join(words)}",) if words else (), ()
+    return model, (f"activations, which reproduce the graph's predictions: {', '.join(words)}",) if words else (), ()
 
 
 def _with_activations(model: LanguageModel, truth: Predictor) -> LanguageModel:
-    """Returns the model with those activations of its Dense layers with which it agrees with another.
+    """Returns the model with the activations of its Dense layers that reproduce the predictions of `truth`.
 
     Raises:
       InputError: there are none.
@@ -63,11 +63,11 @@ def _with_activations(model: LanguageModel, truth: Predictor) -> LanguageModel:
         candidate = model_from_keras_arrays(list(arrays), config)
         if compare(language_model_predictor(candidate), truth).within_tolerance:
             return candidate
-    raise InputError(f"{truth.name}: its Dense layers agree with the graph with neither relu nor tanh nor linear.")
+    raise InputError(f"{truth.name}: expected relu, tanh or linear Dense layers; none of them reproduces its graph.")
 
 
 def _read_structure(path: Path) -> Structure | None:
-    """Reads the JSON that Keras 2 saves beside the graph; None if there is none."""
+    """Reads the JSON that Keras 2 saves with the graph; None if there is none."""
     metadata = path / "keras_metadata.pb"
     if not metadata.is_file():
         return None
@@ -80,7 +80,7 @@ def _read_structure(path: Path) -> Structure | None:
 
 
 def _plain(value: Any) -> Any:
-    """Returns JSON in which what Keras marks as tuples are lists."""
+    """Returns JSON with lists in place of Keras' marked tuples."""
     if isinstance(value, list):
         return [_plain(entry) for entry in value]
     if not isinstance(value, dict):
@@ -105,12 +105,12 @@ def read_weights(path: Path, config: ModelConfig | None = None) -> LanguageModel
         types = reader.get_variable_to_dtype_map()
         keys = _in_order([key for key, dtype in types.items() if dtype.is_floating])
         if not keys:
-            raise InputError(f"{path} has no weights that Keras could have written.")
+            raise InputError(f"{path}: expected the weights of a Keras model. Received: no weights.")
         return model_from_keras_arrays(as_lstm_arrays([reader.get_tensor(key) for key in keys]), config)
 
 
 def _in_order(keys: Sequence[str]) -> list[str]:
-    """Returns the keys of the weights in Keras' order: a number is a place in it, and the others fill the rest."""
+    """Returns the keys of the weights in Keras' order: numbered keys at their position, the others in the gaps."""
     numbered: dict[int, str] = {}
     named: list[tuple[int, int, str]] = []
     for key in keys:

@@ -1,4 +1,4 @@
-"""The language model in TensorFlow's own operations, as SavedModels and LiteRT files need it."""
+"""The language model in TensorFlow operations, for SavedModels and LiteRT files."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The tokenization of `jaxlm prepare` in TensorFlow's own operations, so that a SavedModel accepts strings."""
+"""The tokenization of `jaxlm prepare` in TensorFlow operations, so that a SavedModel accepts strings."""
 
 import functools
 
@@ -13,7 +13,7 @@ from jaxlm.data.vocabulary import EOS, UNK
 def character_class(pattern: str) -> str:
     """Returns the characters that a `tokenizers` class such as \\w matches, as RE2 ranges without the brackets.
 
-    RE2's own \\w is ASCII only, so the tokenizer is asked about every character.
+    RE2's \\w is ASCII only, so every character is tested with the tokenizer.
     """
     splitter = pre_tokenizers.Split(Regex(f"{pattern}+"), "removed", invert=True)
     ranges = []
@@ -26,12 +26,12 @@ def character_class(pattern: str) -> str:
 class TfTokenizer(tf.Module):
     """Turns text into ids like `jaxlm.Vocabulary.encode`, with TensorFlow tables and regular expressions.
 
-    Without words for them, line ends (`<eos>`) and unknown words (`<unk>`) are left out.
+    Line ends (`<eos>`) and unknown words (`<unk>`) that the vocabulary has no token for are left out.
 
     Args:
       words: in the order of the ids.
-      tokenization: how text is cut.
-      dropped: words that are left out of texts.
+      tokenization: of the texts.
+      dropped: words that are removed from texts.
 
     Attributes:
       words: string variable `[V]`.
@@ -71,16 +71,16 @@ class TfTokenizer(tf.Module):
         words = tf.strings.split(texts, " ")
         for word in self.left_out:
             words = tf.ragged.boolean_mask(words, words != word)
-        words = tf.concat([words, tf.fill([tf.size(texts), 1], "")], axis=1)  # so that no text is next to another
+        words = tf.concat([words, tf.fill([tf.size(texts), 1], "")], axis=1)  # separates the texts
         is_double = (words.flat_values == EOS) & (tf.roll(words.flat_values, -1, 0) == "\n")
         words = tf.ragged.boolean_mask(words, words.with_flat_values((words.flat_values != "") & ~is_double))
         ids = self.table.lookup(words)
         return tf.ragged.boolean_mask(ids, ids >= 0)
 
     def _divide(self, texts: tf.Tensor) -> tf.Tensor:
-        """Returns texts whose words are divided by spaces or line ends."""
+        """Returns texts whose words are separated by spaces or line ends."""
         if isinstance(self.tokenization, KerasTokenizer):
-            texts = tf.strings.regex_replace(texts, r"\x00", "\ufffd")  # where `lower` would cut a text off
+            texts = tf.strings.regex_replace(texts, r"\x00", "\ufffd")  # `lower` would end the text there
             texts = tf.strings.lower(texts, encoding="utf-8") if self.tokenization.lower else texts
             filtered = _characters(self.tokenization.filters.replace("\n", ""))
             return tf.strings.regex_replace(texts, filtered, " ") if filtered else texts

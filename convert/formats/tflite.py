@@ -1,4 +1,4 @@
-"""LiteRT (.tflite) files for phones: one word and the states at a time, with built-in operators only."""
+"""LiteRT (.tflite) files for phones: one word per call, with the LSTM states, by built-in operators only."""
 
 from pathlib import Path
 
@@ -45,7 +45,9 @@ def load_predictor(path: Path) -> Predictor:
     interpreter = tf.lite.Interpreter(model_content=path.read_bytes())
     signatures = interpreter.get_signature_list()
     if len(signatures) != 1:
-        raise InputError(f"{path}: expected one signature, as jaxlm-convert writes it. Received: {len(signatures)}.")
+        raise InputError(
+            f"{path}: expected one signature, as in files of `jaxlm-convert`. Received: {len(signatures)}."
+        )
     runner = interpreter.get_signature_runner(next(iter(signatures)))
     inputs, outputs = runner.get_input_details(), runner.get_output_details()
     result, states = result_and_states(path.name, inputs, outputs)

@@ -1,4 +1,4 @@
-"""The ZIP archive of a `.keras` file: checked as a whole, and its weights read in place."""
+"""The ZIP archive of a `.keras` file: checks it, and reads its weights in place."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def open_archive(path: Path) -> Iterator[tuple[Any, Any, h5py.File]]:
     """Opens a `.keras` file; yields its config, the version of Keras that wrote it, and its weights.
 
     Raises:
-      InputError: a member leads out of the archive, is too large or is damaged.
+      InputError: a member points outside the archive, is too large or is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         _check_archive(path, archive)
@@ -36,10 +36,10 @@ def open_archive(path: Path) -> Iterator[tuple[Any, Any, h5py.File]]:
 def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
     for name in archive.namelist():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise InputError(f"{path} is not a Keras model: its member {name!r} leads out of the archive.")
+            raise InputError(f"{path} is not a Keras model: its member {name!r} points outside the archive.")
     if sum(info.file_size for info in archive.infolist() if info.filename.endswith(".json")) > MAX_JSON_BYTES:
         raise InputError(f"{path} is not a Keras model: its JSON files are larger than {MAX_JSON_BYTES:,} bytes.")
-    damaged = archive.testzip()  # HDF5 has no checksums, the archive does
+    damaged = archive.testzip()  # HDF5 has no checksums, but the archive does
     if damaged:
         raise InputError(f"{path} is damaged: its member {damaged} has the wrong checksum.")
 
@@ -50,7 +50,7 @@ def open_weights(path: Path, archive: zipfile.ZipFile) -> IO[bytes] | io.RawIOBa
     if info.compress_type != zipfile.ZIP_STORED:
         return archive.open(info)
     if info.file_size != info.compress_size:
-        raise InputError(f"{path} is damaged: its weights are not compressed, but have two different sizes.")
+        raise InputError(f"{path} is damaged: the sizes of its uncompressed weights differ.")
     with path.open("rb") as file:
         file.seek(info.header_offset)
         header = file.read(30)
@@ -59,7 +59,7 @@ def open_weights(path: Path, archive: zipfile.ZipFile) -> IO[bytes] | io.RawIOBa
 
 
 class FileSlice(io.RawIOBase):
-    """A slice of a file, as a file. To seek in the one from `zipfile` reads everything before the position."""
+    """A slice of a file, as a file. Unlike a member opened by `zipfile`, it seeks without reading."""
 
     def __init__(self, path: Path, start: int, size: int):
         self.file, self.start, self.size, self.position = path.open("rb", buffering=0), start, size, 0

@@ -17,8 +17,8 @@ def build(config: ModelConfig, options: ExportOptions = DEFAULT_OPTIONS) -> kera
     """Builds an ordinary functional Keras model.
 
     Args:
-      config: shape of the model. Dropout is left out, since it does nothing in inference.
-      options: what the model computes.
+      config: shape of the model. Dropout is left out, since it has no effect in inference.
+      options: inputs, outputs and data type of the model.
 
     Returns:
       A model from ids `[batch, time]` int32 to probabilities `[batch, time, vocab_size]` float32, of any
@@ -55,7 +55,8 @@ def _embedding(config: ModelConfig, options: ExportOptions) -> keras.layers.Laye
 
 
 def _lstm(config: ModelConfig, options: ExportOptions, n: int, **settings: bool) -> keras.layers.Layer:
-    initializer = "orthogonal" if options.dtype == "float32" else "glorot_uniform"  # 16 bits have no QR decomposition
+    # there is no QR decomposition in 16 bits
+    initializer = "orthogonal" if options.dtype == "float32" else "glorot_uniform"
     layer = config.lstm_layers[n - 1]
     settings |= {"use_bias": layer.use_bias}
     return keras.layers.LSTM(
@@ -64,7 +65,7 @@ def _lstm(config: ModelConfig, options: ExportOptions, n: int, **settings: bool)
 
 
 def _softmax(config: ModelConfig, options: ExportOptions, outputs: Any) -> Any:
-    """Applies the Dense layers, that of the words last, and the softmax, which is always in float32."""
+    """Applies the Dense layers and the softmax, which is always in float32."""
     settings: dict[str, Any]
     for n, layer in enumerate(config.dense_layers, start=1):
         settings = {"use_bias": layer.use_bias, "dtype": options.dtype, "name": f"dense_{n}"}
@@ -83,7 +84,7 @@ def compile_model(model: keras.Model, state: OptimizerState, config: ModelConfig
     Args:
       model: as from `build`.
       state: of jaxlm's optimizer.
-      config: of the model; not tied, since Keras keeps two tables, each with a state of its own.
+      config: of the model; not tied, since Keras has two tables with separate states.
 
     Raises:
       InputError: a moment is not finite.
@@ -113,10 +114,10 @@ def assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray]) -> Non
 
 
 def abstract(make: Callable[[], keras.Model]) -> keras.Model:
-    """Makes a Keras model whose variables have shapes but no memory. It runs in a scope that holds their values.
+    """Makes a Keras model whose variables have shapes but no values. It is called in a scope that supplies the values.
 
-    This takes a thread of its own: Keras keeps a list, for each thread, of the variables that have no values
-    yet, and gives them values as soon as that thread makes another variable.
+    It is made in a new thread: Keras keeps a list of variables without values for each thread, and initializes them
+    when that thread makes another variable.
     """
 
     def in_scope() -> keras.Model:
@@ -130,8 +131,8 @@ def abstract(make: Callable[[], keras.Model]) -> keras.Model:
 def tensor_of(array: np.ndarray) -> Any:
     """Returns an array as a tensor of the Keras backend, copied at most once.
 
-    TensorFlow takes aligned memory as it is. Its own conversion makes two copies, and keeps both as long as
-    the tensor lives.
+    TensorFlow uses aligned memory without a copy. Its own conversion makes two copies, and keeps both during the
+    life of the tensor.
     """
     if keras.backend.backend() != "tensorflow" or array.dtype.kind != "f":
         return keras.ops.convert_to_tensor(array)

@@ -1,4 +1,4 @@
-"""Weights in HDF5, as Keras 2 and 3 write them: found, checked, and put into Keras' order."""
+"""Weights in HDF5 files of Keras 2 and 3: finds them, checks them, and sorts them into Keras' order."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ WRAPPERS = ("model_weights", "layers", "_layer_checkpoint_dependencies")  # grou
 OPTIMIZER = re.compile(r"optimizer/vars/\d+")
 NOT_WEIGHTS = re.compile(r"(^|/)(optimizer|optimizer_weights|seed_generator|metrics|top_level_model_weights)(/|$)")
 Group = tuple[str, ...]  # of a layer in the file
-MAX_COMPRESSION = 64  # of a file; what claims to be larger is damaged
+MAX_COMPRESSION = 64  # of a file; a larger size in its headers is damage
 
 
 def find_datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
@@ -52,13 +52,13 @@ def find_datasets(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
 def weights_of_layers(
     path: Path, datasets: dict[str, h5py.Dataset], layers: Sequence[Layer], layer_names: Sequence[str]
 ) -> list[h5py.Dataset]:
-    """Returns the weights of layers that are known, in Keras' order.
+    """Returns the weights of given layers in Keras' order.
 
     Args:
-      path: of the file, to name in errors.
+      path: of the file, for error messages.
       datasets: as from `find_datasets`.
       layers: those that have weights, in order.
-      layer_names: of a whole model in `.h5`, whose groups have them; other files have the names of classes.
+      layer_names: names of the groups of a whole model in `.h5`; empty if groups are named after classes.
 
     Raises:
       InputError: a layer lacks a weight, or the file has one of another layer.
@@ -72,15 +72,16 @@ def weights_of_layers(
         expected = (2 if layer.kind == "LSTM" else 1) + bias
         if len(group) != expected:
             name = layer.config.get("name", "?")
-            raise InputError(f"{path}: layer {name!r} must have {expected} weights. Received: {len(group)}.")
+            raise InputError(f"{path}: layer {name!r}: expected {expected} weights. Received: {len(group)}.")
         found += group
     if groups:
-        raise InputError(f"{path}: it has weights of no layer of the model: {sorted('/'.join(key) for key in groups)}.")
+        unknown = sorted("/".join(key) for key in groups)
+        raise InputError(f"{path}: it has weights that belong to no layer of the model: {unknown}.")
     return found
 
 
 def _belongs(key: Group, layer: Layer) -> bool:
-    """Whether a group of a whole model in .h5 is a layer's: its own, or one named like it in that of a model."""
+    """Whether a group of a whole model in .h5 has the name of a layer, inside those of the models around it."""
     return key[0] == layer.names[0] and (len(layer.names) == 1 or layer.names[-1] in key[1:])
 
 
@@ -98,14 +99,16 @@ def weights_alone(path: Path, datasets: dict[str, h5py.Dataset], layer_names: Se
         order, ambiguous = _fitting_order(path, groups)
     if ambiguous:
         names = ["/".join(key) for key in groups]
-        raise InputError(f"{path}: the order of the layers {names} is ambiguous; convert the whole model instead.")
+        raise InputError(
+            f"{path}: the order of the layers {names} is ambiguous; convert the whole model, saved by `model.save`."
+        )
     return [dataset for key in order for dataset in groups[key]]
 
 
 def _fitting_order(path: Path, groups: dict[Group, list[h5py.Dataset]]) -> tuple[list[Group], bool]:
-    """Returns layers in the only order in which each fits the one before it, or as far as it is the only one.
+    """Returns layers in the order in which each fits the one before it, and whether another layer fits as well.
 
-    Those of a class are numbered in their order, those of different classes are not.
+    Layers of one class are numbered in their order; layers of different classes are not.
     """
     rest = sorted(groups, key=lambda key: (key[:-1], _number(key[-1])))
     order = [key for key in rest if key[-1].startswith("embedding")]
@@ -160,7 +163,7 @@ def _by_layer(datasets: dict[str, h5py.Dataset], *, by_class: bool) -> dict[Grou
         leaf = leaf.split(":")[0]
         key = tuple(group for group in groups if not (by_class and group in PARTS))
         if leaf not in LEAVES or not key:
-            raise InputError(f"Weight {name!r} belongs to none of Embedding, LSTM and Dense.")
+            raise InputError(f"Expected weights of Embedding, LSTM and Dense layers. Received: {name!r}.")
         layers.setdefault(key, []).append((LEAVES.index(leaf), dataset))
     return {key: [dataset for _, dataset in sorted(layer, key=lambda pair: pair[0])] for key, layer in layers.items()}
 

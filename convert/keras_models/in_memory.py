@@ -1,4 +1,4 @@
-"""Live Keras models: made from a `LanguageModel`, turned into one, and compared with one."""
+"""Live Keras models: conversion to and from a `LanguageModel`, with a comparison."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ def to_keras(model: LanguageModel, options: ExportOptions = DEFAULT_OPTIONS) -> 
 
     Args:
       model: the language model.
-      options: what the Keras model computes: by default the probabilities `[batch, time, vocab_size]` of the
-        next word at every position.
+      options: inputs, outputs and data type of the Keras model; by default it returns the probabilities
+        `[batch, time, vocab_size]` of the next word at every position.
 
     Returns:
       A functional Keras model: Embedding -> LSTM, one or more -> Dense.
@@ -45,12 +45,12 @@ def to_keras(model: LanguageModel, options: ExportOptions = DEFAULT_OPTIONS) -> 
 
 
 def from_keras(model: Any) -> LanguageModel:
-    """Makes a `LanguageModel` from a live Keras model (Keras 3 or `tf_keras`), and checks that both predict the same.
+    """Makes a `LanguageModel` from a live Keras model (Keras 3 or `tf_keras`), and compares their predictions.
 
     Args:
       model: built, Sequential or functional: Embedding -> LSTM, one or more -> Dense layers, the last with a
-        softmax or logits, and dropout between them. jaxlm's sampler expects ids sorted by decreasing frequency; if
-        they are not, train on other ids, see `frequency_order`.
+        softmax or logits, and dropout between them. The log-uniform sampler expects ids sorted by decreasing
+        frequency; `frequency_order` sorts them.
 
     Returns:
       The language model, float32. If the embedding has `mask_zero`, id 0 is an ordinary word in it.
@@ -76,7 +76,7 @@ def from_keras(model: Any) -> LanguageModel:
 
 
 def load_into_keras(language_model: LanguageModel, model: Any) -> None:
-    """Copies the weights of a `LanguageModel` into a live Keras model, and checks that both predict the same.
+    """Copies the weights of a `LanguageModel` into a live Keras model, and compares their predictions.
 
     Args:
       language_model: for example from `from_keras` of the same model, after training.

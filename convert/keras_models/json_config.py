@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from jaxlm.errors import InputError
 
 MODELS = ("Sequential", "Functional", "Model")
-# what functions of Keras and TensorFlow are called in files; a file cannot say whose function a name means
+# names of functions of Keras and TensorFlow in files, which do not record the module
 FUNCTIONS = {"softmax": "softmax", "softmax_v2": "softmax", "relu": "relu", "tanh": "tanh", "sigmoid": "sigmoid"}
 
 
@@ -14,7 +14,7 @@ class Layer(NamedTuple):
     """A Keras layer, from a live model or a file."""
 
     kind: str  # name of its class, such as "LSTM"
-    config: dict[str, Any]  # as from its get_config()
+    config: dict[str, Any]  # from its get_config()
     path: tuple[str, ...] = ()  # its groups in the files of Keras 3, such as ("sequential", "lstm_1")
     names: tuple[str, ...] = ()  # its name, after those of the models around it
 
@@ -32,13 +32,13 @@ def layers_of_json(config: Any) -> list[Layer]:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(f"The config of the Keras model is damaged: {error!r}") from error
     except RecursionError as error:
-        raise InputError("The config of the Keras model is damaged: too many models inside each other.") from error
+        raise InputError("The config of the Keras model is damaged: too many nested models.") from error
 
 
 def _layers(model: Any, path: tuple[str, ...], names: tuple[str, ...]) -> list[Layer]:
     kind, inner = model["class_name"], model["config"]
     if kind not in MODELS:
-        raise InputError(f"The model must be Sequential or Functional; found {kind}.")
+        raise InputError(f"Invalid Keras model: expected Sequential or Functional. Received: {kind}.")
     entries = inner["layers"] if isinstance(inner, dict) else inner  # a list in the first versions of Keras
     layers: list[Layer] = []
     counts: dict[str, int] = {}
@@ -53,7 +53,7 @@ def _layers(model: Any, path: tuple[str, ...], names: tuple[str, ...]) -> list[L
         inbound = _references(entry.get("inbound_nodes", []))
         if previous is not None and kind != "Sequential" and inbound != [(previous, 0)]:
             layer = Layer(entry["class_name"], {"name": name})
-            raise refusal(layer, f"its input must be only the layer before it, {previous!r}; found {inbound}")
+            raise refusal(layer, f"expected the layer before it, {previous!r}, as its only input. Received: {inbound}")
         if entry["class_name"] in MODELS:
             layers += _layers(entry, (*path, key), (*names, name))
         else:
@@ -62,18 +62,20 @@ def _layers(model: Any, path: tuple[str, ...], names: tuple[str, ...]) -> list[L
         previous = name
     outputs = _references(inner.get("output_layers", [])) if isinstance(inner, dict) else []
     if kind != "Sequential" and outputs != [(previous, 0)]:
-        raise InputError(f"The model must have one output, that of its last layer {previous!r}; found {outputs}.")
+        raise InputError(
+            f"Invalid Keras model: expected one output, that of its last layer {previous!r}. Received: {outputs}."
+        )
     return layers
 
 
 def _snake_case(name: str) -> str:
-    """Names a class as Keras names its group in a file."""
+    """Returns Keras' name for the group of a class in a file."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _references(nodes: Any) -> list[tuple[str, int]]:
-    """Returns layer and tensor of each [name, node, tensor] somewhere in lists and dicts."""
+    """Returns layer and tensor of each [name, node, tensor] in nested lists and dicts."""
     if isinstance(nodes, dict):
         nodes = list(nodes.values())
     if not isinstance(nodes, list | tuple):
@@ -84,23 +86,23 @@ def _references(nodes: Any) -> list[tuple[str, int]]:
 
 
 def check_classes(config: Any) -> None:
-    """Checks that a config names no classes but Keras' own, at any depth.
+    """Checks that a config names only classes of Keras, at any depth.
 
     Raises:
-      InputError: it does; Keras would have to import and run them.
+      InputError: it names another class, which Keras would import and run.
     """
     values = list(config.values()) if isinstance(config, dict) else config if isinstance(config, list) else []
     if isinstance(config, dict) and "class_name" in config:
         module, registered = config.get("module") or "keras", config.get("registered_name")
         if str(module).split(".")[0] not in ("keras", "tf_keras") or registered and ">" in str(registered):
             name = f"{config['class_name']} of {registered or module}"
-            raise InputError(f"The model cannot be converted: {name} is not a class of Keras, and is not executed.")
+            raise InputError(f"The model cannot be converted: expected only classes of Keras. Received: {name}.")
     for value in values:
         check_classes(value)
 
 
 def without_functions(config: Any) -> Any:
-    """Returns a config in which functions that are known by name are names, as in Keras' own activations."""
+    """Returns a config in which known functions are replaced by their names, as for Keras' own activations."""
     if isinstance(config, list):
         return [without_functions(value) for value in config]
     if not isinstance(config, dict):
@@ -111,7 +113,7 @@ def without_functions(config: Any) -> Any:
 
 
 def is_step_model(config: Any) -> bool:
-    """Whether a config is that of a single-step model of jaxlm's, judging by its inputs and layers."""
+    """Whether a config is that of a single-step model of jaxlm, judging by its inputs and layers."""
     inner = config.get("config") if isinstance(config, dict) else None
     layers = inner.get("layers") if isinstance(inner, dict) else None
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
@@ -123,5 +125,5 @@ def is_step_model(config: Any) -> bool:
 
 
 def refusal(layer: Layer, reason: str) -> InputError:
-    """Returns the error that names a layer and the reason why it cannot be converted."""
+    """Returns the error for a layer that cannot be converted, with the reason."""
     return InputError(f"Layer {layer.config.get('name', '?')!r} ({layer.kind}) cannot be converted: {reason}.")

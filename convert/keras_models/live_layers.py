@@ -1,4 +1,4 @@
-"""Live Keras models (Keras 3 or `tf_keras`): their layers in order, their weights, their states, their predictions."""
+"""Live Keras models (Keras 3 or `tf_keras`): their layers in order, weights, states and predictions."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def read_live_model(model: Any) -> tuple[list[Any], Structure]:
       InputError: the model is not built, is not one chain of layers, or jaxlm cannot represent it.
     """
     if not getattr(model, "built", False) or not getattr(model, "inputs", None):
-        raise InputError("The Keras model is not built yet; call it once, or use model.build((None, None)).")
+        raise InputError("The Keras model is not built yet; call it once, or use `model.build((None, None))`.")
     layers = chain(model)
     for layer in layers:
         for part in (layer, getattr(layer, "layer", None), getattr(layer, "cell", None)):
@@ -30,7 +30,10 @@ def read_live_model(model: Any) -> tuple[list[Any], Structure]:
     entries = layers_of_json({"class_name": _kind(model), "config": _config(model)})
     kinds = [entry.kind for entry in entries if entry.kind != "InputLayer"]
     if kinds != [type(layer).__name__ for layer in layers]:
-        raise InputError(f"The model's layers are {' -> '.join(kinds)}, but it holds {[x.name for x in layers]}.")
+        raise InputError(
+            f"Invalid Keras model: expected the layers of its config, {' -> '.join(kinds)}."
+            f" Received: {[layer.name for layer in layers]}."
+        )
     inputs = Layer("InputLayer", {"batch_shape": tuple(model.inputs[0].shape)})
     return [layer for layer in layers if weight_variables(layer)], read_structure([inputs, *entries])
 
@@ -55,7 +58,7 @@ def _config(model: Any) -> Any:
     try:
         return model.get_config()
     except Exception as error:  # subclassed models, and layers whose class has no config
-        raise InputError(f"The model has no config that Keras can write: {error!r}") from error
+        raise InputError(f"Invalid Keras model: its `get_config()` fails: {error!r}") from error
 
 
 def _check_origin(name: str, layer: Any) -> None:
@@ -65,7 +68,7 @@ def _check_origin(name: str, layer: Any) -> None:
 
 
 def weight_variables(layer: Any) -> list[Any]:
-    """Returns the variables of a layer that are weights, in Keras' order: no seeds and no states."""
+    """Returns the weights of a layer in Keras' order, without seeds and states."""
     layer = layer.layer if type(layer).__name__ == "TimeDistributed" else layer
     holder = layer.cell if hasattr(getattr(layer, "cell", None), "kernel") else layer
     variables = [getattr(holder, name, None) for name in WEIGHTS]
@@ -73,9 +76,9 @@ def weight_variables(layer: Any) -> list[Any]:
 
 
 def keras_predictor(model: Any, name: str = "Keras model") -> Predictor:
-    """Returns the `Predictor` of a live Keras model, also of one that `build` made with `single_step`.
+    """Returns the `Predictor` of a live Keras model, or of a single-step model of `build`.
 
-    It reads from zero states, and leaves the model's states as they were.
+    It reads from zero states, and restores the model's states afterwards.
     """
     if len(model.inputs) > 1:
         return _step_predictor(model, name)
@@ -104,7 +107,7 @@ def keras_predictor(model: Any, name: str = "Keras model") -> Predictor:
 
 @contextmanager
 def zero_states(layers: Sequence[Any]) -> Iterator[None]:
-    """Sets the states of stateful layers to zero, and at the end to what they were."""
+    """Sets the states of stateful layers to zero, and restores them at the end."""
     states = [state for layer in layers if getattr(layer, "stateful", False) for state in states_of(layer)]
     before = [np.array(as_array(state)) for state in states]
     for state, array in zip(states, before, strict=True):
@@ -131,7 +134,10 @@ def abstract_predictor(model: keras.Model, weights: Sequence[Any], name: str) ->
     """
     for layer in chain(model):
         if getattr(getattr(layer, "layer", layer), "lora_enabled", False):
-            raise InputError(f"{name}: layer {layer.name!r} has LoRA; save the model after merging its low ranks.")
+            raise InputError(
+                f"{name}: layer {layer.name!r} has LoRA; build the model without it, and load the weights of"
+                " `model.save_weights`, which merges the low-rank matrices."
+            )
     variables = [variable for layer in chain(model) for variable in weight_variables(layer)]
     expected, shapes = ([tuple(tensor.shape) for tensor in tensors] for tensors in (variables, weights))
     if shapes != expected:
@@ -147,7 +153,7 @@ def abstract_predictor(model: keras.Model, weights: Sequence[Any], name: str) ->
 
 def _step_predictor(model: Any, name: str) -> Predictor:
     if not isinstance(model.input, dict) or not isinstance(model.output, dict):
-        raise InputError(f"{name} has several inputs; expected one chain of layers, or a single-step model of jaxlm's.")
+        raise InputError(f"{name} has several inputs; expected one input of ids, or a single-step model of jaxlm.")
     result, states = result_and_states(name, model.input, model.output)
     zeros = {key: np.zeros((1, model.input[key].shape[-1]), model.input[key].dtype) for key in states}
 

@@ -1,4 +1,4 @@
-"""Reads the files of Keras models without executing anything in them: they are checked before Keras sees them."""
+"""Reads the files of Keras models. They are checked before Keras loads them, and nothing in them is executed."""
 
 import importlib.util
 import json
@@ -28,11 +28,11 @@ from jaxlm.config import ModelConfig
 from jaxlm.errors import InputError
 from jaxlm.model.language_model import LanguageModel
 
-OWN_READING = "in jaxlm's own reading"  # beside the name of a file whose model Keras cannot make here
+WITHOUT_KERAS = "as read by jaxlm"  # after the name of a file, if Keras cannot build its model
 
 
 class Container(NamedTuple):
-    """What both kinds of files hold."""
+    """Contents of a `.keras` or HDF5 file."""
 
     config: Any  # JSON of the model; None in a file of weights alone
     keras_version: Any
@@ -41,13 +41,13 @@ class Container(NamedTuple):
 
 
 class KerasFile(NamedTuple):
-    """A file that was checked but not loaded."""
+    """A checked file that is not loaded yet."""
 
     structure: Structure | None  # None in a file of weights alone, and for a single-step model
     weights: list[h5py.Dataset]  # in Keras' order
     description: dict[str, Any] | None  # JSON of the model
     version: tuple[int, ...]  # of the Keras that wrote it
-    compiled: dict[str, Any]  # how the model was compiled, JSON
+    compiled: dict[str, Any]  # arguments of `compile`, JSON
     optimizer_variables: list[h5py.Dataset]
 
     @property
@@ -58,7 +58,7 @@ class KerasFile(NamedTuple):
         return config_from_shapes(equal_shapes([dataset.shape for dataset in self.weights]))
 
     def arrays(self) -> list[np.ndarray]:
-        """Reads the weights, those of a CuDNNLSTM as the equal LSTM's."""
+        """Reads the weights, those of a CuDNNLSTM as the equivalent LSTM's."""
         return as_lstm_arrays([read_array(dataset) for dataset in self.weights])
 
 
@@ -77,7 +77,7 @@ def open_file(path: Path) -> Iterator[KerasFile]:
             raise InputError(f"{path} is damaged: its config is not a JSON object.")
         compiled = (config or {}).get("compile_config")
         compiled = compiled if isinstance(compiled, dict) else {}
-        config = None if config is None else {**config, "compile_config": None}  # custom losses are not looked at
+        config = None if config is None else {**config, "compile_config": None}  # custom losses are not read
         description = without_functions(config)
         check_classes(description)
         datasets, structure = find_datasets(path, file), None
@@ -90,7 +90,7 @@ def open_file(path: Path) -> Iterator[KerasFile]:
 
 
 def _with_defaults(layers: list[Layer], version: tuple[int, ...]) -> list[Layer]:
-    """Adds what an LSTM does by default before Keras 2.3."""
+    """Adds the defaults of an LSTM before Keras 2.3."""
     old = {"recurrent_activation": "hard_sigmoid"} if () < version < (2, 3) else {}
     return [layer._replace(config=old | layer.config) if layer.kind == "LSTM" else layer for layer in layers]
 
@@ -98,7 +98,7 @@ def _with_defaults(layers: list[Layer], version: tuple[int, ...]) -> list[Layer]
 @contextmanager
 def _open_archive(path: Path) -> Iterator[Container]:
     with open_archive(path) as (config, version, file):
-        yield Container(config, version, [], file)  # its layers have the names of their classes, numbered
+        yield Container(config, version, [], file)  # its groups are numbered names of classes
 
 
 @contextmanager
@@ -142,20 +142,21 @@ def read_optimizer(path: Path, config: ModelConfig) -> OptimizerState:
     """Reads the optimizer state of a `.keras` file, in the file's ids.
 
     Raises:
-      InputError: as `open_file`, or the file has no optimizer, or one that jaxlm does not have.
+      InputError: as `open_file`, or the file has no optimizer, or an unsupported one.
     """
     with open_file(path) as source:
         settings, variables = source.compiled.get("optimizer"), source.optimizer_variables
         if not isinstance(settings, dict) or not variables:
-            raise InputError(f"{path} has no optimizer state; leave `keep_optimizer` out.")
+            raise InputError(f"{path} has no optimizer state; leave out `keep_optimizer`.")
         return state_from_keras_arrays(settings, [read_array(dataset) for dataset in variables], config)
 
 
 def load_predictor(path: Path) -> Predictor:
     """Returns the `Predictor` of a file, made of Keras' own layers, without a second copy of any weight.
 
-    Keras gets `safe_mode=True`, and only files whose layers jaxlm knows. Models of Keras 2 are made by `tf_keras`;
-    without it, and for weights alone, the predictor is jaxlm's own reading of the file, and its name says so.
+    Keras loads only files with supported layers, with `safe_mode=True`. Models of Keras 2 are built by `tf_keras`.
+    Without it, and for a file of weights alone, jaxlm builds the model, and the name of the predictor has
+    `WITHOUT_KERAS`.
 
     Raises:
       InputError: as `open_file`.
@@ -172,7 +173,7 @@ def load_predictor(path: Path) -> Predictor:
         if predictor is not None:
             return predictor
     options = ExportOptions(structure.logits, structure.last_only) if structure else ExportOptions()
-    weights, name = [tensor_of(array) for array in arrays], f"{path.name}, {OWN_READING}"
+    weights, name = [tensor_of(array) for array in arrays], f"{path.name}, {WITHOUT_KERAS}"
     predictor = abstract_predictor(abstract(lambda: build(config, options)), weights, name)
     if structure is None:
         return predictor
@@ -180,7 +181,7 @@ def load_predictor(path: Path) -> Predictor:
 
 
 def _stateless(config: Any) -> Any:
-    """Returns a config without stateful layers: from zero states they compute the same, and have no variables."""
+    """Returns a config without stateful layers, which compute the same from zero states, but have more variables."""
     if isinstance(config, list):
         return [_stateless(value) for value in config]
     if not isinstance(config, dict):
@@ -191,7 +192,7 @@ def _stateless(config: Any) -> Any:
 def _keras_2_predictor(
     description: dict[str, Any], structure: Structure, arrays: list[np.ndarray], name: str
 ) -> Predictor | None:
-    """Returns the `Predictor` of a model that Keras 2 makes of its JSON; None if it cannot."""
+    """Returns the `Predictor` of a model that Keras 2 builds from its JSON; None if it cannot."""
     import tf_keras
 
     try:
@@ -205,5 +206,5 @@ def _keras_2_predictor(
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
         return keras_predictor(model, name)
-    except Exception:  # CuDNNLSTM, and settings of versions that this one no longer reads
+    except Exception:  # CuDNNLSTM, and settings of older versions
         return None

@@ -1,4 +1,4 @@
-"""`keras_model.json`: the JSON of the Keras model a run came from. Read as untrusted, and rebuilt by `to-keras`."""
+"""`keras_model.json`: the JSON of a run's source model, checked as untrusted input and rebuilt by `to-keras`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def load(directory: Path, config: ModelConfig) -> dict[str, Any] | None:
       config: of the run's model.
 
     Raises:
-      InputError: the file is damaged, names classes that are not Keras' own, or describes another model.
+      InputError: the file is damaged, names a class that is not of Keras, or describes another model.
     """
     path = directory / KEPT_FILE
     if not path.exists():
@@ -59,7 +59,7 @@ def read_structure_of(description: Any) -> Structure:
     try:
         check_classes(description)
     except RecursionError as error:
-        raise InputError("The config of the Keras model is damaged: too deep.") from error
+        raise InputError("The config of the Keras model is damaged: it is nested too deeply.") from error
     return read_structure(layers_of_json(description))
 
 

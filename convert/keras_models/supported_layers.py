@@ -1,4 +1,4 @@
-"""Which Keras models jaxlm can represent. Only the configs of the layers are read; nothing in them is executed."""
+"""Keras models that jaxlm can represent, checked by the configs of their layers. Nothing in them is executed."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -23,8 +23,8 @@ LETTERS = {
     "Softmax": "A",
     "ReLU": "A",
 }
-INNER = {"Dense", "Dropout", "Activation", "Softmax", "ReLU"}  # what TimeDistributed leaves as it is
-REQUIRED = {  # what jaxlm's LSTM does; a setting unknown to a Keras version has its default
+INNER = {"Dense", "Dropout", "Activation", "Softmax", "ReLU"}  # layers that TimeDistributed does not change
+REQUIRED = {  # settings of jaxlm's LSTM; one that a Keras version lacks has its default
     "activation": "tanh",
     "recurrent_activation": "sigmoid",
     "go_backwards": False,
@@ -43,17 +43,17 @@ class Structure(NamedTuple):
     logits: bool  # no softmax at the end
     last_only: bool  # the last LSTM returns only its last output
     mask_zero: bool
-    dtype: str  # in which the model computes; the coarsest of its layers
-    shape: tuple[int | None, int | None]  # batch and length, if they are fixed
-    ignored: tuple[str, ...]  # settings that jaxlm trains without
-    assumed: tuple[str, ...]  # what the config does not say
+    dtype: str  # of the computation, the coarsest of its layers
+    shape: tuple[int | None, int | None]  # batch size and length, if they are fixed
+    ignored: tuple[str, ...]  # settings that training ignores
+    assumed: tuple[str, ...]  # settings that the config lacks
 
 
 def read_structure(layers: Sequence[Layer]) -> Structure:
-    """Checks that jaxlm can represent layers that follow each other.
+    """Checks that jaxlm can represent a chain of layers.
 
     Raises:
-      InputError: it cannot; names the layer and the reason.
+      InputError: it cannot; the message names the layer and the reason.
     """
     shape = _fixed_shape(layers)
     original, layers = layers, [_unwrap(layer) for layer in layers if layer.kind != "InputLayer"]
@@ -63,17 +63,17 @@ def read_structure(layers: Sequence[Layer]) -> Structure:
     order = "".join(LETTERS[layer.kind] for layer in layers)
     if not re.fullmatch(r"Er*(Lr*)+(DA?r*)*DA?", order):
         kinds = " -> ".join(layer.kind for layer in layers)
-        raise InputError(f"The model's layers are {kinds}; jaxlm can represent {SUPPORTED}.")
+        raise InputError(f"Invalid Keras model: expected {SUPPORTED}. Received: {kinds}.")
     weighted = tuple(layer for layer in layers if LETTERS[layer.kind] in "ELD")
     embedding, softmax = weighted[0].config, weighted[-1]
     lstms = [layer for layer in weighted if layer.kind == "LSTM"]
     for layer in lstms[:-1]:
         if not layer.config.get("return_sequences"):
-            raise refusal(layer, "return_sequences must be True below another LSTM")
+            raise refusal(layer, "expected return_sequences=True before another LSTM. Received: False")
     last = _last_activation(softmax, layers)
     if softmax.config["units"] != embedding["input_dim"]:
         units, words = softmax.config["units"], embedding["input_dim"]
-        raise refusal(softmax, f"it has {units} units, but the embedding has {words} words")
+        raise refusal(softmax, f"expected {words} units, as many as the embedding has words. Received: {units}")
     try:
         config = chain_config(
             embedding["input_dim"],
@@ -115,23 +115,23 @@ def _check_layer(layer: Layer) -> None:
     if layer.kind not in LETTERS:
         inner = layer.config.get("layer") or layer.config.get("cell")
         of = f" of {_short(inner)}" if inner else ""
-        raise refusal(layer, f"jaxlm has no {layer.kind}{of}; it can represent {SUPPORTED}")
+        raise refusal(layer, f"jaxlm has no {layer.kind}{of}. Supported: {SUPPORTED}")
     sizes = [name for name in SIZES.get(layer.kind, ()) if type(layer.config.get(name)) is not int]
     rates = [name for name in ("rate", "dropout") if not isinstance(layer.config.get(name), int | float | None)]
     if sizes or rates:
-        raise refusal(layer, f"its config is damaged: {(sizes + rates)[0]} is not a number")
+        raise refusal(layer, f"its config is damaged: expected a number as {(sizes + rates)[0]}")
     if layer.kind == "LSTM":
         for name, expected in REQUIRED.items():
             value = layer.config.get(name, expected)
             value = activation(layer, name) if name.endswith("activation") and name in layer.config else value
             if value != expected:
-                raise refusal(layer, f"jaxlm's LSTM needs {name}={expected!r}; found {_short(value)}")
+                raise refusal(layer, f"expected {name}={expected!r}. Received: {_short(value)}")
     if layer.kind == "Softmax" and layer.config.get("axis", -1) not in (-1, [-1]):
-        raise refusal(layer, "its softmax must be over the last axis")
+        raise refusal(layer, f"expected a softmax over the last axis. Received: axis {layer.config['axis']}")
     if layer.kind == "ReLU" and any((layer.config.get(name) or 0) != 0 for name in PLAIN_RELU):
-        raise refusal(layer, "jaxlm has only the plain relu")
+        raise refusal(layer, f"expected a ReLU without {', '.join(PLAIN_RELU)}")
     if _compute_dtype(layer) not in DTYPES:
-        raise refusal(layer, f"jaxlm has no {_compute_dtype(layer)}; expected one of {tuple(DTYPES)}, or mixed")
+        raise refusal(layer, f"expected a dtype of {tuple(DTYPES)}, or mixed. Received: {_compute_dtype(layer)}")
 
 
 def activation(layer: Layer, name: str = "activation") -> Any:
@@ -145,11 +145,11 @@ def activation(layer: Layer, name: str = "activation") -> Any:
 
 
 def _last_activation(softmax: Layer, layers: Sequence[Layer]) -> str:
-    """Returns that of the last Dense layer, or of the layer after it."""
+    """Returns the activation of the last Dense layer, or of the layer after it."""
     found = [activation(layer) for layer in layers[layers.index(softmax) :]]
     for layer, value in zip(layers[layers.index(softmax) :], found, strict=True):
         if value not in ("softmax", "linear"):
-            raise refusal(layer, f"a jaxlm model ends in a softmax or in logits, not in {_short(value)}")
+            raise refusal(layer, f"expected a softmax or logits at the end. Received: {_short(value)}")
     if found[:-1] == ["softmax"]:
         raise refusal(layers[-1], "there is already a softmax before it")
     return found[-1]
@@ -168,7 +168,7 @@ def _dense_configs(layers: Sequence[Layer]) -> list[DenseConfig]:
                 raise refusal(following, f"there is already an activation before it, {_short(name)}")
             name, source = activation(following), following
         if name not in ("linear", "relu", "tanh"):
-            raise refusal(source, f"jaxlm has linear, relu and tanh between LSTM and softmax, not {_short(name)}")
+            raise refusal(source, f"expected linear, relu or tanh before the softmax layer. Received: {_short(name)}")
         found.append(DenseConfig(layer.config["units"], name, layer.config.get("use_bias", True)))
     return found
 
@@ -176,7 +176,7 @@ def _dense_configs(layers: Sequence[Layer]) -> list[DenseConfig]:
 def _dropout_rates(layers: Sequence[Layer]) -> list[float]:
     """Returns the rate after the embedding, after each LSTM and after each Dense layer but the last.
 
-    Two dropouts in the same place keep the product of what each keeps.
+    The keep probabilities of two dropouts in the same place are multiplied.
     """
     kept: list[float] = []
     for layer in layers:
@@ -190,7 +190,7 @@ def _dropout_rates(layers: Sequence[Layer]) -> list[float]:
 
 
 def _compute_dtype(layer: Layer) -> str:
-    """Returns the type in which a layer computes."""
+    """Returns the data type of a layer's computation."""
     policy = layer.config.get("dtype") or "float32"
     if isinstance(policy, dict):
         settings = policy.get("config")
@@ -199,7 +199,7 @@ def _compute_dtype(layer: Layer) -> str:
 
 
 def _fixed_shape(layers: Sequence[Layer]) -> tuple[int | None, int | None]:
-    """Returns the batch and the length that the input layers and the embedding demand."""
+    """Returns the batch size and length that the input layers and the embedding fix."""
     shape: list[int | None] = [None, None]
     for layer in layers[: 1 + next((i for i, layer in enumerate(layers) if layer.kind != "InputLayer"), 0)]:
         found = layer.config.get("batch_shape") or layer.config.get("batch_input_shape") or (None, None)
@@ -211,7 +211,7 @@ def _fixed_shape(layers: Sequence[Layer]) -> tuple[int | None, int | None]:
 
 
 def _ignored(layer: Layer) -> Iterator[str]:
-    """Yields the settings of a layer that jaxlm trains without."""
+    """Yields the settings of a layer that training ignores."""
     name = layer.config.get("name", "?")
     if layer.config.get("trainable", True) is False:
         yield f"{name}: trainable=False"
@@ -221,7 +221,7 @@ def _ignored(layer: Layer) -> Iterator[str]:
     if layer.kind == "GaussianNoise":
         yield f"{name}: GaussianNoise({_short(layer.config.get('stddev'))})"
     if layer.kind == "SpatialDropout1D" or layer.kind == "LSTM" and layer.config.get("dropout"):
-        yield f"{name}: one dropout mask for all time steps (jaxlm draws one for each)"
+        yield f"{name}: one dropout mask for all time steps (jaxlm draws one per time step)"
 
 
 def _assumed(layer: Layer) -> Iterator[str]:
@@ -229,9 +229,9 @@ def _assumed(layer: Layer) -> Iterator[str]:
     settings = inner.get("config", {}) if isinstance(inner, dict) else layer.config
     value = settings.get("activation") if isinstance(settings, dict) else None
     if isinstance(value, dict) and value.get("class_name") == "function":
-        yield f"the function {value.get('config')!r} of {layer.config.get('name', '?')} is Keras' own of that name"
+        yield f"the function {value.get('config')!r} of {layer.config.get('name', '?')} is the Keras function"
     if layer.kind == "CuDNNLSTM":
-        yield f"{layer.config.get('name', '?')} (CuDNNLSTM) is read as the equal LSTM, and given back as that"
+        yield f"{layer.config.get('name', '?')} (CuDNNLSTM) is read and exported as the equivalent LSTM"
 
 
 def _short(value: Any) -> str:

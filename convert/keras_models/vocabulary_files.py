@@ -19,12 +19,12 @@ class KerasWords(NamedTuple):
     """The words of a Keras model, in the order of its ids."""
 
     words: list[str]
-    counts: list[int] | None = None  # None if they are not known
-    tokenization: Tokenization | None = None  # None if the file does not say
+    counts: list[int] | None = None  # None if they are unknown
+    tokenization: Tokenization | None = None  # None if the file has none
     guessed: bool = False  # whether the tokenization is the default of the class that wrote the file
-    unk: str | None = None  # the word for unknown words, if the file says so
-    dropped: tuple[str, ...] = ()  # words that are left out of texts
-    allows_extra_ids: bool = False  # whether a model may have more ids than words, as Keras' classes give out fewer
+    unk: str | None = None  # the token for unknown words, if the file names it
+    dropped: tuple[str, ...] = ()  # words that are removed from texts
+    allows_extra_ids: bool = False  # whether a model may have more ids than words, as with Keras' classes
 
 
 def read_vocabulary(
@@ -41,15 +41,15 @@ def read_vocabulary(
       path: `.json`, a Keras `Tokenizer` (`to_json()` or its `word_index`), the list of
         `TextVectorization.get_vocabulary()`, or "words" (and "counts", "tokenization"), such as a run's
         vocabulary.json; or text, on each line a word, or a word, a tab and its count.
-      unk: the word in it that stands for unknown words; by default `<unk>` or the one Keras uses, if there is one.
-      eos: the word in it that stands for the end of a line; by default `<eos>`, if there is one.
-      tokenization: how text is cut, unless the file says so; by default as the class that wrote the file does, or
+      unk: its token for unknown words; by default `<unk>` or that of Keras, if present.
+      eos: its token for the end of a line; by default `<eos>`, if present.
+      tokenization: of the model's texts, if the file has none; by default that of the class that wrote the file, or
         "words".
-      vocab_size: of the model. If one of Keras' classes wrote the file, the ids beyond its words are unused.
+      vocab_size: of the model. If a Keras class wrote the file, the ids beyond its words are unused.
 
     Returns:
       The vocabulary by decreasing counts, and the id in the file of each of its words; None if those are
-      the same. Words without counts are taken to be sorted by frequency; ids that no text has come last.
+      the same. Words without counts are taken to be sorted by frequency; unused ids come last.
 
     Raises:
       InputError: the file is not a vocabulary, words repeat, or `unk` or `eos` is missing from it.
@@ -64,10 +64,10 @@ def read_vocabulary(
         words = [words[i] for i in order]
         counts = None if counts is None else [counts[i] for i in order]
     given = tokenization_of(tokenization)
-    cutting = given if found.tokenization is None or (found.guessed and given) else found.tokenization
+    used = given if found.tokenization is None or (found.guessed and given) else found.tokenization
     try:
         known_counts = None if counts is None else tuple(counts)
-        vocabulary = Vocabulary(tuple(words), known_counts, cutting or "words", found.dropped)
+        vocabulary = Vocabulary(tuple(words), known_counts, used or "words", found.dropped)
     except InputError as error:
         raise InputError(f"{path} is not a vocabulary: {error}") from error
     return vocabulary, None if order is None else KerasIds(order)
@@ -75,29 +75,28 @@ def read_vocabulary(
 
 def vocabulary_warnings(vocabulary: Vocabulary) -> list[str]:
     """Returns warnings about an imported vocabulary: missing words and counts, unused ids, tokenization."""
-    cutting = vocabulary.tokenization
-    cutter = f"--tokenization {cutting} does"
-    if isinstance(cutting, KerasTokenizer):
-        case = "in lower case" if cutting.lower else "in its own case"
-        cutter = f"a Keras Tokenizer does, {case} and without the characters {cutting.filters!r}"
-    lines = [f"text is cut as {cutter}"]
+    used = vocabulary.tokenization
+    lines = [f"tokenization: {used}"]
+    if isinstance(used, KerasTokenizer):
+        case = "lower case" if used.lower else "case kept"
+        lines = [f"tokenization: that of a Keras Tokenizer, {case}, without the characters {used.filters!r}"]
     if vocabulary.unk is None:
-        lines.append("no word stands for unknown words (name one with --unk): they are left out of a text")
+        lines.append("no token for unknown words (name one with --unk): unknown words are left out of a text")
     if vocabulary.eos is None:
-        lines.append("no word stands for the end of a line (name one with --eos): line ends are left out of a text")
+        lines.append("no token for the end of a line (name one with --eos): line ends are left out of a text")
     if vocabulary.counts is None:
-        lines.append("the counts of the words are not known: those of the text that training continues on are taken")
+        lines.append("unknown counts: they are taken from the new training text")
     unused = sum(map(_is_unused, vocabulary.words))
     if unused:
-        lines.append(f"{unused:,} ids stand for no word (padding, or unused)")
+        lines.append(f"{unused:,} ids are not words (padding, or unused)")
     kept = {UNK, EOS, "\n"}
     words = (word for word in vocabulary.words if word not in kept and not _is_unused(word))
     never = [word for word in words if vocabulary.tokenize(word) != [word]]
     if never:
         examples = ", ".join(map(repr, never[:EXAMPLES]))
         lines.append(
-            f"{len(never):,} words never come from a text that is cut like that, such as {examples}; if the text of the"
-            " model was cut in another way, name it with --tokenization"
+            f"{len(never):,} words never result from this tokenization, such as {examples}; if the model's texts were"
+            " tokenized differently, use --tokenization"
         )
     return lines
 
@@ -107,7 +106,7 @@ def _is_unused(word: str) -> bool:
 
 
 def _with_reserved_words(path: Path, found: KerasWords, unk: str | None, eos: str | None) -> list[str]:
-    """Returns the words with our names for the unknown word and the line end."""
+    """Returns the words with jaxlm's tokens for unknown words and line ends."""
     known = set(found.words)
     if len(known) < len(found.words):
         word = next(word for n, word in enumerate(found.words) if word in found.words[:n])
@@ -115,7 +114,7 @@ def _with_reserved_words(path: Path, found: KerasWords, unk: str | None, eos: st
     for argument, given, name in (("unk", unk, UNK), ("eos", eos, EOS)):
         if given is not None and given not in known:
             raise InputError(
-                f"{path} has no word {given!r}; give its word for {name} with `{argument}`, or leave it out."
+                f"Invalid `{argument}`: expected a word of {path}, which stands for {name}. Received: {given!r}."
             )
     if unk is None:
         unk = found.unk or next((word for word in (UNK, KERAS_UNK) if word in known), UNK)
@@ -123,14 +122,14 @@ def _with_reserved_words(path: Path, found: KerasWords, unk: str | None, eos: st
     for old, new in renamed.items():
         if old != new and new in known:
             argument = "unk" if new == UNK else "eos"
-            raise InputError(f"{path} has both {old!r} and {new!r}; say which one it is with `{argument}`.")
+            raise InputError(f"{path} has both {old!r} and {new!r}; name {new!r} with `{argument}`, or rename one.")
     return [renamed.get(word, word) for word in found.words]
 
 
 def _load_json(path: Path) -> Any:
     try:
         value = json.loads(read_text(path))
-        return json.loads(value) if isinstance(value, str) else value  # json.dump of what `to_json` returned
+        return json.loads(value) if isinstance(value, str) else value  # json.dump of the result of `to_json`
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
 
@@ -153,8 +152,8 @@ def _from_json(path: Path, value: Any) -> KerasWords:
             return KerasWords(words)
         return KerasWords(words, tokenization=KerasTokenizer(), guessed=True, allows_extra_ids=True)
     raise InputError(
-        f"{path} is not a vocabulary: expected words and their counts, or what `Tokenizer.to_json()`, its `word_index`"
-        " or `TextVectorization.get_vocabulary()` give."
+        f"{path} is not a vocabulary: expected words with or without counts, or the JSON of `Tokenizer.to_json()`,"
+        " `Tokenizer.word_index` or `TextVectorization.get_vocabulary()`."
     )
 
 
@@ -177,16 +176,16 @@ def _from_word_index(path: Path, word_index: dict[str, int]) -> list[str]:
     by_id = {i: word for word, i in word_index.items()}
     first = min(by_id)
     if first not in (0, 1) or set(by_id) != set(range(first, first + len(word_index))):
-        raise InputError(f"{path} is not a vocabulary: expected the ids from 0 or 1 on, one a word.")
+        raise InputError(f"{path} is not a vocabulary: expected consecutive ids from 0 or 1, one per word.")
     return [PAD] * first + [by_id[i] for i in range(first, first + len(word_index))]
 
 
 def _from_tokenizer(path: Path, config: dict[str, Any]) -> KerasWords:
-    """Reads the config of a Keras `Tokenizer`, whose ids from `num_words` on no text has."""
+    """Reads the config of a Keras `Tokenizer`. Ids from `num_words` on do not occur in its texts."""
     try:
         word_index, word_counts = json.loads(config["word_index"]), json.loads(config.get("word_counts") or "{}")
         num_words, oov, filters = config.get("num_words"), config.get("oov_token"), config.get("filters") or ""
-        cutting = tokenization_of({"lower": config.get("lower", True), "filters": filters})
+        tokenization = tokenization_of({"lower": config.get("lower", True), "filters": filters})
         if not (word_index and isinstance(num_words, int | None) and isinstance(oov, str | None)):
             raise TypeError("it has no words, or settings of another type")
         if not all(type(i) is int for i in word_index.values()):
@@ -195,7 +194,7 @@ def _from_tokenizer(path: Path, config: dict[str, Any]) -> KerasWords:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} does not hold a Keras Tokenizer: {error!r}") from error
     if config.get("char_level") or config.get("split", " ") != " ":
-        raise InputError(f"{path}: expected a Tokenizer of words, split at spaces; this one cuts text in another way.")
+        raise InputError(f"{path}: expected a Tokenizer with char_level=False and split=' '.")
     words, counts = _from_word_index(path, word_index), [0, *counts]
     if words[0] != PAD or not _are_counts(counts, len(words)):
         raise InputError(f"{path} does not hold a Keras Tokenizer: expected ids from 1 and counts of at least 0.")
@@ -205,14 +204,14 @@ def _from_tokenizer(path: Path, config: dict[str, Any]) -> KerasWords:
         if oov in words and any(counts):
             counts[words.index(oov)] += dropped
     oov = oov if oov in words else None
-    return KerasWords(words, counts if any(counts) else None, cutting, unk=oov, allows_extra_ids=True)
+    return KerasWords(words, counts if any(counts) else None, tokenization, unk=oov, allows_extra_ids=True)
 
 
 def _read_text(path: Path) -> KerasWords:
     """Reads a word, or a word and its count, on each line."""
     if path.suffix in (".pickle", ".pkl"):
         raise InputError(
-            f"{path} is a pickle, which could run any code, so it is not read. Where you trust it, write it as JSON:"
-            " open('tokenizer.json', 'w').write(tokenizer.to_json())."
+            f"{path} is a pickle, which can execute code, so it is not read. If you trust it, load it in Python and"
+            " write JSON: open('tokenizer.json', 'w').write(tokenizer.to_json())."
         )
     return _from_list(*read_words(path))

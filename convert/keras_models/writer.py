@@ -1,4 +1,4 @@
-"""Writes Keras' own files directly from arrays in memory, without a second copy of any weight.
+"""Writes Keras files directly from arrays in memory, without a second copy of any weight.
 
 Keras saves a template: a model of the same layers, one unit wide, in which every weight holds its own index.
 The file written is a copy of it in which each dataset is replaced by the weight whose index it holds.
@@ -35,7 +35,7 @@ KERAS_2_KEYS = {  # the settings of each layer that Keras 2 and 3 both read; bot
 
 
 class Slot(NamedTuple):
-    """Room for an array in a file."""
+    """Space for an array in a file."""
 
     offset: int  # bytes from the beginning of the file
     array: np.ndarray
@@ -43,12 +43,12 @@ class Slot(NamedTuple):
 
 
 def write(run: RunModel, target: Path, options: ExportOptions) -> None:
-    """Writes a `.keras`, `.weights.h5` or `.h5` file, by the ending of `target`.
+    """Writes a `.keras`, `.weights.h5` or `.h5` file, by the file extension of `target`.
 
     Args:
       run: the model; with an optimizer, the `.keras` model is compiled with it.
       target: file to write.
-      options: what the model computes.
+      options: inputs, outputs and data type of the model.
 
     Raises:
       InputError: a weight is NaN or infinite.
@@ -65,7 +65,7 @@ def write(run: RunModel, target: Path, options: ExportOptions) -> None:
 
 
 def _write_rebuilt(run: RunModel, description: dict[str, Any], target: Path) -> None:
-    """Lets Keras write the model that the run came from: it takes more memory, but any layer in any order."""
+    """Writes the run's source model through Keras, with all its layers. This takes more memory."""
     weights = to_keras_weights(language_model_weights(run.model), run.model.config)
     model = source_json.rebuild(description, weights)
     if run.optimizer:
@@ -150,13 +150,13 @@ def _template(config: ModelConfig, options: ExportOptions, optimizer: OptimizerS
 def filled_template(template: Path, arrays: Sequence[np.ndarray], attributes: Mapping[str, Any]) -> Iterator[Any]:
     """Yields the bytes of the file, from beginning to end.
 
-    HDF5 makes a sparse file with room for the arrays. Their bytes are written without it, so that a full disk
+    HDF5 makes a sparse file with space for the arrays. Their bytes are written without it, so that a full disk
     is an ordinary error.
 
     Args:
-      template: file with the model from `_template`; another file is made beside it.
+      template: file with the model from `_template`; a second file is made in the same directory.
       arrays: as from `_arrays`.
-      attributes: JSON values that replace the file's own.
+      attributes: JSON values that replace attributes of the file.
     """
     skeleton = template.with_suffix(".skeleton")
     slots = _make_skeleton(template, skeleton, arrays, attributes)
@@ -173,10 +173,10 @@ def filled_template(template: Path, arrays: Sequence[np.ndarray], attributes: Ma
 def _make_skeleton(
     template: Path, skeleton: Path, arrays: Sequence[np.ndarray], attributes: Mapping[str, Any]
 ) -> list[Slot]:
-    """Copies the template, but with empty room of the right size for each array; returns where that is."""
-    room = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    room.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    room.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    """Copies the template with empty space of the right size for each array; returns the positions of the space."""
+    reserved = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    reserved.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    reserved.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     slots: list[Slot] = []
     with h5py.File(template, "r") as small, h5py.File(skeleton, "w") as large:
 
@@ -188,7 +188,7 @@ def _make_skeleton(
             else:
                 dtype = np.dtype(ml_dtypes.bfloat16) if item.dtype.kind == "V" else item.dtype  # as Keras stores it
                 array = arrays[int(item[()].view(dtype).flat[0])]
-                twin = large.create_dataset(name, array.shape, item.dtype, dcpl=room)
+                twin = large.create_dataset(name, array.shape, item.dtype, dcpl=reserved)
                 slots.append(Slot(twin.id.get_offset(), array, dtype))
             twin.attrs.update(item.attrs)
 

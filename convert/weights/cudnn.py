@@ -1,4 +1,4 @@
-"""CuDNNLSTM of Keras 2, turned into the equal LSTM."""
+"""Converts the weights of a CuDNNLSTM of Keras 2 to those of the equivalent LSTM."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,15 @@ import numpy as np
 
 
 def equal_shapes(shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Returns the shapes of a model's weights in which each CuDNNLSTM is the equal LSTM."""
+    """Returns the shapes of a model's weights, with each CuDNNLSTM as the equivalent LSTM."""
     positions = _positions(shapes)
     return [(shape[0] // 2,) if i in positions else tuple(shape) for i, shape in enumerate(shapes)]
 
 
 def as_lstm_arrays(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns a model's weights in which each CuDNNLSTM is the equal LSTM.
+    """Returns a model's weights, with each CuDNNLSTM as the equivalent LSTM.
 
-    cuDNN keeps the kernel of each gate transposed, and two biases, of which only the sum matters.
+    cuDNN stores the kernel of each gate transposed, and two biases, of which only the sum matters.
 
     References:
       `preprocess_weights_for_loading` of Keras 2.
@@ -30,7 +30,7 @@ def as_lstm_arrays(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _positions(shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    """Returns where the two biases of each CuDNNLSTM are."""
+    """Returns the index of the two biases of each CuDNNLSTM."""
     return [
         i
         for i in range(2, len(shapes))

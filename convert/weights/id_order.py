@@ -1,4 +1,4 @@
-"""`keras_ids.npy`: the ids of a run and those of the Keras model it came from. Only this file maps one to the other."""
+"""`keras_ids.npy`: the order of a run's ids in the Keras model it came from. Only this module converts between them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ TABLES = ("embedding", "weights", "biases")  # one row per word, in jaxlm
 
 
 def frequency_order(counts: Sequence[int] | np.ndarray) -> np.ndarray | None:
-    """Sorts ids by decreasing frequency, as jaxlm's samplers expect them.
+    """Sorts ids by decreasing frequency, the order that the log-uniform sampler expects.
 
     Args:
       counts: `[V]` occurrences of each word.

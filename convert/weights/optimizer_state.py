@@ -1,4 +1,4 @@
-"""The optimizer state, jaxlm <-> Keras. Moments have the layout of the weights, so the weight table serves them too."""
+"""The optimizer state, jaxlm <-> Keras. Moments have the layout of the weights, so both use the same table."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ FIXED = {  # in jaxlm; Keras' defaults
     "weight_decay": None,
 }
 
-USUAL = {  # Keras' defaults, of which there is nothing to say
+USUAL = {  # Keras' defaults, which are not reported
     "beta_1": 0.9,
     "beta_2": 0.999,
     "epsilon": 1e-7,
@@ -39,7 +39,7 @@ USUAL = {  # Keras' defaults, of which there is nothing to say
 
 
 class OptimizerState(NamedTuple):
-    """Everything an optimizer remembers between steps."""
+    """State of an optimizer between steps."""
 
     name: Optimizer
     steps: int  # done so far
@@ -118,14 +118,15 @@ def state_from_keras_arrays(
     if kind not in KERAS_OPTIMIZERS or unsupported:
         description = f"{kind} with {', '.join(unsupported)}" if unsupported else kind
         raise InputError(
-            "Invalid `keep_optimizer`: expected Adam, Adagrad or SGD with jaxlm's settings, and rows that are not tied."
-            f" Received: {description}. Leave `keep_optimizer` out to start with a fresh optimizer."
+            "Invalid `keep_optimizer`: expected Adam, Adagrad or SGD with default betas, without momentum, amsgrad or"
+            f" weight decay, and a model without tied rows. Received: {description}. Leave out `keep_optimizer` to"
+            " start with a fresh optimizer."
         )
     name = KERAS_OPTIMIZERS[kind]
     names, slots = [weight.keras for weight in weight_table(config)], SLOTS[name]
     expected = 2 + len(slots) * len(names)
     if len(arrays) != expected:
-        raise InputError(f"The optimizer must have {expected} variables for this model. Received: {len(arrays)}.")
+        raise InputError(f"The optimizer is damaged: expected {expected} variables. Received: {len(arrays)}.")
     by_slot = {
         slot: from_keras_weights(dict(zip(names, arrays[2 + i :: len(slots)], strict=True)), config)
         for i, slot in enumerate(slots)

@@ -1,4 +1,4 @@
-"""`RunModel`: a run's model, words and optimizer state, as every export takes them."""
+"""`RunModel`: a run's model, words and optimizer state, the input of every export."""
 
 from typing import Any, NamedTuple
 
@@ -8,11 +8,11 @@ from jaxlm.model.language_model import LanguageModel
 
 
 class RunModel(NamedTuple):
-    """A run's best model and its words, in the ids of the Keras model it came from, if it was imported."""
+    """A run's best model and its words. An imported run is in the ids of its Keras model."""
 
     model: LanguageModel
     words: tuple[str, ...]
     tokenization: Tokenization
-    optimizer: OptimizerState | None = None  # only if asked for
-    dropped: tuple[str, ...] = ()  # words that are left out of texts
+    optimizer: OptimizerState | None = None  # with `keep_optimizer`
+    dropped: tuple[str, ...] = ()  # words that are removed from texts
     description: dict[str, Any] | None = None  # JSON of the Keras model it came from, checked

@@ -1,4 +1,4 @@
-"""The one table of weights, jaxlm <-> Keras, on NumPy arrays. It serves both directions."""
+"""The table of weights, jaxlm <-> Keras, on NumPy arrays. Both directions use it."""
 
 import dataclasses
 import math
@@ -64,7 +64,7 @@ def to_keras_weights(weights: Mapping[str, np.ndarray], config: ModelConfig) -> 
       InputError: a weight is unknown, missing, of another shape, not float32, or not finite.
     """
     table = list(weight_table(config))
-    zeros = [] if config.softmax_bias else ["biases"]  # which Keras does not have
+    zeros = [] if config.softmax_bias else ["biases"]  # not in the Keras model
     _check_names(weights, [weight.jaxlm for weight in table] + zeros)
     for weight in table:
         _check_array(weight.jaxlm, weights[weight.jaxlm], weight.shape)
@@ -95,7 +95,7 @@ def model_from_keras_arrays(arrays: Sequence[np.ndarray], config: ModelConfig | 
       config: of the model; None takes it from the shapes, see `config_from_shapes`.
 
     Raises:
-      InputError: the shapes are not those of the config, or of any, or a weight is not finite.
+      InputError: the shapes do not fit the config, or no config has such shapes, or a weight is not finite.
     """
     shapes = [array.shape for array in arrays]
     config = config or config_from_shapes(shapes)
@@ -110,10 +110,10 @@ def model_from_keras_arrays(arrays: Sequence[np.ndarray], config: ModelConfig | 
 
 
 def config_from_shapes(shapes: Sequence[tuple[int, ...]]) -> ModelConfig:
-    """Returns a model's config, read from the shapes of its weights in Keras' order.
+    """Returns a model's config from the shapes of its weights in Keras' order.
 
-    Shapes do not tell activations: Dense layers between LSTM and softmax count as relu if they have a bias, and
-    as linear if not.
+    Shapes do not determine activations: Dense layers between LSTM and softmax are taken to be relu with a bias, and
+    linear without.
 
     Raises:
       InputError: the shapes are not those of Embedding -> LSTM stack -> Dense layers.
@@ -148,8 +148,8 @@ def config_from_shapes(shapes: Sequence[tuple[int, ...]]) -> ModelConfig:
     softmax = dense.pop()
     if softmax.size != vocab_size:
         raise InputError(
-            f"The Dense layer must have a unit for each of the {vocab_size} words of the embedding."
-            f" Received a kernel for {softmax.size}."
+            f"The last Dense layer: expected {vocab_size} units, as many as the embedding has words."
+            f" Received: {softmax.size}."
         )
     return chain_config(vocab_size, embedding_size, lstms, dense, softmax_bias=softmax.use_bias)
 
@@ -229,4 +229,7 @@ def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
     if array.shape != shape or array.dtype != np.float32:
         raise InputError(f"Invalid weight {name}: expected float32 {shape}. Received: {array.dtype} {array.shape}.")
     if not np.isfinite(array.sum(dtype=np.float64)):  # a sum needs no array of flags beside a large table
-        raise InputError(f"Invalid weight {name}: it has NaN or infinite values. The training diverged; train again.")
+        raise InputError(
+            f"Invalid weight {name}: it has NaN or infinite values, since training diverged. Train again with a lower"
+            " learning rate."
+        )

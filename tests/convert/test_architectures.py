@@ -95,7 +95,7 @@ def test_files(name, form, version, tmp_path):
         assert any("relu" in text for text in source.assumed)  # which these files do not say, and here is wrong
         return
     assert_equal_function(source.model, model, name)
-    assert ("own reading" in source.predictor.name) == ("weights" in form)
+    assert ("as read by jaxlm" in source.predictor.name) == ("weights" in form)
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ def test_a_cudnn_lstm_is_read_as_keras_2_itself_reads_it(tmp_path):
         file.attrs["keras_version"] = "2.2.4"
     source = read_source(tmp_path / "a.h5")
     assert_equal_function(source.model, usual, "cudnn")
-    assert "hard_sigmoid" in source.assumed[-1] and "own reading" in source.predictor.name
+    assert "hard_sigmoid" in source.assumed[-1] and "as read by jaxlm" in source.predictor.name
 
 
 def test_what_is_not_kept_is_said(tmp_path):
@@ -221,10 +221,10 @@ def test_what_is_not_kept_is_said(tmp_path):
     del keras.saving.get_custom_objects()["mine>surprise"]
     (tmp_path / "words.txt").write_text("\n".join(["<unk>", "<eos>", *(f"w{i}" for i in range(V - 2))]))
     lines = list(import_run(tmp_path / "a.keras", tmp_path / "run", tmp_path / "words.txt", "<unk>", "<eos>", "words"))
-    (ignored,) = [line for line in lines if line.startswith("trained without")]
-    (missing,) = [line for line in lines if line.startswith("not kept: ")]
+    (ignored,) = [line for line in lines if line.startswith("ignored in training")]
+    (missing,) = [line for line in lines if line.startswith("not kept in the run: ")]
     for text in (": trainable=False", "recurrent_dropout=0.1", "GaussianNoise(0.3)"):
-        assert text in ignored and "kept in what to-keras writes" in ignored
+        assert text in ignored and "restored by to-keras" in ignored
     for text in ("Adam(", "learning_rate=CosineDecay", "clipvalue=0.5", "use_ema=True", "surprise", "accuracy"):
         assert text in missing
     assert lines[-1].endswith(f"jaxlm train DATA --out {tmp_path / 'run'}")

@@ -43,7 +43,7 @@ def test_a_failure_leaves_nothing_behind_and_existing_files_untouched(run_dir, t
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.txt", "ends in .keras"),
+        ("a.txt", "expected the extension .keras"),
         ("no/where/a.keras", "does not exist"),
         ("directory.keras", "is a directory"),
         ("directory", "is a directory"),
@@ -97,7 +97,7 @@ def test_verify_compares_any_two_formats(run_dir, tmp_path, capsys, random_run):
     assert run_convert("to-keras", run_dir, tmp_path / "a.tflite") == 0
     assert run_convert("to-keras", run_dir, tmp_path / "a.h5") == 0
     assert run_convert("verify", tmp_path / "a.tflite", tmp_path / "a.h5") == 0
-    assert "they agree" in capsys.readouterr().out
+    assert "the models agree" in capsys.readouterr().out
     assert run_convert("verify", tmp_path / "a.h5", tmp_path / "a.tflite", "--text", tmp_path / "no.txt") == 2
     assert "--vocabulary" in capsys.readouterr().err
     export(random_run(), tmp_path / "other.keras")
@@ -105,7 +105,7 @@ def test_verify_compares_any_two_formats(run_dir, tmp_path, capsys, random_run):
     assert "size of the vocabulary" in capsys.readouterr().out
     export(random_run(1, vocab_size=120, embedding_size=7, hidden_size=11), tmp_path / "same_size.keras")
     assert run_convert("verify", tmp_path / "same_size.keras", run_dir) == 1
-    assert "they differ" in capsys.readouterr().out
+    assert "the models differ" in capsys.readouterr().out
     assert run_convert("verify", tmp_path / "nothing.keras", run_dir) == 2
     assert "does not exist" in capsys.readouterr().err
 
@@ -129,7 +129,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(run_dir, tmp_path, capsys):
     cases = {
         "short": ("\n".join(words[:-1]), "119 words"),
         "twice": ("\n".join([*words[:-1], "the"]), "'the' 2 times"),
-        "keras": ("\n".join(["<oov>" if word == "<unk>" else word for word in words]), "with --unk"),
+        "keras": ("\n".join(["<oov>" if word == "<unk>" else word for word in words]), "Invalid --unk"),
         "bytes": ("the\n\udcff", "is not UTF-8: byte 0xff in line 2"),
     }
     for name, (text, message) in cases.items():

@@ -180,13 +180,13 @@ REFUSED = [
     ("a.json", {"words": ["<unk>"], "counts": ["1"]}, "is not a vocabulary"),
     ("a.json", {"words": ["<unk>"], "counts": [10**30]}, "is not a vocabulary"),
     ("a.json", {"words": ["<unk>"], "tokenization": "x"}, "is not a vocabulary"),
-    ("a.json", {"the": 2, "sea": 3}, "expected the ids from 0 or 1"),
-    ("a.json", {"the": 1, "sea": 1}, "expected the ids from 0 or 1"),
+    ("a.json", {"the": 2, "sea": 3}, "expected consecutive ids from 0 or 1"),
+    ("a.json", {"the": 1, "sea": 1}, "expected consecutive ids from 0 or 1"),
     ("a.json", ["the", "the"], "'the' 2 times"),
-    ("a.json", ["", "[UNK]", "<unk>"], "has both '\\[UNK\\]' and '<unk>'; say which one it is with `unk`"),
+    ("a.json", ["", "[UNK]", "<unk>"], "has both '\\[UNK\\]' and '<unk>'; name '<unk>' with `unk`"),
     ("a.json", {"class_name": "Tokenizer", "config": {}}, "does not hold a Keras Tokenizer"),
-    ("a.json", TOKENIZER | {"config": TOKENIZER["config"] | {"char_level": True}}, "expected a Tokenizer of words"),
-    ("a.json", TOKENIZER | {"config": TOKENIZER["config"] | {"split": ","}}, "expected a Tokenizer of words"),
+    ("a.json", TOKENIZER | {"config": TOKENIZER["config"] | {"char_level": True}}, "expected a Tokenizer with"),
+    ("a.json", TOKENIZER | {"config": TOKENIZER["config"] | {"split": ","}}, "expected a Tokenizer with"),
     ("a.json", TOKENIZER | {"config": TOKENIZER["config"] | {"word_index": "[]"}}, "does not hold a Keras Tokenizer"),
     ("a.txt", "the\t3\nsea", "Line 2 has no count"),
     ("a.txt", "caf\udce9\n", "is not UTF-8: byte 0xe9 in line 1"),
@@ -227,7 +227,7 @@ def test_a_keras_model_with_its_vocabulary_is_trained_as_printed_and_given_back(
     run, data = tmp_path / "my run", tmp_path / "data"
     assert run_convert("from-keras", tmp_path / "model.keras", run, "--vocabulary", path) == 0
     output = capsys.readouterr().out
-    assert "ids stand for no word" in output
+    assert "ids are not words" in output
     assert load_model(run)[1].words[-1].startswith("<unused ")  # where the sampler rarely draws
     (tmp_path / "text.txt").write_text("\n".join(TEXTS * 30) + "\n", encoding="utf-8")
     more = ("--steps", 2, "--batch-size", 2, "--sequence-length", 3, "--eval-tokens", 50)

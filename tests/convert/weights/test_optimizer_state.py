@@ -100,5 +100,5 @@ def test_an_optimizer_that_jaxlm_does_not_have_is_refused(random_model, tmp_path
 def test_a_file_without_an_optimizer_is_refused(random_run, tmp_path):
     run = random_run(1)
     export(run, tmp_path / "plain.keras")
-    with pytest.raises(InputError, match="has no optimizer state; leave `keep_optimizer` out"):
+    with pytest.raises(InputError, match="has no optimizer state; leave out `keep_optimizer`"):
         read_optimizer(tmp_path / "plain.keras", run.model.config)
