@@ -37,5 +37,5 @@ def require_at_least(config: Any, lowest: int, *names: str) -> None:
 
 
 def require_seed(seed: int) -> None:
-    """Raises `InputError` unless a seed is one that JAX tells apart from all others."""
+    """Raises `InputError` unless a seed is in the range in which all seeds of JAX differ."""
     require(0 <= seed < 2**32, "seed", "an integer from 0 to 4294967295", seed)

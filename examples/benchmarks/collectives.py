@@ -1,4 +1,4 @@
-"""What the devices of a compiled program send each other, read from its HLO."""
+"""Bytes that the devices of a compiled program send each other, from its HLO."""
 
 import math
 import re

@@ -262,7 +262,7 @@ def oov_rate(tokens: np.ndarray, vocabulary: Vocabulary) -> float:
 
 
 def unigram_loss(tokens: np.ndarray, counts: np.ndarray) -> float:
-    """Returns the loss in nats per word of the unigram model, which knows only the word frequencies.
+    """Returns the loss in nats per word of the unigram model, which predicts each word by its frequency.
 
     Args:
       tokens: `[N]` ids.

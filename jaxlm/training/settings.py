@@ -1,4 +1,4 @@
-"""What a `TrainConfig` needs beside it: checks, defaults of the machine, and the tables of the samplers."""
+"""Checks of a `TrainConfig`, its defaults for a machine, and the tables of its sampler."""
 
 import dataclasses
 import logging
@@ -67,7 +67,7 @@ def default_batch_size() -> int:
 
 
 def resolve_config(config: TrainConfig, vocab_size: int) -> TrainConfig:
-    """Returns a config with what depends on the machine or on the vocabulary filled in; says so if that changes it.
+    """Returns a config with the settings that depend on the machine or the vocabulary; logs a changed `num_sampled`.
 
     `compute_dtype` "auto" becomes the fastest type; `num_sampled` becomes at most the size of the vocabulary.
     """

@@ -1,4 +1,4 @@
-"""What people are told of a prepared text: unknown words by name, what is left out, and text that needs cutting."""
+"""Warnings about a prepared text: frequent unknown words, words left out, and unsegmented text."""
 
 import logging
 

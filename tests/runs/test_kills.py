@@ -1,4 +1,4 @@
-"""A run that is killed at random instants ends with the same bits as an undisturbed one."""
+"""A run that is killed at random instants ends with the same bits as an uninterrupted one."""
 
 import random
 import signal
