@@ -13,7 +13,6 @@ import jax
 from jaxlm.data.corpus import VOCABULARY_FILE, fingerprints, load_corpus
 from jaxlm.errors import InputError
 from jaxlm.files import CHECKSUMS_FILE, verify_checksums
-from jaxlm.matmul import fast_dtype
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import CONFIG_FILE, RunConfig, load_config, load_vocabulary
 from jaxlm.runs.memory import available_bytes
@@ -38,8 +37,6 @@ def examine(path: Path | None = None) -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             yield Finding(package, "not installed", is_good=package in ("keras", "tensorflow"))
     yield Finding("devices", ", ".join(f"{device.platform}: {device.device_kind}" for device in jax.devices()))
-    if slow_jax():
-        yield Finding("speed", slow_jax())
     yield Finding("free memory", f"{available_bytes() / 1e9:.1f} GB")
     yield Finding("free disk", f"{shutil.disk_usage(_existing(path or Path.cwd())).free / 1e9:.1f} GB")
     if path is None:
@@ -50,14 +47,6 @@ def examine(path: Path | None = None) -> Iterator[Finding]:
         yield _attempt("corpus", lambda: _describe_corpus(path))
     else:
         yield Finding(str(path), "neither a run nor a corpus", is_good=False)
-
-
-def slow_jax() -> str:
-    """Returns a line about a JAX that is slow on this machine; "" if it is not."""
-    is_old = tuple(map(int, jax.__version__.split(".")[:2])) < (0, 12)
-    if not is_old or jax.default_backend() != "cpu" or fast_dtype() != "bfloat16":
-        return ""
-    return f"jax {jax.__version__} trains slower on this processor than jax 0.12, which needs Python 3.12 or newer"
 
 
 def _existing(path: Path) -> Path:

@@ -25,7 +25,6 @@ from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.compilation import CompiledStep, start_compilation
 from jaxlm.runs.deferred_losses import DeferredLosses
 from jaxlm.runs.directory import RunConfig, corpus_of_run, load_config
-from jaxlm.runs.doctor import slow_jax
 from jaxlm.runs.initial_state import starting_state
 from jaxlm.runs.locked_run import locked_run, with_dtype_of_run
 from jaxlm.runs.memory import require_memory
@@ -93,8 +92,6 @@ def train(
 
     abstract = jax.eval_shape(create)  # raises the errors of creation before anything is written
     require_memory(model_config, train_config, mesh)
-    if slow_jax():
-        logger.info(slow_jax())
     with locked_run(directory, config, corpus.vocabulary) as config:
         blocks, checkpoints = BatchBlocks(corpus.train, train_config, mesh), Checkpoints(directory)
         compilation = start_compilation(abstract, blocks)

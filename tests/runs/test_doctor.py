@@ -5,8 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxlm.runs import doctor
-from jaxlm.runs.doctor import examine, slow_jax
+from jaxlm.runs.doctor import examine
 
 
 def wrong(path) -> dict[str, str]:
@@ -46,19 +45,3 @@ def test_a_damaged_or_changed_corpus_is_named(corpus_dir, run_dir, tmp_path):
     np.save(tmp_path / "data" / "train.npy", tokens)
     assert "train.npy is damaged" in wrong(tmp_path / "data")["corpus"]
     assert "neither a run nor a corpus" in wrong(tmp_path / "nowhere").popitem()[1]
-
-
-@pytest.mark.parametrize(
-    ("version", "dtype", "is_told"),
-    [
-        ("0.10.2", "bfloat16", True),
-        ("0.12.0", "bfloat16", False),
-        ("0.10.2", "float32", False),
-        ("1.0", "bfloat16", False),
-    ],
-)
-def test_a_jax_that_is_slow_on_this_processor_is_named(monkeypatch, version, dtype, is_told):
-    monkeypatch.setattr(doctor.jax, "__version__", version)
-    monkeypatch.setattr(doctor, "fast_dtype", lambda: dtype)
-    assert (f"jax {version} trains slower" in slow_jax()) == is_told == bool(slow_jax())
-    assert ("speed" in {finding.subject for finding in examine()}) == is_told
