@@ -131,7 +131,7 @@ def test_a_vocabulary_of_another_size_is_refused_before_ids_are_sorted(random_ru
 
 
 def test_only_a_keras_file_can_keep_the_optimizer(run_dir, tmp_path):
-    with pytest.raises(InputError, match=r"needs a \.keras file"):
+    with pytest.raises(InputError, match=r"expected a \.keras file"):
         import_with_optimizer(tmp_path / "a.h5", tmp_path / "run", run_dir / "vocabulary.json")
     assert not (tmp_path / "run").exists()
 

@@ -38,7 +38,7 @@ def test_a_weight_of_an_unknown_layer_is_refused(tmp_path):
     make_keras_model().save_weights(path)
     with h5py.File(path, "r+") as file:
         file.create_dataset("layers/norm/vars/gamma", (7,), "f4")
-    assert_refused(path, "belongs to none of Embedding, LSTM and Dense")
+    assert_refused(path, "Expected weights of Embedding, LSTM and Dense")
 
 
 def test_an_ambiguous_order_of_layers_is_refused(tmp_path):
@@ -46,4 +46,4 @@ def test_an_ambiguous_order_of_layers_is_refused(tmp_path):
     make_keras_model().save_weights(path)
     with h5py.File(path, "r+") as file:
         file.move("layers/lstm_1", "layers/reader")
-    assert_refused(path, "is ambiguous; convert the whole model instead")
+    assert_refused(path, "is ambiguous; convert the whole model")
