@@ -54,9 +54,7 @@ def _remove(path: Path) -> None:
 def require_new_directory(directory: Path) -> None:
     """Raises `InputError` unless nothing, or an empty directory, is at the path of a directory to make."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(
-            f"{directory} already exists and is not an empty directory; remove it, or choose another `out`."
-        )
+        raise InputError(f"{directory} already exists and is not an empty directory; remove it, or choose another one.")
 
 
 def readable_size(size: float) -> str:

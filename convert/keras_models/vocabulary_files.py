@@ -85,7 +85,7 @@ def vocabulary_warnings(vocabulary: Vocabulary) -> list[str]:
     if vocabulary.eos is None:
         lines.append("no token for the end of a line (name one with --eos): line ends are left out of a text")
     if vocabulary.counts is None:
-        lines.append("unknown counts: they are taken from the new training text")
+        lines.append("unknown counts are taken from the new training text")
     unused = sum(map(_is_unused, vocabulary.words))
     if unused:
         lines.append(f"{unused:,} ids are not words (padding, or unused)")
