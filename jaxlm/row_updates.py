@@ -69,15 +69,15 @@ def update_rows(
         `optax.adamw(1e-3)` or a chain of such. Clip by the global norm beforehand, since one table does not see all
         gradients.
       table: `[V, ...]` float.
-      opt_state: `tx.init(table)`. Leaves of the table's shape are updated by rows.
+      opt_state: `tx.init(table)`. Leaves with a row for each of the table are updated by rows.
       gradient: with distinct indices, as from `sum_duplicates`.
 
     Returns:
       The table and the optimizer state, in place if the caller donates them.
 
     Raises:
-      InputError: `tx` is not element-wise: its state holds an array that is neither a scalar nor of the table's
-        shape.
+      InputError: `tx` is not element-wise: its state holds an array that is neither a scalar nor has the table's
+        rows.
 
     References:
       `torch.optim.SparseAdam`, `tf.raw_ops.ResourceSparseApplyAdagradV2`.
@@ -88,8 +88,8 @@ def update_rows(
     [0.0, 0.0, -0.5, 0.0]
     """
     for leaf in jax.tree.leaves(opt_state):
-        expected = f"an element-wise transformation, with states of shape {table.shape} or ()"
-        require(jnp.ndim(leaf) == 0 or leaf.shape == table.shape, "tx", expected, jnp.shape(leaf))
+        expected = f"an element-wise transformation, with states of {len(table)} rows or of shape ()"
+        require(jnp.ndim(leaf) == 0 or leaf.shape[0] == len(table), "tx", expected, jnp.shape(leaf))
 
     def gather(leaf: jax.Array) -> jax.Array:
         return leaf.at[gradient.indices].get(mode="clip") if jnp.ndim(leaf) else leaf

@@ -14,6 +14,7 @@ from convert.fit.compile_settings import read_loss
 from convert.fit.examples import Labels
 from convert.fit.live_optimizer import LiveOptimizer, open_optimizer
 from convert.fit.network import Link, Network, Path, open_network
+from convert.fit.optimizers import AVERAGE, SETTLED, settle
 from convert.keras_models.live_layers import as_array
 from jaxlm.config import TrainConfig
 from jaxlm.data.vocabulary import log_unigram
@@ -86,6 +87,8 @@ class Session(NamedTuple):
         opt_state = {name: dict(part) for name, part in state.opt_state.items()}
         for part in opt_state.values():
             part |= {"step": jnp.copy(steps), "u_product": jnp.float32(self.optimizer.u_product())}
+            if SETTLED in part:
+                part[SETTLED] = jax.tree.map(lambda each: jnp.full_like(each, steps), part[SETTLED])
         state = dataclasses.replace(state, step=steps, opt_state=opt_state)
         for link, slot, variable in self._slots():
             path = _slot_path(link.path, slot)
@@ -122,6 +125,22 @@ class Session(NamedTuple):
     def _write(self, variable: Any, array: jax.Array, transposed: bool, last: bool) -> None:
         _write(variable, array, transposed, last)
         self.seen[id(variable)] = _value(variable)
+
+    def settle(self, state: TrainState, *, overwrite: bool = False) -> TrainState:
+        """Returns a state whose moving averages are those after its last step, and maybe its weights, too."""
+        rule, opt_state = self.optimizer.rule, dict(state.opt_state)
+        if not rule.has_averages:
+            return state
+        trained = {name: table for name, table in state.tables.items() if name not in state.frozen}
+        params = trained | {"dense": state.dense}
+        for name, param in params.items():
+            opt_state[name] = settle(rule, param, opt_state[name])
+        state = dataclasses.replace(state, opt_state=opt_state)
+        if not overwrite:
+            return state
+        params = {name: jax.tree.map(jnp.copy, opt_state[name][AVERAGE]) for name in params}
+        dense = params.pop("dense")
+        return dataclasses.replace(state, tables=state.tables | params, dense=dense)
 
     def write(self, state: TrainState, *, last: bool) -> None:
         """Puts a training state back into the model, its states and its optimizer.

@@ -9,10 +9,6 @@ from jaxlm.config import ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
 
 DEFAULT = KerasOptimizer("Adam", (("amsgrad", False), ("beta_1", 0.9), ("beta_2", 0.999), ("epsilon", 1e-7)))
-NOT_HAD = {  # settings that would change what a step does
-    "use_ema": "the averages of all rows, which would be read in each step",
-    "gradient_accumulation_steps": "gradients kept from step to step",
-}
 HOW = "Compile the model with one of: " + ", ".join(OPTIMIZERS) + "."
 
 
@@ -25,6 +21,7 @@ class LiveOptimizer(NamedTuple):
     clip_norm: float = TrainConfig.clip_norm
     clip_each: bool = False
     unused: tuple[str, ...] = ()  # settings without effect, in words
+    overwrite_frequency: int | None = None  # steps after which moving averages replace the weights
 
     @property
     def has_state(self) -> bool:
@@ -73,6 +70,11 @@ class LiveOptimizer(NamedTuple):
         """Whether it has variables."""
         return bool(getattr(self.inner, "built", getattr(self.inner, "_built", False)))  # Keras 3, tf_keras
 
+    def finalize(self, model: Any) -> None:
+        """Puts the moving averages into the model, as `model.fit` does at its end."""
+        if self.rule.has_averages:
+            self.outer.finalize_variable_values(model.trainable_variables)
+
     def slots_of(self, variable: Any) -> Iterator[tuple[str, Any]]:
         """Yields the name and the variable of each slot of a trained weight."""
         if not self.has_state or not self.is_built():
@@ -102,12 +104,12 @@ def open_optimizer(model: Any) -> LiveOptimizer:
     if kind not in OPTIMIZERS or (legacy and kind not in ("Adam", "SGD", "Adagrad")):
         raise InputError(f"Invalid `optimizer`: fit_keras has no {kind}, whose update is not element-wise. {HOW}")
     settings = dict(inner.get_config())
-    for name, reason in NOT_HAD.items():
-        if settings.get(name):
-            raise InputError(
-                f"Invalid `optimizer`: expected {kind} without {name}, which needs {reason}."
-                f" Received: {name}={settings[name]}."
-            )
+    accumulated = settings.get("gradient_accumulation_steps")
+    if accumulated:
+        raise InputError(
+            f"Invalid `optimizer`: expected {kind} without gradient_accumulation_steps. For the same steps, give"
+            f" batches that are {accumulated} times as large. Received: gradient_accumulation_steps={accumulated}."
+        )
     if getattr(inner, "_exclude_from_weight_decay", None):
         raise InputError(f"Invalid `optimizer`: expected {kind} with weight decay for all weights, or none.")
     unused = [f"the state of the legacy optimizer {kind}, which begins anew"] if legacy else []
@@ -127,9 +129,16 @@ def open_optimizer(model: Any) -> LiveOptimizer:
     )
     chosen: dict[str, Any] = {name: settings.get(name) for name in (*names, "initial_accumulator_value")}
     chosen |= {name: _number(value) for name, value in chosen.items()}
+    if settings.get("use_ema"):  # tf_keras begins with the weights before the first step, Keras 3 with those after it
+        momentum = float(settings["ema_momentum"])
+        chosen |= {
+            "ema_momentum": momentum,
+            "first_momentum": 0.0 if hasattr(inner, "_get_variable_index") else momentum,
+        }
     each, together = settings.get("clipnorm"), settings.get("global_clipnorm")
     rule = KerasOptimizer(kind, tuple(sorted(chosen.items())))
-    return LiveOptimizer(rule, outer, inner, float(each or together or 0.0), bool(each), tuple(unused))
+    frequency = settings.get("ema_overwrite_frequency") if settings.get("use_ema") else None
+    return LiveOptimizer(rule, outer, inner, float(each or together or 0.0), bool(each), tuple(unused), frequency)
 
 
 def _number(value: Any) -> Any:

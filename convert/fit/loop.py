@@ -109,14 +109,16 @@ class Training:
                         break
             finally:
                 if not self.is_written:
-                    self.session.write(self.state, last=True)
+                    self.session.write(self.session.settle(self.state), last=True)
         self.is_written = True
+        self.session.optimizer.finalize(self.session.model)
         self.call("on_train_end", logs)
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Calls a hook. Callbacks see the weights of the last step, and what they change is taken over."""
         looks = self.hooks.looks(hook)
         if looks and not self.is_written:
+            self.state = self.session.settle(self.state)
             self.session.write(self.state, last=False)
             self.is_written = True
         getattr(self.hooks.list, hook)(*arguments)
@@ -135,6 +137,9 @@ class Training:
             rate = self.session.optimizer.learning_rate(self.step)
             self.state, loss = train_step(self.state, batch, rate)
             self.step, self.is_written = self.step + 1, False
+            frequency = self.session.optimizer.overwrite_frequency
+            if frequency and self.step % frequency == 0:
+                self.state = self.session.settle(self.state, overwrite=True)
             losses.add(loss, len(examples[1]))
             self.stop.raise_if_requested()
             if self.session.model.stop_training and self.hooks.on_batches:

@@ -6,6 +6,7 @@ weight decay of rows that a step neither reads nor samples stand still.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -119,6 +120,7 @@ OPTIMIZERS = {
     "Adadelta": Optimizer(_adadelta, lambda s: ["accumulated_grads", "accumulated_delta_vars"]),
     "Lion": Optimizer(_lion, lambda s: ["momentums"]),
 }
+AVERAGE, SETTLED = "model_variables_moving_average", "settled"
 EXACT = {"SGD", "Adagrad"}  # whose steps on rows equal dense ones, unless they have momentum or weight decay
 
 
@@ -126,7 +128,9 @@ EXACT = {"SGD", "Adagrad"}  # whose steps on rows equal dense ones, unless they 
 class KerasOptimizer:
     """Makes the Optax transformation of one of Keras' optimizers with a learning rate.
 
-    The state of a part is {"step", "u_product", slot: tree, ...}.
+    The state of a part is {"step", "u_product", slot: tree, ...}. With `ema_momentum`, it has moving averages. They are
+    lazy and exact: while a row stays at w for n steps, its average a moves to w + ema_momentum**n * (a - w). So each
+    row also has the step of its average, `SETTLED`, and `settle` brings all averages up to the current step.
 
     Attributes:
       kind: name of Keras' class.
@@ -139,15 +143,24 @@ class KerasOptimizer:
     @property
     def slots(self) -> list[str]:
         """The slots, by Keras' attributes without the underscore."""
-        return OPTIMIZERS[self.kind].slots(dict(self.items))
+        return OPTIMIZERS[self.kind].slots(dict(self.items)) + [AVERAGE] * self.has_averages
+
+    @property
+    def has_averages(self) -> bool:
+        """Whether it keeps moving averages of the parameters."""
+        return dict(self.items).get("ema_momentum") is not None
 
     def __call__(self, learning_rate: Any) -> optax.GradientTransformation:
         """Returns the transformation; `learning_rate` may be traced."""
-        rule, settings, slots = OPTIMIZERS[self.kind].rule, dict(self.items), self.slots
+        rule, settings = OPTIMIZERS[self.kind].rule, dict(self.items)
+        slots = self.slots + [SETTLED] * self.has_averages
         start = settings.get("initial_accumulator_value") or 0.0
 
         def init(params: Any) -> dict[str, Any]:
             filled = {slot: jax.tree.map(lambda leaf: jnp.full_like(leaf, start), params) for slot in slots}
+            if self.has_averages:
+                filled[AVERAGE] = jax.tree.map(jnp.copy, params)
+                filled[SETTLED] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[:1], jnp.int32), params)
             return {"step": jnp.int32(0), "u_product": jnp.float32(1.0), **filled}
 
         def update(gradients: Any, state: dict[str, Any], params: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -161,11 +174,35 @@ class KerasOptimizer:
             updates, new = [], []
             for leaf, param, *of_leaf in zip(leaves, structure.flatten_up_to(params), *old, strict=True):
                 leaf = jnp.clip(leaf, -limit, limit) if limit else leaf
-                delta, slots_of_leaf = rule(leaf, dict(zip(slots, of_leaf, strict=True)), step, settings)
-                updates.append(delta - step.rate * decay * param if decay else delta)
-                new.append([slots_of_leaf[slot] for slot in slots])
+                old_slots = dict(zip(slots, of_leaf, strict=True))
+                delta, new_slots = rule(leaf, old_slots, step, settings)
+                delta = delta - step.rate * decay * param if decay else delta
+                if self.has_averages:
+                    new_slots = new_slots | self._average(param, delta, old_slots, state["step"])
+                updates.append(delta)
+                new.append([new_slots[slot] for slot in slots])
             columns = zip(*new, strict=True) if new else [()] * len(slots)
             trees = {slot: structure.unflatten(column) for slot, column in zip(slots, columns, strict=True)}
             return structure.unflatten(updates), {"step": state["step"] + 1, "u_product": u_product, **trees}
 
         return optax.GradientTransformation(init, update)
+
+    def _average(self, param: jax.Array, delta: jax.Array, slots: Slots, steps: jax.Array) -> Slots:
+        """Returns the averages after a step that adds `delta`; the first step begins them."""
+        momentum = jnp.where(steps > 0, dict(self.items)["ema_momentum"], dict(self.items)["first_momentum"])
+        before = self.settle(param, slots[AVERAGE], slots[SETTLED], steps)
+        average = momentum * before + (1 - momentum) * (param + delta)
+        return {AVERAGE: average, SETTLED: jnp.full_like(slots[SETTLED], steps + 1)}
+
+    def settle(self, param: jax.Array, average: jax.Array, settled: jax.Array, steps: jax.Array) -> jax.Array:
+        """Returns the averages `[R, ...]` after `steps` of rows that stay since `settled`; from 0 on, the rows."""
+        left = jnp.where(settled > 0, dict(self.items)["ema_momentum"] ** (steps - settled).astype(jnp.float32), 0.0)
+        return param + left.reshape(left.shape + (1,) * (param.ndim - left.ndim)) * (average - param)
+
+
+@partial(jax.jit, static_argnums=0)
+def settle(rule: KerasOptimizer, params: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Returns the state of a part with all its moving averages as they are after its last step."""
+    steps = state["step"]
+    averages = jax.tree.map(partial(rule.settle, steps=steps), params, state[AVERAGE], state[SETTLED])
+    return state | {AVERAGE: averages, SETTLED: jax.tree.map(lambda each: jnp.full_like(each, steps), state[SETTLED])}

@@ -70,6 +70,12 @@ CASES = {  # the model, the data, and what both are compiled and called with
     "frozen embedding, clipped": {"frozen": True, "data": distinct(), "optimizer": {"global_clipnorm": 0.02}},
     "Adagrad": {"data": distinct(), "kind": "Adagrad", "optimizer": {"initial_accumulator_value": 0.01}, "rate": 0.05},
     "schedule": {"schedule": True},
+    "moving averages": {"optimizer": {"use_ema": True, "ema_momentum": 0.7}, "calls": 2},
+    "moving averages in place of weights": {
+        "data": distinct(),
+        "kind": "Adagrad",
+        "optimizer": {"use_ema": True, "ema_momentum": 0.7, "ema_overwrite_frequency": 4},
+    },
     "stateful": {"model": {"stateful": True}, "data": sequences(12)},
     "floats": {"data": tuple(array.astype(np.float32) for array in sequences())},
     "tf.data": {"dataset": lambda: tf.data.Dataset.from_tensor_slices(sequences()).batch(4)},
@@ -93,7 +99,8 @@ def compile_and_fit(module, case, fit):
     arguments = QUIET | {"shuffle": False, "epochs": 2} | case.get("fit", {})
     if y is None:
         arguments["batch_size"] = None
-    history = fit(model, x, y, **arguments)
+    for _ in range(case.get("calls", 1)):
+        history = fit(model, x, y, **arguments)
     return model, history
 
 
