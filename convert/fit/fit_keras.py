@@ -56,15 +56,14 @@ def fit_keras(
     """Trains a Keras language model in place, as `model.fit` does, but with sampled softmax.
 
     A step costs the same at any vocabulary size. The loss in the history is the sampled one, lower than the exact
-    loss; `val_loss` is exact, and that of
-    `model.evaluate`. The model may be compiled with Adam, Adagrad or
-    SGD; its learning rate or schedule, `clipnorm` and `global_clipnorm` are used, and the optimizer's state goes in
-    and comes back. Without compilation it is Adam with a learning rate of 0.003. Gradients are divided as Keras
-    divides them; masked ids, and labels of weight 0, take no part. Weights are back in the model at the end, also
-    after Ctrl-C, and before callbacks at the end of an epoch.
+    loss; `val_loss` is exact, and that of `model.evaluate`, as are the compiled metrics on validation data. The
+    optimizer is the compiled one, whose state goes in and comes back; without compilation it is Adam with a learning
+    rate of 0.003. Gradients are divided as Keras divides them; masked ids, and labels of weight 0, take no part.
+    Weights are back in the model at the end, also after Ctrl-C, and before callbacks that look at them.
 
     Args:
-      model: live, of Keras 3 or `tf_keras`, as `from_keras` reads it. A stateful one carries its state on.
+      model: live: Embedding, LSTM and Dense layers of Keras 3 or `tf_keras`; or, under Keras' JAX backend, any
+        functional or Sequential one that ends in Dense(V) or ReversibleEmbedding. A stateful one carries its state on.
       x: `[N, T]` integer ids, in any order of frequency; or batches (x, y) or (x, y, sample_weight) from a
         `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader` or a Python generator. They are read once
         before training, to count the words; of an endless stream only the first `steps_per_epoch` batches.
@@ -97,7 +96,7 @@ def fit_keras(
       other: refused by name.
 
     Returns:
-      A `keras.callbacks.History` with "loss" and "val_loss".
+      A `keras.callbacks.History` with "loss", "val_loss" and metrics such as "val_accuracy".
 
     Raises:
       InputError: jaxlm cannot represent the model, an argument does not fit, or training diverges.
