@@ -1,5 +1,6 @@
 """Reads a Keras model's file for import: the model, Keras' predictions, assumptions and ignored settings."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ def read_source(path: Path) -> Source:
     Raises:
       InputError: the file is damaged or unsafe, or jaxlm cannot represent the model.
     """
+    _check_not_checkpoint(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; expected a Keras model to read.")
     name = format_of(path)
@@ -50,6 +52,19 @@ def read_source(path: Path) -> Source:
         ignored = file.structure.ignored if file.structure else ()
         description = file.description if file.structure and file.version[:1] == (3,) else None
         return Source(model, predictor, description, tuple(_assumed(file)), ignored, file.compiled)
+
+
+def _check_not_checkpoint(path: Path) -> None:
+    """Raises `InputError` for a TensorFlow checkpoint: its prefix, one of its files, or its directory."""
+    prefix = path.with_name(re.sub(r"\.(index|data-\d+-of-\d+)$", "", path.name))
+    if path.is_dir() and not (path / "saved_model.pb").exists():
+        prefix = next(path.glob("*.index"), prefix).with_suffix("")
+    if prefix.with_name(f"{prefix.name}.index").is_file():
+        raise InputError(
+            f"{path} is a TensorFlow checkpoint of weights, without the model. Build the model in Python, restore it"
+            f" with tf.train.Checkpoint(model=model).restore({str(prefix)!r}), or with model.load_weights if"
+            " model.save_weights wrote it, and import what model.save('model.keras') writes."
+        )
 
 
 def _assumed(file: KerasFile) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Batches for a body of Keras: any inputs, masks that the body carries, and no filling up."""
+"""Batches for jaxlm from batches of examples: weighted as Keras' loss is, and filled up for jaxlm's own LSTM."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,49 +6,100 @@ from typing import Any
 import keras
 import numpy as np
 
-from convert.fit.examples import Labels, as_keras_weights, class_ids
+from convert.fit.examples import LENGTH_STEP, Labels, Read, Shape, read
 from convert.fit.network import Network
 from jaxlm.data.batches import Batch
 from jaxlm.errors import require
-from jaxlm.token_ids import check_ids
-
-Read = tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray, np.ndarray]
 
 
-def read_any(batch: Sequence[Any], network: Network, labels: Labels, name: str) -> Read:
-    """Reads a batch of examples.
+def to_batch(
+    batch: Sequence[Any],
+    network: Network,
+    labels: Labels,
+    shape: Shape,
+    name: str,
+    class_weights: np.ndarray | None = None,
+) -> Batch:
+    """Makes a batch for jaxlm from one of examples.
+
+    Args:
+      batch: inputs, labels and maybe weights.
+      network: that reads them.
+      labels: of the network.
+      shape: the sizes to fill up to, for jaxlm's own LSTM; a body of Keras takes any.
+      name: of the argument, for errors.
+      class_weights: `[V]`, what a label of each class counts; None for 1.
 
     Returns:
-      the model's inputs; labels `[B, P]` int32, P being the outputs of an example; weights `[B, P]` float32; and which
-      labels count, `[B, P]` bool.
-
-    Raises:
-      InputError: the inputs or the labels do not fit the model.
+      The batch, weighted as Keras' loss is, with the compiled reduction.
     """
-    inputs = tuple(np.asarray(each) for each in keras.tree.flatten(batch[0]))
-    expected = f"{network.num_inputs} inputs with as many examples as `y`"
-    sizes = [len(each) for each in inputs] + [len(np.asarray(batch[1]))]
-    require(len(inputs) == network.num_inputs and len(set(sizes)) == 1, name, expected, sizes)
-    y = class_ids(np.asarray(batch[1]), network.vocab_size, network.last_only)
-    valid = np.ones(y.shape, bool) if labels.ignore_class is None else y != labels.ignore_class
-    mask = network.mask(inputs)
-    if mask is not None:
-        valid &= np.reshape(mask, y.shape)
-    check_ids("y", y[valid], network.vocab_size)
-    weights = np.ones(y.shape, np.float32)
-    if len(batch) == 3 and batch[2] is not None:
-        given = np.asarray(batch[2], np.float32)
-        given = given.reshape(len(given), -1)
-        require(given.shape in (y.shape, (len(y), 1)), "sample_weight", f"shape {y.shape} or [N]", given.shape)
-        weights = weights * given
-    return inputs, y, weights * valid, valid
+    found = read(batch, network, labels, name)
+    if network.structure is None:
+        weights = as_keras_weights(found, labels, class_weights, found.labels.size)
+        return Batch(found.ids, np.where(found.valid, found.labels, 0), True, None, weights, found.features)
+    size = shape.batch_size * (1 if labels.last_only else shape.sequence_length)  # which the loss is the mean of
+    return _packed(found, labels, shape, name, as_keras_weights(found, labels, class_weights, size))
 
 
-def to_any_batch(
-    batch: Sequence[Any], network: Network, labels: Labels, name: str, class_weights: np.ndarray | None = None
-) -> Batch:
-    """Makes a batch for jaxlm from one of examples, weighted as Keras' loss is; see `to_batch`."""
-    inputs, y, weights, valid = read_any(batch, network, labels, name)
-    weights = as_keras_weights(weights, y, valid, labels, class_weights, y.size)
-    ids, features = network.prepare(inputs)
-    return Batch(ids, np.where(valid, y, 0), True, None, weights, features)
+def _packed(found: Read, labels: Labels, shape: Shape, name: str, weights: np.ndarray) -> Batch:
+    """Makes a batch for jaxlm's own LSTM, which knows no masks.
+
+    Masked ids are moved to the end of their sequence, where no state that counts has read them: a Keras LSTM passes
+    over them, so both give the same. What fills the batch up repeats ids and labels that are in it, with weight 0,
+    so that no other row of a table is touched.
+    """
+    (x,), y = found.ids, found.labels
+    positions = np.full((len(x), 1), x.shape[1] - 1, np.int32) if labels.last_only else None
+    if labels.mask_zero and not np.all(x != 0):
+        order = np.argsort(x == 0, axis=1, kind="stable")
+        x = np.take_along_axis(x, order, axis=1)
+        if positions is not None:
+            positions = (x != 0).sum(axis=1, keepdims=True, dtype=np.int32) - 1  # -1, for zeros, if all is padding
+            kept = labels.allows_empty or bool(positions.min() >= 0)
+            require(kept, name, "a word in each sequence, for Dense layers between LSTM and softmax", "padding alone")
+        else:
+            y, weights = (np.take_along_axis(array, order, axis=1) for array in (y, weights))
+        x = np.where(x == 0, x[:, :1], x)
+    if np.any(weights):
+        y = np.where(weights != 0, y, y[weights != 0][0])
+    x, y, weights, positions = _fill(x, y, weights, positions, shape)
+    return Batch(x, y, True, positions, weights)
+
+
+def as_keras_weights(found: Read, labels: Labels, class_weights: np.ndarray | None, size: int) -> np.ndarray:
+    """Returns float32 weights with which the mean over `size` outputs is Keras' loss, with the compiled reduction."""
+    weights = found.weights
+    if class_weights is not None:
+        weights = weights * class_weights[np.where(found.valid, found.labels, 0)]
+    divisor = divisor_of(labels.reduction, float(weights.sum()), int(found.valid.sum()))
+    return (weights * (size / (divisor or 1.0))).astype(np.float32)
+
+
+def grown(shape: Shape, batch: tuple[Any, ...]) -> Shape:
+    """Returns the shape of batches, made larger if a batch does not fit."""
+    found = np.shape(keras.tree.flatten(batch[0])[0])
+    length = found[1] if len(found) > 1 else 1
+    if found[0] <= shape.batch_size and length <= shape.sequence_length:
+        return shape
+    length = max(shape.sequence_length, -(-length // LENGTH_STEP) * LENGTH_STEP)
+    return shape._replace(batch_size=max(shape.batch_size, found[0]), sequence_length=length)
+
+
+def divisor_of(reduction: str | None, total: float, count: int) -> float:
+    """Returns the number that Keras divides the sum of the weighted losses by."""
+    if reduction == "sum":
+        return 1.0
+    return total if reduction == "mean_with_sample_weight" else float(count)
+
+
+def _fill(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray, positions: np.ndarray | None, shape: Shape
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Fills a batch up to full size by repeating its ids, with weights of 0."""
+    rows = (0, shape.batch_size - len(x))
+    columns = (0, shape.sequence_length - x.shape[1])
+    label_columns = columns if positions is None else (0, 0)
+    x = np.pad(x, (rows, columns), mode="wrap")
+    y = np.pad(y, (rows, label_columns), mode="wrap")
+    weights = np.pad(weights, (rows, label_columns))
+    return x, y, weights, None if positions is None else np.pad(positions, (rows, (0, 0)), mode="wrap")

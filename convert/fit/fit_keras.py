@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from convert.fit.batches import read_any
 from convert.fit.callbacks import open_callbacks
 from convert.fit.compile_settings import keras_of
-from convert.fit.examples import Labels, Shape, read, scan
+from convert.fit.examples import Shape, scan
 from convert.fit.live_model import InitialBiases, InitialEmbeddings, open_session
 from convert.fit.loop import Data, Passes, Training
 from convert.fit.metrics import open_metrics
@@ -53,7 +51,7 @@ def fit_keras(
     mesh: Mesh | None = None,
     **other: Any,
 ) -> Any:
-    """Trains a Keras language model in place, as `model.fit` does, but with sampled softmax.
+    """Trains a Keras model in place, as `model.fit` does, but with sampled softmax.
 
     A step costs the same at any vocabulary size. The loss in the history is the sampled one, lower than the exact
     loss; `val_loss` is exact, and that of `model.evaluate`, as are the compiled metrics on validation data. The
@@ -64,9 +62,10 @@ def fit_keras(
     Args:
       model: live: Embedding, LSTM and Dense layers of Keras 3 or `tf_keras`; or, under Keras' JAX backend, any
         functional or Sequential one that ends in Dense(V) or ReversibleEmbedding. A stateful one carries its state on.
-      x: `[N, T]` integer ids, in any order of frequency; or batches (x, y) or (x, y, sample_weight) from a
-        `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader` or a Python generator. They are read once
-        before training, to count the words; of an endless stream only the first `steps_per_epoch` batches.
+      x: `[N, T]` integer ids, in any order of frequency, or the model's inputs as `model.fit` takes them; or batches
+        (x, y) or (x, y, sample_weight) from a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader` or
+        a Python generator. They are read once before training, to count the words; of an endless stream only the
+        first `steps_per_epoch` batches.
       y: labels `[N, T]`, or `[N]` if the model predicts only the word after the last one; integer or one-hot.
       batch_size: of arrays; 32 by default.
       epochs: last epoch, counted from 0 and not from `initial_epoch`.
@@ -125,13 +124,12 @@ def fit_keras(
     size = 32 if batch_size is None else batch_size
     valid_size = size if validation_batch_size is None else validation_batch_size
     train, valid = _open(x, y, sample_weight, size, validation_split, validation_data, valid_size)
-    read_batch, keep_ids = partial(_read, network, labels), initial_embeddings is not None
-    shape = scan(train, labels, read_batch, steps_per_epoch, keep_ids)
-    _check_shape(network, labels, shape)
+    shape = scan(train, network, labels, steps_per_epoch, keep_ids=initial_embeddings is not None)
+    _check_shape(network, shape)
     class_counts = shape.counts if counts is None else _class_counts(counts, network.vocab_size)
     validation = None
     if valid is not None:
-        valid_shape = scan(valid, labels, read_batch, validation_steps)
+        valid_shape = scan(valid, network, labels, validation_steps)
         validation = Passes(valid, valid_shape, validation_steps, continues=False)
     weights = None if class_weight is None else _class_weights(class_weight, network.vocab_size)
     metrics = open_metrics(model, network.logits, sharded=mesh is not None)
@@ -185,12 +183,7 @@ def _class_weights(class_weight: Mapping[int, float], vocab_size: int) -> np.nda
     return weights
 
 
-def _read(network: Network, labels: Labels, batch: Any, name: str) -> Any:
-    """Reads a batch of examples as the network needs it."""
-    return read(batch, labels, name) if network.structure is not None else read_any(batch, network, labels, name)
-
-
-def _check_shape(network: Network, labels: Labels, shape: Shape) -> None:
+def _check_shape(network: Network, shape: Shape) -> None:
     """Raises `InputError` if batches do not fit the states of a stateful model."""
     size = network.batch_size
     if size is not None:

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 from flax import nnx
 
@@ -15,7 +14,7 @@ from convert.fit.examples import Labels
 from convert.fit.live_optimizer import LiveOptimizer, open_optimizer
 from convert.fit.network import Link, Network, Path, open_network
 from convert.fit.optimizers import AVERAGE, SETTLED, settle
-from convert.keras_models.live_layers import as_array
+from convert.fit.variables import is_same_version, read_variable, version_of, write_variable
 from jaxlm.config import TrainConfig
 from jaxlm.data.vocabulary import log_unigram
 from jaxlm.data.word_vectors import word_vectors
@@ -46,16 +45,18 @@ class Session(NamedTuple):
         """
         config = resolve_config(config, self.network.vocab_size)
         self.optimizer.build(self.model)  # before the first step, so that nothing fails after the last one
-        parts: dict[str, Any] = {"tables": {}, "dense": {}, "other": {}, "carry": {}}
+        parts: dict[str, Any] = {"tables": {}, "dense": {}, "other": {}, "carry": {}, "opt_state": {"dense": {}}}
         for link in self.network.links:
             _put(parts, link.path, self._read(link.variable, link.transposed))
+        for link, slot, variable in self._slots():
+            _put(parts, _slot_path(link.path, slot), self._read(variable, link.transposed))
         frozen = set(self.network.frozen)
         if "biases" not in parts["tables"]:
             parts["tables"]["biases"] = jnp.zeros(self.network.vocab_size, jnp.float32)
             frozen.add("biases")
-        body, structure = self.network.body(config.compute_dtype), self.network.structure
-        if structure is None:
-            parts |= {name: [parts[name][i] for i in range(len(parts[name]))] for name in ("dense", "other")}
+        body = self.network.body(config.compute_dtype)
+        if self.network.structure is None:
+            parts |= {name: _as_list(parts[name]) for name in ("dense", "other")}
         state = TrainState.for_body(
             body,
             parts["tables"],
@@ -68,8 +69,9 @@ class Session(NamedTuple):
             tx=self.optimizer.rule,
             frozen=frozen,
             order=class_order(counts),
+            opt_state=self._opt_state(parts["opt_state"]) if self.optimizer.has_state else None,
         )
-        return self._with_optimizer_state(state)
+        return jax.block_until_ready(self._at_step(state))
 
     def _carry(self, states: dict[int, dict[int, jax.Array]], batch_size: int) -> Any:
         """Returns the carry of a chain of LSTMs; a Keras body has its states among its other variables."""
@@ -80,20 +82,24 @@ class Session(NamedTuple):
         sizes = [lstm.size for lstm in self.network.structure.config.lstm_layers]
         return tuple((jnp.zeros((batch_size, size)), jnp.zeros((batch_size, size))) for size in sizes)
 
-    def _with_optimizer_state(self, state: TrainState) -> TrainState:
-        """Returns a state with the number of steps and the slots of the model's optimizer."""
+    def _opt_state(self, slots: dict[str, Any]) -> dict[str, Any]:
+        """Returns the Optax state of each trained table and of the dense parameters; frozen tables have none."""
+        tables = [link.path[1] for link in self.network.links if link.path[0] == "tables" and link.trained]
+        dense = {slot: slots["dense"].get(slot, {}) for slot in self.optimizer.rule.slots}
+        if self.network.structure is None:
+            dense = {slot: _as_list(arrays) for slot, arrays in dense.items()}
+        return {table: slots.get(table, {}) for table in tables} | {"dense": dense}
+
+    def _at_step(self, state: TrainState) -> TrainState:
+        """Returns a state with the number of steps of the model's optimizer."""
         self.seen["steps"] = self.optimizer.steps()
-        steps = jnp.int32(self.seen["steps"])
-        opt_state = {name: dict(part) for name, part in state.opt_state.items()}
-        for part in opt_state.values():
-            part |= {"step": jnp.copy(steps), "u_product": jnp.float32(self.optimizer.u_product())}
-            if SETTLED in part:
-                part[SETTLED] = jax.tree.map(lambda each: jnp.full_like(each, steps), part[SETTLED])
-        state = dataclasses.replace(state, step=steps, opt_state=opt_state)
-        for link, slot, variable in self._slots():
-            path = _slot_path(link.path, slot)
-            state = _replace(state, path, self._read(variable, link.transposed))
-        return state
+        steps, u_product = np.int32(self.seen["steps"]), np.float32(self.optimizer.u_product())
+        params, opt_state = state.tables | {"dense": state.dense}, {}
+        for name, part in state.opt_state.items():
+            opt_state[name] = part | {"step": jnp.array(steps), "u_product": jnp.array(u_product)}
+            if self.optimizer.rule.has_averages:
+                opt_state[name][SETTLED] = jax.tree.map(lambda each: jnp.full(each.shape[:1], steps), params[name])
+        return dataclasses.replace(state, step=jnp.array(steps), opt_state=opt_state)
 
     def _slots(self) -> list[tuple[Link, str, Any]]:
         """Returns each variable of the optimizer that belongs to a weight."""
@@ -105,7 +111,7 @@ class Session(NamedTuple):
         places = [(link.variable, link.path, link.transposed) for link in self.network.links]
         places += [(variable, _slot_path(link.path, slot), link.transposed) for link, slot, variable in self._slots()]
         for variable, path, transposed in places:
-            if not _same(self.seen.get(id(variable)), _value(variable)):
+            if not is_same_version(self.seen.get(id(variable)), version_of(variable)):
                 array = self._read(variable, transposed)
                 if state.mesh is not None:
                     name = "/".join(map(str, path))
@@ -119,12 +125,12 @@ class Session(NamedTuple):
         return dataclasses.replace(state, step=jnp.int32(steps), opt_state=opt_state)
 
     def _read(self, variable: Any, transposed: bool) -> jax.Array:
-        self.seen[id(variable)] = _value(variable)
-        return _read(variable, transposed)
+        self.seen[id(variable)] = version_of(variable)
+        return read_variable(variable, transposed)
 
     def _write(self, variable: Any, array: jax.Array, transposed: bool, last: bool) -> None:
-        _write(variable, array, transposed, last)
-        self.seen[id(variable)] = _value(variable)
+        write_variable(variable, array, transposed, last)
+        self.seen[id(variable)] = version_of(variable)
 
     def settle(self, state: TrainState, *, overwrite: bool = False) -> TrainState:
         """Returns a state whose moving averages are those after its last step, and maybe its weights, too."""
@@ -219,47 +225,8 @@ def _slot_path(path: Path, slot: str) -> Path:
     return ("opt_state", rest[0], slot) if part == "tables" else ("opt_state", "dense", slot, *rest)
 
 
-def _read(variable: Any, transposed: bool) -> jax.Array:
-    """Returns a copy of a variable of Keras: a step donates it, and Keras keeps its own."""
-    value = getattr(variable, "value", variable)
-    value = variable if callable(value) else value  # tf_keras
-    array = jnp.asarray(_memory(value) if hasattr(value, "read_value") else as_array(variable))
-    copy = _transpose(array) if transposed else jnp.array(array, copy=True)
-    return jax.block_until_ready(copy)
-
-
-def _value(variable: Any) -> Any:
-    """Returns the value of a variable, such that a later one can be told from it without comparing numbers."""
-    value = getattr(variable, "value", variable)
-    value = variable if callable(value) else value  # tf_keras
-    if hasattr(value, "read_value"):  # TensorFlow: a variable that is assigned anew has other memory while this is kept
-        return _memory(value)
-    if hasattr(value, "_version"):  # PyTorch, which assigns in place
-        return value.data_ptr(), value._version
-    return value
-
-
-def _memory(variable: Any) -> np.ndarray:
-    """Returns the value of a variable of TensorFlow without copying it."""
-    return np.asarray(memoryview(variable.read_value()))
-
-
-def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        return first.ctypes.data == second.ctypes.data
-    return first == second if isinstance(first, tuple) else first is second
-
-
-def _write(variable: Any, array: jax.Array, transposed: bool, last: bool) -> None:
-    if transposed:
-        array = _transpose(array)
-    elif not last:
-        array = jnp.array(array, copy=True)
-    on_jax = isinstance(variable, keras.Variable) and keras.backend.backend() == "jax"
-    variable.assign(array if on_jax else np.asarray(array))
-
-
-_transpose = jax.jit(jnp.transpose)
+def _as_list(arrays: dict[int, Any]) -> list[Any]:
+    return [arrays[i] for i in range(len(arrays))]
 
 
 def _put(tree: dict[str, Any], path: Path, value: Any) -> None:

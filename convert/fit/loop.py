@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from convert.fit.batches import to_any_batch
+from convert.fit.batches import grown, to_batch
 from convert.fit.callbacks import Hooks
-from convert.fit.examples import Labels, Shape, class_ids, grown, to_batch
+from convert.fit.examples import Labels, Shape, class_ids
 from convert.fit.live_model import Session
 from convert.fit.metrics import Means, Measured, Metric
 from convert.fit.sources import Examples
@@ -154,16 +154,15 @@ class Training:
         labels: Labels | None = None,
     ) -> Batch:
         """Makes a batch with Keras' weights; one that is larger than those before makes the state's batch larger."""
-        network, labels, name = self.network, labels or self.data.labels, passes.examples.name
-        if network.structure is None:
-            return to_any_batch(examples, network, labels, name, class_weights)
-        passes.shape = grown(passes.shape, examples)
-        is_stateful = network.batch_size is not None
-        if passes is self.data.train and passes.shape.batch_size != self.state.config.batch_size and not is_stateful:
-            config = dataclasses.replace(self.state.config, batch_size=passes.shape.batch_size)
-            state = dataclasses.replace(self.state, config=config)
-            self.state = dataclasses.replace(state, carry=self._zero_carry(passes.shape.batch_size))
-        batch = to_batch(examples, labels, passes.shape, name, class_weights)
+        network, is_stateful = self.network, self.network.batch_size is not None
+        if network.structure is not None:
+            passes.shape = grown(passes.shape, examples)
+        size = passes.shape.batch_size
+        if passes is self.data.train and size != self.state.config.batch_size and not is_stateful:
+            config = dataclasses.replace(self.state.config, batch_size=size)
+            self.state = dataclasses.replace(self.state, config=config, carry=self._zero_carry(size))
+        name = passes.examples.name
+        batch = to_batch(examples, network, labels or self.data.labels, passes.shape, name, class_weights)
         return batch._replace(starts_epoch=not is_stateful)
 
     def _zero_carry(self, batch_size: int) -> Any:

@@ -1,25 +1,23 @@
 """`Network`: a live Keras model as jaxlm trains it. Its body, its tables, and where each variable lies in the state."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import keras
 import numpy as np
 
-from convert.fit.examples import integer_ids
+from convert.fit.keras_body import KerasBody, output_mask
 from convert.fit.split_model import Cut, cut_model
 from convert.keras_models.live_layers import read_live_model, states_of, weight_variables
 from convert.keras_models.supported_layers import Structure
 from convert.weights.table import weight_table
-from jaxlm.errors import InputError
-from jaxlm.training.body import Body, BodyOutputs, LanguageModelBody
+from jaxlm.errors import InputError, require
+from jaxlm.token_ids import check_ids
+from jaxlm.training.body import Body, LanguageModelBody
 
 Path = tuple[Any, ...]  # of an array in a `TrainState`, such as ("dense", "lstms", 0, "kernel")
-FLOAT16_SCALE = 1024.0  # of gradients inside a float16 body, which would underflow
+Prepared = tuple[tuple[np.ndarray, ...], Any]  # ids of each lookup, int32, and the features of the body
 
 
 class Link(NamedTuple):
@@ -40,9 +38,10 @@ class Network(NamedTuple):
     vocab_size: int
     logits: bool  # no softmax at the end
     unused: tuple[str, ...]  # settings without effect, in words
-    prepare: Callable[[Sequence[np.ndarray]], tuple[tuple[np.ndarray, ...], Any]]  # inputs -> ids, features
-    mask: Callable[[Sequence[np.ndarray]], np.ndarray | None]  # inputs -> which outputs count, [batch_size, P]
-    num_inputs: int
+    prepare: Callable[[Sequence[np.ndarray], str], Prepared]  # inputs, name of the argument -> ids, features
+    mask: Callable[..., np.ndarray | None]  # ids, features -> which outputs count, [batch_size, P]
+    num_outputs: Callable[[Sequence[np.ndarray]], int | None]  # inputs -> P; None if only the body tells
+    input_names: tuple[str, ...]
     last_only: bool  # one output for an example
     structure: Structure | None = None  # of a chain of layers that jaxlm has itself
     batch_size: int | None = None  # that the states of a stateful model have
@@ -112,22 +111,29 @@ def _chain(model: Any, layers: Sequence[Any], structure: Structure, unused: tupl
         h, c = states_of(layer)
         links += [Link(c, ("carry", number, 0), False), Link(h, ("carry", number, 1), False)]
 
-    def mask(inputs: Sequence[np.ndarray]) -> np.ndarray | None:
-        return inputs[0] != 0 if structure.mask_zero and not structure.last_only else None
+    def prepare(inputs: Sequence[np.ndarray], name: str) -> Prepared:
+        ids = integer_ids(inputs[0], name)
+        require(ids.ndim == 2 and ids.size > 0, name, "ids of shape [N, T]", ids.shape)
+        check_ids(name, ids.ravel(), config.vocab_size)
+        return (ids,), ()
+
+    def mask(ids: Sequence[np.ndarray], features: Any) -> np.ndarray | None:
+        return ids[0] != 0 if structure.mask_zero and not structure.last_only else None
 
     return Network(
-        partial(LanguageModelBody, config, None),
-        tuple(links),
-        ("embedding",),
-        config.vocab_size,
-        structure.logits,
-        unused,
-        lambda inputs: (tuple(inputs), ()),
-        mask,
-        1,
-        structure.last_only,
-        structure,
-        states_of(stateful[0])[0].shape[0] if stateful else None,
+        body=partial(LanguageModelBody, config, None),
+        links=tuple(links),
+        lookups=("embedding",),
+        vocab_size=config.vocab_size,
+        logits=structure.logits,
+        unused=unused,
+        prepare=prepare,
+        mask=mask,
+        num_outputs=lambda inputs: 1 if structure.last_only else inputs[0].shape[1],
+        input_names=_input_names(model),
+        last_only=structure.last_only,
+        structure=structure,
+        batch_size=states_of(stateful[0])[0].shape[0] if stateful else None,
     )
 
 
@@ -150,24 +156,33 @@ def _any_body(model: Any) -> Network:
     unused = tuple(f"{head.layer.name}: {name}={type(value).__name__}" for name, value in settings if value is not None)
     masked = tuple(i for i, lookup in enumerate(cut.lookups) if lookup.layer.mask_zero)
     body = KerasBody(cut.body, len(cut.lookups), masked, tuple(variable.trainable for variable in cut.body.variables))
-    prepare = _prepare(model, cut, masked)
     stateful = [layer for layer in cut.body._flatten_layers() if getattr(layer, "stateful", False)]
+    shape = cut.body.outputs[0].shape
+    num_outputs = 1 if len(shape) == 2 else shape[1] if len(shape) == 3 else None
     return Network(
-        lambda dtype: body,
-        (*trained, *other, *tables),
-        tuple(names[id(lookup.layer.embeddings)] for lookup in cut.lookups),
-        head.weights.shape[head.transposed],
-        cut.logits,
-        unused,
-        prepare,
-        partial(
-            _mask, body if head.keeps_mask else None, prepare, [lookup.outputs.shape[-1] for lookup in cut.lookups]
-        ),
-        len(model.inputs),
-        len(cut.body.outputs[0].shape) == 2,
-        None,
-        model.inputs[0].shape[0] if stateful else None,
+        body=lambda dtype: body,
+        links=(*trained, *other, *tables),
+        lookups=tuple(names[id(lookup.layer.embeddings)] for lookup in cut.lookups),
+        vocab_size=head.weights.shape[head.transposed],
+        logits=cut.logits,
+        unused=unused,
+        prepare=_prepare(model, cut, masked),
+        mask=partial(_mask, body if head.keeps_mask else None, [lookup.outputs.shape[-1] for lookup in cut.lookups]),
+        num_outputs=lambda inputs: num_outputs,
+        input_names=_input_names(model),
+        last_only=len(shape) == 2,
+        batch_size=model.inputs[0].shape[0] if stateful else None,
     )
+
+
+def integer_ids(values: np.ndarray, name: str) -> np.ndarray:
+    """Returns ids of any numeric type as int32, after checking that none of them is cut."""
+    if values.dtype.kind == "f":
+        require(bool(np.all(values == np.rint(values))), name, "integer ids", f"{values.dtype} with fractions")
+        require(bool(np.all(np.isfinite(values))), name, "finite ids", "an infinite one")
+    lowest, highest = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    require(-(2**31) <= lowest and highest < 2**31, name, "ids below 2**31", f"{lowest} to {highest}")
+    return values.astype(np.int32)
 
 
 HEAD_SETTINGS = (
@@ -179,104 +194,40 @@ HEAD_SETTINGS = (
 )
 
 
+def _input_names(model: Any) -> tuple[str, ...]:
+    """Returns the keys that a model's inputs have in a dict, in the model's order."""
+    structure = getattr(model, "_inputs_struct", None)
+    return tuple(sorted(structure) if isinstance(structure, dict) else (tensor.name for tensor in model.inputs))
+
+
 def _ids_of(variables: Sequence[Any]) -> set[int]:
     return {id(variable) for variable in variables}
 
 
-@dataclass(frozen=True)
-class KerasBody:
-    """The body of a Keras model, called by `stateless_call`.
-
-    `dense` and `other` are its trainable and its other variables, `features` its other inputs and then the masks.
-
-    Attributes:
-      model: from the rows of the lookups, and other inputs, to the inputs of the head.
-      num_lookups: how many of its inputs are rows.
-      masked: the lookups with a mask.
-      trained: which variables are trained, so that a body with other frozen layers compiles anew.
-    """
-
-    model: Any
-    num_lookups: int
-    masked: tuple[int, ...]
-    trained: tuple[bool, ...]
-
-    def __call__(
-        self, dense: Any, other: Any, rows: tuple[jax.Array, ...], features: Any, carry: Any, key: jax.Array | None
-    ) -> BodyOutputs:
-        """Returns the inputs of the head in float32, as a `Body`."""
-        outputs, other, losses = self.call(dense, other, rows, features, key is not None)
-        return BodyOutputs(outputs.astype(jnp.float32), carry, other, sum(losses, start=jnp.float32(0.0)))
-
-    def call(
-        self, dense: Any, other: Any, rows: Sequence[jax.Array], features: Sequence[Any], training: bool
-    ) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
-        """Returns the outputs of Keras, its other variables afterwards, and its losses."""
-        count = len(features) - len(self.masked)
-        masks: list[Any] = [None] * (self.num_lookups + count)
-        for index, mask in zip(self.masked, features[count:], strict=True):
-            masks[index] = mask
-        inputs = [*rows, *features[:count]]
-        float16 = training and any(tensor.dtype == "float16" for tensor in self.model.inputs)
-        if float16:
-            dense, inputs = _scale_gradient((dense, inputs), 1.0 / FLOAT16_SCALE)
-        settings = {"training": training, "mask": masks} if self.masked else {"training": training}
-        outputs, other, losses = self.model.stateless_call(dense, other, inputs, return_losses=True, **settings)
-        if float16:
-            outputs = _scale_gradient(outputs, FLOAT16_SCALE)
-        return outputs, other, losses
-
-
-def _scale_gradient(tree: Any, scale: float) -> Any:
-    """Returns the same arrays, whose gradients are multiplied by a number."""
-
-    @jax.custom_vjp
-    def scaled(leaf: jax.Array) -> jax.Array:
-        return leaf
-
-    scaled.defvjp(lambda leaf: (leaf, None), lambda _, gradient: (gradient * scale,))
-    return jax.tree.map(lambda leaf: scaled(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
-
-
-def _prepare(
-    model: Any, cut: Cut, masked: tuple[int, ...]
-) -> Callable[[Sequence[np.ndarray]], tuple[tuple[np.ndarray, ...], Any]]:
+def _prepare(model: Any, cut: Cut, masked: tuple[int, ...]) -> Callable[[Sequence[np.ndarray], str], Prepared]:
     """Returns the function from a model's inputs to the ids of its lookups and to the body's features."""
     places = {id(tensor): i for i, tensor in enumerate(model.inputs)}
     computed = [lookup.ids for lookup in cut.lookups if id(lookup.ids) not in places]
     computing = keras.Model(model.inputs, computed) if computed else None
 
-    def prepare(inputs: Sequence[np.ndarray]) -> tuple[tuple[np.ndarray, ...], Any]:
+    def prepare(inputs: Sequence[np.ndarray], name: str) -> Prepared:
         results = iter([] if computing is None else keras.tree.flatten(computing(list(inputs))))
         ids = []
         for lookup in cut.lookups:
             place = places.get(id(lookup.ids))
             found = inputs[place] if place is not None else np.asarray(keras.ops.convert_to_numpy(next(results)))
-            ids.append(integer_ids(found, model.inputs[place].name if place is not None else lookup.layer.name))
+            where = name if len(inputs) == 1 else f"{name}[{place}]" if place is not None else lookup.layer.name
+            ids.append(integer_ids(found, where))
+            check_ids(where, ids[-1].ravel(), lookup.layer.input_dim)
         features = [np.asarray(inputs[places[id(tensor)]]).astype(tensor.dtype) for tensor in cut.features]
         return tuple(ids), (*features, *(ids[i] != 0 for i in masked))
 
     return prepare
 
 
-def _mask(
-    body: KerasBody | None, prepare: Callable[..., Any], widths: Sequence[int], inputs: Sequence[np.ndarray]
-) -> np.ndarray | None:
+def _mask(body: KerasBody | None, widths: Sequence[int], ids: Sequence[np.ndarray], features: Any) -> np.ndarray | None:
     """Returns the mask of the outputs, as Keras carries it from the embeddings to the head; None without a body."""
     if body is None or not body.masked:
         return None
-    ids, features = prepare(inputs)
-    result = _output_mask(body, tuple(widths), ids, features)
+    result = output_mask(body, tuple(widths), ids, features)
     return None if result is None else np.asarray(result)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _output_mask(body: KerasBody, widths: tuple[int, ...], ids: Sequence[jax.Array], features: Any) -> Any:
-    """Computes nothing but the mask: the rest of the body is not needed for it, so that XLA leaves it out."""
-
-    def zeros(variables: Sequence[Any]) -> list[jax.Array]:
-        return [jnp.zeros(variable.shape, variable.dtype) for variable in variables]
-
-    rows = [jnp.zeros((*each.shape, width), jnp.float32) for each, width in zip(ids, widths, strict=True)]
-    variables = zeros(body.model.trainable_variables), zeros(body.model.non_trainable_variables)
-    return keras.src.backend.get_keras_mask(body.call(*variables, rows, features, False)[0])

@@ -1,10 +1,11 @@
 """Times a step of `convert.fit_keras` beside one of `model.fit`, for models that are not a chain of LSTMs.
 
-    KERAS_BACKEND=jax python examples/benchmarks/any_body.py --vocab-size 20000
     KERAS_BACKEND=jax python examples/benchmarks/any_body.py --vocab-size 200000 --keras-steps 4
+    KERAS_BACKEND=tensorflow python examples/benchmarks/any_body.py --vocab-size 200000 --keras-steps 4
 
-Both train the same model on the same batches, one after the other; the median leaves out the first two steps, which
-compile. `--keras-steps 0` leaves `model.fit` out, which holds all logits.
+The same models and batches, one method after the other; the median leaves out the first two steps, which compile. Under
+TensorFlow's backend, which has no `fit_keras` for these models, `tf.nn.sampled_softmax_loss` is timed instead, in a
+training step of its own. `--keras-steps 0` leaves `model.fit` out, which holds all logits.
 """
 
 import os
@@ -88,6 +89,31 @@ BODIES: dict[str, Callable[[int, int], keras.Model]] = {
 }
 
 
+def tensorflow_sampled(model: keras.Model, data: Batches, num_sampled: int) -> None:
+    """Trains the body of a model with TensorFlow's sampled softmax and Keras' optimizer, in a loop of its own."""
+    import tensorflow as tf
+
+    head, optimizer = model.layers[-1], model.optimizer
+    body, vocab_size = keras.Model(model.inputs, head.input), head.units
+    weights, biases = keras.Variable(np.transpose(head.kernel)), keras.Variable(head.bias)
+    variables = [*body.trainable_variables, weights, biases]
+    optimizer.build(variables)
+
+    @tf.function
+    def step(inputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            hidden = tf.reshape(body(inputs, training=True), (-1, head.kernel.shape[0]))
+            classes = tf.reshape(labels, (-1, 1))
+            rows = weights.value, biases.value, classes, hidden, num_sampled, vocab_size
+            loss = tf.reduce_mean(tf.nn.sampled_softmax_loss(*rows))
+        optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]))
+        return loss
+
+    for number in range(len(data)):
+        inputs, labels = data[number]
+        float(step(keras.tree.map_structure(tf.constant, inputs), tf.constant(labels, tf.int64)))
+
+
 def times_of(fit: Callable[..., object], model: keras.Model, data: Batches, passes: int) -> list[float]:
     """Returns the seconds of the steps of a call, without the two that compile."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=len(model.inputs) > 1)
@@ -117,25 +143,28 @@ def main(
       steps: Of `fit_keras`; the first two are not timed.
       keras_steps: Of `model.fit`; 0 to leave it out.
     """
-    rows = []
+    rows, on_jax = [], keras.backend.backend() == "jax"
     for name in bodies:
         model = BODIES[name](vocab_size, sequence_length)
         sizes = vocab_size, batch_size, sequence_length
 
         def sampled(data: Batches, model: keras.Model = model) -> object:
-            return convert.fit_keras(model, data, num_sampled=num_sampled, **QUIET)
+            if on_jax:
+                return convert.fit_keras(model, data, num_sampled=num_sampled, **QUIET)
+            return tensorflow_sampled(model, data, num_sampled)
 
         def full(data: Batches, model: keras.Model = model) -> object:
             return model.fit(data, **QUIET)
 
-        ours = times_of(sampled, model, Batches(model, *sizes, steps), 2)  # the first pass counts the words
-        rows.append([name, "fit_keras", *milliseconds(ours), "1.0"])
+        ours = times_of(sampled, model, Batches(model, *sizes, steps), 1 + on_jax)  # fit_keras first counts the words
+        method = "fit_keras" if on_jax else "tf.nn.sampled_softmax_loss"
+        rows.append([name, method, *milliseconds(ours), "1.0"])
         if keras_steps:
             theirs = times_of(full, model, Batches(model, *sizes, keras_steps), 1)
             rows.append([name, "model.fit", *milliseconds(theirs), f"{np.median(theirs) / np.median(ours):.1f}"])
-    print(machine("keras"))
+    print(machine("keras", *([] if on_jax else ["tensorflow"])))
     print(f"V {vocab_size:,}, S {num_sampled:,}, B {batch_size}, T {sequence_length}, Adam, {keras.backend.backend()}")
-    print_table(["body", "method", "median ms", "min ms", "time over fit_keras'"], rows)
+    print_table(["body", "method", "median ms", "min ms", "time over the sampled step's"], rows)
 
 
 if __name__ == "__main__":

@@ -184,6 +184,7 @@ class TrainState:
         tx: Transformation | None = None,
         frozen: Collection[str] = (),
         order: ClassOrder | None = None,
+        opt_state: dict[str, Any] | None = None,
     ) -> "TrainState":
         """Makes the state before the first step of any model, on one device. The arrays become the state's.
 
@@ -199,6 +200,7 @@ class TrainState:
           tx: as in `create`.
           frozen: tables that stay as they are.
           order: as in `create`.
+          opt_state: the Optax state of each trained table and of "dense"; by default, that before any step.
 
         Raises:
           InputError: a table is missing, or `unigram_counts` do not fit.
@@ -206,11 +208,12 @@ class TrainState:
         missing = sorted({"weights", "biases", *lookups} - tables.keys())
         require(not missing, "tables", "`weights`, `biases` and those of `lookups`", f"none named {missing}")
         vocab_size = tables["weights"].shape[0]
-        config, unigrams = resolve_config(config, vocab_size), None
-        if config.sampler == "unigram" and config.loss != "full":
-            unigrams = counted_unigrams(unigram_counts, vocab_size)
-        static = {"body": body, "lookups": tuple(lookups), "frozen": tuple(sorted(frozen)), "tx": tx, "mesh": None}
-        return cls._fresh(tables, dense, other, carry, config, unigrams, order=order, vocab_size=vocab_size, **static)
+        config = resolve_config(config, vocab_size)
+        needed = config.sampler == "unigram" and config.loss != "full"
+        unigrams = counted_unigrams(unigram_counts, vocab_size) if needed else None
+        static = {"body": body, "lookups": tuple(lookups), "frozen": tuple(sorted(frozen)), "vocab_size": vocab_size}
+        arrays = {"other": other, "carry": carry, "unigrams": unigrams, "order": order}
+        return cls._fresh(config, tables, dense, opt_state, tx=tx, mesh=None, **arrays, **static)
 
     @classmethod
     def _of_model(
@@ -233,16 +236,14 @@ class TrainState:
             "frozen": tuple(sorted(frozen)),
             "vocab_size": model.config.vocab_size,
         }
-        return cls._fresh(tables, dense, other, carry, config, table, order=order, tx=tx, mesh=model.mesh, **static)
+        arrays = {"other": other, "carry": carry, "unigrams": table, "order": order}
+        return cls._fresh(config, tables, dense, tx=tx, mesh=model.mesh, **arrays, **static)
 
     @classmethod
-    def _fresh(
-        cls, tables: Any, dense: Any, other: Any, carry: Any, config: TrainConfig, unigrams: Any, **fields: Any
-    ) -> "TrainState":
-        arrays = {"tables": tables, "dense": dense, "other": other, "carry": carry, "unigrams": unigrams}
-        opt_state = initial_opt_state(tables, dense, config, fields["tx"])
+    def _fresh(cls, config: TrainConfig, tables: Any, dense: Any, opt_state: Any = None, **fields: Any) -> "TrainState":
+        opt_state = opt_state or initial_opt_state(tables, dense, config, fields["tx"])
         fields |= {"step": jnp.int32(0), "skipped": jnp.zeros(2, jnp.int32), "key": jax.random.key(config.seed)}
-        return cls(**arrays, opt_state=opt_state, config=config, **fields)
+        return cls(tables=tables, dense=dense, opt_state=opt_state, config=config, **fields)
 
     @property
     def model(self) -> LanguageModel:
@@ -286,9 +287,8 @@ def gather_state(state: TrainState) -> TrainState:
         return jnp.asarray(np.asarray(leaf) if size is None else np.asarray(leaf)[:size])
 
     arrays = jax.tree_util.tree_map_with_path(lambda path, leaf: map_data(partial(copy, path), leaf), state)
-    return dataclasses.replace(
-        arrays, mesh=None, body=dataclasses.replace(cast(LanguageModelBody, state.body), mesh=None)
-    )
+    body = dataclasses.replace(cast(LanguageModelBody, state.body), mesh=None)
+    return dataclasses.replace(arrays, mesh=None, body=body)
 
 
 def _jit_on_mesh(

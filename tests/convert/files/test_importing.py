@@ -8,6 +8,7 @@ import jax
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from convert_helpers import (
     assert_models_equal,
     make_optimizer_state,
@@ -147,6 +148,13 @@ def test_a_file_that_keras_cannot_load_is_not_imported(run_dir, tmp_path):
 @pytest.mark.parametrize("name", ["nothing", "nothing.keras"])
 def test_a_missing_model_is_an_input_that_does_not_exist(run_dir, tmp_path, name):
     with pytest.raises(InputError, match=f"{name} does not exist"):
+        list(import_run(tmp_path / name, tmp_path / "run", run_dir / "vocabulary.json"))
+
+
+@pytest.mark.parametrize("name", ["a", "a/ckpt-1", "a/ckpt-1.index", "a/ckpt-1.data-00000-of-00001"])
+def test_a_tensorflow_checkpoint_is_named_with_a_way_out(run_dir, tmp_path, name):
+    tf.train.Checkpoint(kernel=tf.Variable([1.0])).save(str(tmp_path / "a" / "ckpt"))
+    with pytest.raises(InputError, match=r"TensorFlow checkpoint .*restore\(.*ckpt-1'\)"):
         list(import_run(tmp_path / name, tmp_path / "run", run_dir / "vocabulary.json"))
 
 

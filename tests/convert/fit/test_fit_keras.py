@@ -133,6 +133,25 @@ def test_counts_are_whole_numbers():
         fit_keras(make(), X, Y, **QUIET, counts=np.full(V, 1 / V))
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_training_goes_on_in_other_memory_than_callbacks_and_later_steps_see(module):
+    kept, model = [], make(MODULES[module])
+    model.compile("adam", "sparse_categorical_crossentropy")
+
+    class Keep(MODULES[module].callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            arrays = [np.asarray(variable) for variable in model.weights]
+            kept.extend(zip(arrays, [array.copy() for array in arrays], strict=True))
+
+    fit_keras(model, X, Y, epochs=3, **QUIET, callbacks=[Keep()])
+    after = [np.asarray(variable) for variable in model.weights]
+    kept += zip(after, [array.copy() for array in after], strict=True)
+    fit_keras(model, X, Y, **QUIET)
+    model.fit(X, Y, verbose=0)
+    for seen, copy in kept:
+        np.testing.assert_array_equal(seen, copy)
+
+
 def test_the_loss_is_said_to_be_sampled(capsys):
     fit_keras(make(), X, Y, num_sampled=7, verbose=2)
     printed = capsys.readouterr().out

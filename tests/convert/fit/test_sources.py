@@ -133,7 +133,7 @@ X, Y = sequences()
 REFUSALS = [  # arguments, the model, the message
     ({"class_weight": {V: 1.0}}, {}, "`class_weight`: expected classes from 0 to 22"),
     ({"workers": 3}, {}, "no argument `workers`"),
-    ({"counts": [1, 2]}, {}, "`counts`: expected 23 numbers"),
+    ({"counts": [1, 2]}, {}, "`counts`: expected 23 whole numbers"),
     ({"x": X + V}, {}, "`x`: expected ids from 0 to 22, the vocabulary. Received: 24 to 45"),
     ({"x": X + 0.5}, {}, "`x`: expected integer ids. Received: 'float64 with fractions'"),
     ({"y": Y - V}, {}, "`y`: expected ids from 0 to 22"),
