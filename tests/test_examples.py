@@ -56,7 +56,7 @@ SMALL = {
     "checkpoint.py": SIZES,
 }
 SHARED = {"collectives.py", "measure.py", "peers.py", "problem.py", "tf_peers.py", "torch_peers.py"}
-QUICK = {"train_step.py", "prepare.py"}
+QUICK = {"prepare.py"}
 
 
 def test_every_benchmark_has_a_small_size():

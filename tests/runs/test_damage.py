@@ -13,7 +13,7 @@ from jaxlm.cli import run
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.data.corpus import prepare
 from jaxlm.data.vocabulary import Vocabulary
-from jaxlm.runs.loop import train
+from jaxlm.runs.loop import resume, train
 
 LOGS = ("metrics.jsonl", "curve.png", "lock")  # which no result depends on
 
@@ -127,11 +127,8 @@ def test_training_resumes_from_the_checkpoint_before_a_damaged_one(originals, tm
     directory = tmp_path / "copy"
     shutil.copytree(originals[0], directory)
     flip(0.5)(directory / "run" / "checkpoints" / "60" / "state" / "tables" / "weights" / "0.0")
-    arguments = ["train", directory / "data", "--out", directory / "run", "--steps", 60, "--eval-every", 20]
-    arguments += "--embedding-size 5 --hidden-size 6 --batch-size 4 --sequence-length 5 --num-sampled 20".split()
-    arguments += ["--eval-tokens", 200]
     with caplog.at_level("INFO", "jaxlm"):
-        assert run(list(map(str, arguments))) == 0
+        resume(directory / "run", progress=False)
     assert "Checkpoint 60 is passed over" in caplog.text and "resuming from step 40" in caplog.text
     capsys.readouterr()
     assert evaluate(directory, capsys) == evaluate(originals[0], capsys)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm import cli
+from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.runs.checkpoint import Checkpoints
-from jaxlm.runs.loop import resume
+from jaxlm.runs.loop import resume, train
 from jaxlm.runs.metrics import read_metrics
 
 LARGE = 10**9
@@ -39,9 +39,12 @@ def test_preparing_leaves_nothing(text_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_continues_with_the_checkpoints_there_are(corpus_dir, tmp_path):
+def test_training_continues_with_the_checkpoints_there_are(corpus, corpus_dir, tmp_path):
     arguments = ["train", corpus_dir, "--out", tmp_path / "run", *TRAIN, "--eval-every", 20]
-    assert cli.run([*map(str, arguments), "--steps", "20"]) == 0
+    model = ModelConfig(len(corpus.vocabulary), embedding_size=8, hidden_size=64)
+    config = TrainConfig(batch_size=4, sequence_length=5, num_sampled=20)
+    schedule = ScheduleConfig(steps=20, eval_every=20, eval_tokens=100)
+    train(corpus, tmp_path / "run", model, config, schedule, progress=False)
     result = run(50_000, "jaxlm", *arguments, "--steps", 60)  # too little for the LSTM's kernel
     assert result.returncode == 2 and "training continues, and tries again" in result.stderr
     (error,) = errors(result)

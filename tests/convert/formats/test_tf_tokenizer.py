@@ -75,7 +75,7 @@ def test_nul_bytes_are_cut_as_by_the_vocabulary(tokenizers):
     assert tokenizer.encode(tf.constant([text])).to_list() == [vocabulary.encode(text).tolist()]
 
 
-@hypothesis.settings(deadline=None, max_examples=60, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(deadline=None, max_examples=25, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(
     st.lists(
         st.one_of(st.text(max_size=8), st.sampled_from((*WORDS, "<s>", "</s>")), st.sampled_from(" \n\t")), min_size=1
