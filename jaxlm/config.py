@@ -214,7 +214,7 @@ class ScheduleConfig:
       decay_fraction: last fraction of the run, over which the learning rate falls linearly to 0.
       steps: length of the run in steps; 0 for none.
       epochs: length in passes over the training text; one pass if `steps`, `epochs` and `minutes` are all 0.
-      minutes: length in minutes, not counting evaluation.
+      minutes: length in minutes, not counting compilation and evaluation.
       eval_every: steps between evaluations. Each one also writes a checkpoint.
       eval_tokens: words of the validation text per evaluation, spread evenly over it; 0 for all of it.
       save_minutes: minutes between checkpoints besides those of evaluations; 0 for none.

@@ -183,7 +183,7 @@ def resume(
       run: Run directory.
       steps: New length of the whole run in steps, those already done included.
       epochs: New length of the whole run in passes over the training text.
-      minutes: New length of the whole run in minutes, not counting evaluation.
+      minutes: New length of the whole run in minutes, not counting compilation and evaluation.
       learning_rate: New highest learning rate.
       data: Directory made by `jaxlm prepare`, if it was moved since training.
       devices: Devices that share the model.
