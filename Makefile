@@ -14,7 +14,7 @@ OUT = build/quickstart
 FAST ?=
 TESTS = $(if $(FAST),not slow and not exhaustive,not exhaustive)
 
-.PHONY: install test test-all test-floors check quickstart docs dist clean
+.PHONY: install test test-all test-floors test-gpu check quickstart docs dist clean
 
 install: $(VENV)/installed-$(EXTRAS)
 
@@ -39,6 +39,12 @@ test-floors:
 	$(PYTHON) .ci/floors.py > build/floors.txt
 	$(MAKE) install VENV=.venv-floors CONSTRAINTS=build/floors.txt
 	.venv-floors/bin/python -m pytest --numprocesses auto --maxprocesses 4 -m "not slow and not exhaustive"
+
+# the sampler, the losses, the LSTM and the step on a GPU; GPU_PYTHON has JAX for it, pytest, and the packages of jaxlm
+GPU_PYTHON ?= python3
+test-gpu:
+	XLA_FLAGS= JAX_DEFAULT_MATMUL_PRECISION=highest $(GPU_PYTHON) -m pytest -p no:xdist -m "not exhaustive" \
+		tests/candidate_sampling tests/losses tests/model tests/training tests/test_matmul.py tests/test_row_updates.py
 
 check: install
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 one_device = os.environ["XLA_FLAGS"]
 os.environ["XLA_FLAGS"] = f"{one_device} --xla_force_host_platform_device_count=8"  # for some of the tests
-assert len(jax.devices()) == 8
+assert len(jax.devices()) == 8 or jax.default_backend() != "cpu"
 os.environ["XLA_FLAGS"] = one_device  # processes that tests start are as a user's
 
 WORDS = ["the", "of", "and", "whale", "sea", "Ahab", "harpoon", "ship", "don", "t"]

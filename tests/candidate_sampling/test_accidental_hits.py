@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from jaxlm.errors import InputError
     seed=st.integers(0, 999),
 )
 def test_accidental_hits_equal_those_of_tensorflow(num_classes, shape, num_sampled, seed):
+    tf = pytest.importorskip("tensorflow")
     rng = np.random.default_rng(seed)
     labels, candidates = rng.integers(0, num_classes, shape), rng.integers(0, num_classes, num_sampled)
     theirs = tf.nn.compute_accidental_hits(labels, candidates, shape[1])

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorflow as tf
 from sampler_helpers import LEVEL, SAMPLERS, draw_many, num_tries, probabilities, weights_of
 from scipy import stats
 
@@ -14,6 +13,8 @@ from jaxlm.candidate_sampling.samplers import (
     fixed_unigram_candidate_sampler,
     learned_unigram_candidate_sampler,
 )
+
+tf = pytest.importorskip("tensorflow")
 
 
 def tensorflow_sampler(name: str, probe: int, num_sampled: int, range_max: int):

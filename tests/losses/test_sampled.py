@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +30,7 @@ def problem(seed, vocab_size, width, batch, num_true, num_sampled, scale=1.0):
 
 def tensorflow_loss(name, weights, biases, labels, inputs, values, num_true, remove, cotangent):
     """TensorFlow's losses and their gradients with respect to weights, biases and inputs."""
+    tf = pytest.importorskip("tensorflow")
     variables = [tf.Variable(x) for x in (weights, biases, inputs)]
     sampled_values = (
         tf.constant(np.asarray(values[0]), tf.int64),
@@ -143,6 +143,7 @@ def test_shards_of_rows_act_as_one_table(loss):
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     for ours, expected in zip(d_parts, d_whole, strict=True):
         np.testing.assert_allclose(np.concatenate(ours), expected, rtol=1e-6, atol=1e-7)
+    tf = pytest.importorskip("tensorflow")
     theirs = tf.nn.sampled_softmax_loss if loss is sampled_softmax_loss else tf.nn.nce_loss  # it cuts 23 into 8, 8, 7
     given_values = [tf.constant(np.asarray(value)) for value in values]
     given_values[0] = tf.cast(given_values[0], tf.int64)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,6 +12,7 @@ from jaxlm.model.language_model import LanguageModel
 
 
 def test_softmax_rows_begin_as_keras_dense_and_the_embedding_wider():
+    keras = pytest.importorskip("keras")
     model = LanguageModel(ModelConfig(500, embedding_size=40, hidden_size=60), rngs=nnx.Rngs(0))
     dense = keras.layers.Dense(500)
     dense.build((None, 60))

@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import pytest
 from flax import linen, nnx
@@ -61,6 +60,7 @@ def test_outputs_states_and_gradients_are_those_of_flax(batch, time, input_size,
 
 
 def test_outputs_and_states_are_those_of_keras():
+    keras = pytest.importorskip("keras")
     layer, inputs, (c, h), _, _ = make(3, 11, 6, 9)
     theirs = keras.layers.LSTM(9, return_sequences=True, return_state=True)
     theirs.build((None, None, 6))
@@ -72,6 +72,7 @@ def test_outputs_and_states_are_those_of_keras():
 
 
 def test_begins_as_keras_does():
+    keras = pytest.importorskip("keras")
     layer = LSTM(30, 20, rngs=nnx.Rngs(3))
     keras_layer = keras.layers.LSTM(20)
     keras_layer.build((None, None, 30))

@@ -98,7 +98,7 @@ def test_every_process_makes_the_same_program():
     programs = [
         subprocess.run(
             [sys.executable, "-c", PROGRAMS],
-            env=os.environ | {"PYTHONHASHSEED": seed, "XLA_FLAGS": flags},
+            env=os.environ | {"PYTHONHASHSEED": seed, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
             check=True,
