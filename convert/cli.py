@@ -43,16 +43,13 @@ def to_keras(
 
     Args:
       run: Run directory.
-      out: Output file with the extension .keras, .h5, .weights.h5, .tflite or .onnx. Without an extension: directory
-        of a TensorFlow SavedModel.
+      out: Output file (.keras, .h5, .weights.h5, .tflite, .onnx), or SavedModel directory (without an extension).
       format: Output format. By default, the file extension selects it.
       logits: Leave out the softmax.
       dtype: Data type of the weights: float16 and bfloat16 for .keras, int8 (dynamic range) for .tflite.
-      single_step: Take one word and the LSTM states, return probabilities and the new states (.keras; .tflite
-        always does).
+      single_step: Take one word and the LSTM states, return probabilities and new states (.keras; always for .tflite).
       last_only: Return only the distribution of the next word, [batch, vocab] (.keras and .h5).
-      keep_optimizer: Compile the model with the run's optimizer and its state, to continue training in Keras
-        (.keras).
+      keep_optimizer: Compile the model with the run's optimizer state, to continue training in Keras (.keras).
       overwrite: Replace an existing file.
     """
     from convert.files import run_directory
@@ -89,13 +86,12 @@ def from_keras(
     Args:
       model: .keras, .h5 or .weights.h5 file, or SavedModel directory made by Keras.
       run: Run directory to make.
-      vocabulary: The model's words in the order of its ids: a .json file of a Keras Tokenizer, of
-        TextVectorization's get_vocabulary(), or with "words" and "counts"; or a text file with one word per line,
-        each with or without a tab and its count.
+      vocabulary: The model's words in the order of its ids.
+        A .json file has a Keras Tokenizer, the list of get_vocabulary(), or "words" and "counts".
+        A text file has one word per line, with or without a tab and its count.
       unk: The vocabulary's token for unknown words. Default: <unk>, or that of Keras, if present.
       eos: The vocabulary's token for the end of a line. Default: <eos>, if present.
-      tokenization: Tokenization of the model's texts, if the vocabulary file has none. Default: that of the Keras
-        class that wrote the vocabulary, or "words".
+      tokenization: Tokenization of the model's texts. Default: that of the vocabulary file, or "words".
       keep_optimizer: Continue with the optimizer state (Adam, Adagrad or SGD) of a .keras file.
     """
     from convert.files.importing import import_run
