@@ -1,4 +1,4 @@
-"""Callbacks of Keras during `fit_keras`: which of them look at the model, and which act on batches."""
+"""Keras callbacks during `fit_keras`: those that use the model, and those that act on batches."""
 
 import string
 from typing import Any, NamedTuple
@@ -22,16 +22,16 @@ class Hooks(NamedTuple):
     """The callbacks of a call."""
 
     list: Any  # Keras' `CallbackList`
-    lookers: tuple[Any, ...]  # callbacks that may look at the model, or change it
+    lookers: tuple[Any, ...]  # callbacks that may read or change the model
     on_batches: bool  # whether one of them acts on batches
 
     def looks(self, hook: str) -> bool:
-        """Whether a callback may look at the model in a hook."""
+        """Whether a callback may read or change the model in a hook."""
         return any(_looks(callback, hook) for callback in self.lookers)
 
 
 def open_callbacks(module: Any, model: Any, callbacks: Any, logs: set[str], progress: bool, **params: Any) -> Hooks:
-    """Opens the callbacks of a call, with a `History`, and a progress bar if asked for.
+    """Opens the callbacks of a call, with a `History`, and a progress bar if `progress`.
 
     Args:
       module: of the model, `keras` or `tf_keras`.
@@ -56,10 +56,10 @@ def open_callbacks(module: Any, model: Any, callbacks: Any, logs: set[str], prog
 
 
 def _check_logs(callback: Any, logs: set[str]) -> None:
-    """Raises `InputError` if a callback monitors, or writes into the name of a file, what is never logged."""
+    """Raises `InputError` if a callback monitors a metric that is not logged, or uses it in a file name."""
     name, path = type(callback).__name__, str(getattr(callback, "filepath", None) or "")
     if name == "ModelCheckpoint" and getattr(callback, "save_freq", None) != "epoch":
-        return  # the names of a batch are known by then alone
+        return  # the metrics of a batch are not known in advance
     fields = {field for _, field, _, _ in string.Formatter().parse(path) if field} - {"epoch", "batch"}
     monitor = getattr(callback, "monitor", None)
     if isinstance(monitor, str) and (name != "ModelCheckpoint" or getattr(callback, "save_best_only", False)):

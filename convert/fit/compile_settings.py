@@ -1,4 +1,4 @@
-"""The settings of `model.compile` besides the optimizer and the metrics: the loss, and what has no effect."""
+"""The settings of `model.compile` besides the optimizer and the metrics: the loss, and settings without effect."""
 
 import sys
 import warnings
@@ -16,7 +16,7 @@ LOSSES = {  # as a name, a function or an object
 
 
 class CompiledLoss(NamedTuple):
-    """The loss that a model was compiled with, as far as jaxlm has it."""
+    """The supported settings of the loss that a model was compiled with."""
 
     reduction: str | None = "auto"  # in Keras' words
     ignore_class: int | None = None  # a label that does not count

@@ -37,7 +37,7 @@ class Read(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What one pass over examples shows."""
+    """Counts and sizes from one pass over the examples."""
 
     counts: np.ndarray  # [V] int64, how often each id is a label
     num_batches: int
@@ -45,7 +45,7 @@ class Shape(NamedTuple):
     sequence_length: int  # the largest, rounded up if lengths vary
     is_regular: bool  # whether all batches have the same shape
     is_masked: bool  # whether there is padding in them
-    ids: np.ndarray  # [N] int32, all that are read, one sequence after the other; empty unless asked for
+    ids: np.ndarray  # [N] int32, all that are read, one sequence after the other; empty if not needed
 
 
 def scan(

@@ -70,25 +70,24 @@ def fit_keras(
       batch_size: of arrays; 32 by default.
       epochs: last epoch, counted from 0 and not from `initial_epoch`.
       verbose: 0 for silence, 1 for a progress bar, 2 for a line per epoch.
-      callbacks: of Keras: one, or any nesting of them. They see the weights of the last step, and what they change is
-        taken over.
+      callbacks: of Keras: one, or any nesting of them. They read the weights of the last step, and may change them.
       validation_split: last fraction of the arrays to validate on.
       validation_data: (x, y), (x, y, sample_weight) or batches, as `x`.
       shuffle: whether to shuffle the examples of arrays, and the batches of a PyDataset, in each epoch; by default
         unless the model is stateful.
-      class_weight: what a label of each class counts, 1 for others.
+      class_weight: weight of the labels of a class; 1 for classes that are not in it.
       sample_weight: `[N, T]` or `[N]`, the weight of each label.
-      initial_epoch: where to begin.
+      initial_epoch: epoch to start with.
       steps_per_epoch: batches of an epoch, which continues where the last one stopped; by default a whole pass.
       validation_steps: batches of a validation; by default a whole pass.
       validation_batch_size: `batch_size` by default.
       validation_freq: epochs between validations, or the epochs that end with one, counted from 1.
-      counts: `[V]` how often each id is a label, for the sampler; by default counted from `x`. The log-uniform sampler
-        reads their order alone: if you know only ranks, from 0 for the most frequent id, give `V - ranks`.
+      counts: `[V]` label counts by id, for the sampler; by default counted in the examples. The log-uniform sampler
+        uses only their order: for ids with known ranks, from 0 for the most frequent one, give `V - ranks`.
       num_sampled: classes sampled per step; at most the vocabulary.
-      sampler: as in `jaxlm.TrainConfig`, over ids sorted by how often they are labels.
-      initial_biases: "unigram" starts the softmax biases at the log-probabilities of the labels.
-      initial_embeddings: "counts" starts embedding and softmax rows at word vectors counted from `x`.
+      sampler: as in `jaxlm.TrainConfig`, over ids ranked by label frequency.
+      initial_biases: "unigram" initializes the softmax biases with the log-probabilities of the labels.
+      initial_embeddings: "counts" initializes embedding and softmax rows with word vectors counted from `x`.
       compute_dtype: as in `jaxlm.TrainConfig`.
       seed: of sampling, dropout and shuffling.
       mesh: as from `jaxlm.make_mesh`, to train on several devices of this process.
@@ -205,7 +204,7 @@ def _open(
     """Opens the examples to train on, and those to validate on if there are any."""
     require(0.0 <= split < 1.0, "validation_split", "a fraction in [0, 1)", split)
     if split:
-        require(validation_data is None, "validation_split", "0 beside validation_data", split)
+        require(validation_data is None, "validation_split", "0 with `validation_data`", split)
         require(y is not None, "validation_split", "0 for a dataset", split)
         arrays = [np.asarray(array) for array in (x, y, weights) if array is not None]
         at = math.floor(len(arrays[0]) * (1.0 - split))

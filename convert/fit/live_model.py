@@ -107,7 +107,7 @@ class Session(NamedTuple):
         return [(link, slot, variable) for link in links for slot, variable in self.optimizer.slots_of(link.variable)]
 
     def refresh(self, state: TrainState) -> TrainState:
-        """Returns a state with what callbacks have changed in the model, its states or its optimizer since `read`."""
+        """Returns a state with the changes of callbacks to the model, its states or its optimizer since `read`."""
         places = [(link.variable, link.path, link.transposed) for link in self.network.links]
         places += [(variable, _slot_path(link.path, slot), link.transposed) for link, slot, variable in self._slots()]
         for variable, path, transposed in places:
@@ -173,7 +173,7 @@ class Session(NamedTuple):
         initial_biases: InitialBiases,
         initial_embeddings: InitialEmbeddings,
     ) -> TrainState:
-        """Returns a state whose tables start anew where the user asks for it.
+        """Returns a state with new initial values of its tables, according to the arguments.
 
         Args:
           state: on one device.
@@ -190,7 +190,7 @@ class Session(NamedTuple):
         if initial_embeddings is not None:
             structure = self.network.structure
             if structure is None:
-                raise InputError("Invalid `initial_embeddings`: expected None unless the body is LSTMs.")
+                raise InputError("Invalid `initial_embeddings`: expected None for a model other than a chain of LSTMs.")
             config = structure.config
             ranks = np.arange(counts.size) if state.order is None else np.asarray(state.order.ranks)
             vectors = word_vectors(ranks[ids], config.vocab_size, config.embedding_size)[ranks]

@@ -92,7 +92,7 @@ def open_optimizer(model: Any) -> LiveOptimizer:
     """Opens the optimizer that a model was compiled with; Adam if it was not.
 
     Raises:
-      InputError: it is not element-wise, or has a setting that would change what a step does.
+      InputError: it is not element-wise, or has an unsupported setting.
     """
     outer = getattr(model, "optimizer", None)
     if outer is None or not hasattr(outer, "get_config"):
@@ -112,7 +112,7 @@ def open_optimizer(model: Any) -> LiveOptimizer:
         )
     if getattr(inner, "_exclude_from_weight_decay", None):
         raise InputError(f"Invalid `optimizer`: expected {kind} with weight decay for all weights, or none.")
-    unused = [f"the state of the legacy optimizer {kind}, which begins anew"] if legacy else []
+    unused = [f"the state of the legacy optimizer {kind}, which is initialized"] if legacy else []
     if legacy and settings.get("decay"):
         raise InputError(f"Invalid `optimizer`: expected {kind} without decay. Compile with a schedule instead.")
     names = (

@@ -1,4 +1,4 @@
-"""The loop of `fit_keras`: epochs, batches, validation and what callbacks are told."""
+"""The loop of `fit_keras`: epochs, batches, validation and callbacks."""
 
 import dataclasses
 import math
@@ -115,7 +115,7 @@ class Training:
         self.call("on_train_end", logs)
 
     def call(self, hook: str, *arguments: Any) -> None:
-        """Calls a hook. Callbacks see the weights of the last step, and what they change is taken over."""
+        """Calls a hook. Callbacks read the weights of the last step, and may change them."""
         looks = self.hooks.looks(hook)
         if looks and not self.is_written:
             self.state = self.session.settle(self.state)
@@ -194,7 +194,7 @@ class Training:
         return means.logs()
 
     def _measure(self, state: TrainState, passes: Passes, examples: tuple[Any, ...]) -> Measured:
-        """Returns what metrics need of a batch: its labels weighted by the mask, and by `sample_weight`, too."""
+        """Returns the statistics of a batch for metrics, weighted by the mask, and also by `sample_weight`."""
         x, y, *weights = examples[0], np.asarray(keras.tree.flatten(examples[1])[0]), *examples[2:]
         labels, size = self.data.labels._replace(reduction="sum", ignore_class=None), self.network.vocab_size
         ignored = self.data.labels.ignore_class
@@ -217,7 +217,7 @@ class Training:
 
 
 class EpochLosses:
-    """The losses of an epoch, shown one step late unless a callback acts on batches."""
+    """The losses of an epoch, displayed one step late unless a callback acts on batches."""
 
     def __init__(self, training: Training):
         self.training, self.deferred = training, DeferredLosses(self._show)

@@ -21,13 +21,13 @@ class Metric(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What metrics need of a batch."""
+    """Statistics of a batch for metrics."""
 
     log_probabilities: np.ndarray  # [N], of the labels
     ranks: np.ndarray  # [N], 1 for the most likely word
     labels: np.ndarray  # [N]
     values: list[np.ndarray]  # weights of the values [N], without and with `sample_weight`
-    counts: list[np.ndarray]  # what these are divided by; the ignored class counts, as in Keras
+    counts: list[np.ndarray]  # divisors of these; the ignored class counts, as in Keras
     given: tuple[np.ndarray, np.ndarray | None]  # labels and `sample_weight` before any mask, [B, P]
 
 
@@ -73,7 +73,7 @@ def _unique(name: str, is_weighted: bool, taken: dict[str, Metric]) -> str:
 
 
 def _metric(metric: Any, is_weighted: bool, logits: bool) -> Metric | None:
-    """Returns what a metric of Keras is, or None if it needs more than statistics of labels."""
+    """Returns the `Metric` of a Keras metric, or None if it needs more than statistics of labels."""
     settings = metric.get_config() if hasattr(metric, "get_config") else {}
     is_object = not isinstance(metric, str) and not hasattr(metric, "__name__")
     kind = (type(metric).__name__ if is_object else _name(metric)).replace("_", "").lower().removeprefix("sparse")
@@ -115,7 +115,7 @@ class Means:
 
 
 def _sums(metric: Metric, measured: Measured) -> tuple[float, float]:
-    """Returns the sum of a metric over the examples of a batch, and what it is divided by in the end."""
+    """Returns the sum of a metric over the examples of a batch, and its divisor."""
     values, (given_labels, given_weights) = -measured.log_probabilities, measured.given
     if metric.k is not None:
         values = np.isfinite(values) & (measured.ranks <= metric.k)

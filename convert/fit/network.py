@@ -1,4 +1,4 @@
-"""`Network`: a live Keras model as jaxlm trains it. Its body, its tables, and where each variable lies in the state."""
+"""`Network`: a live Keras model for training: its body, its tables, and the path of each variable in the state."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -86,17 +86,17 @@ def _check_layers(layers: Sequence[Any]) -> None:
         layer.name: bool(getattr(layer, "stateful", False)) for layer in layers if hasattr(layer, "return_sequences")
     }
     if len(set(states.values())) > 1:
-        raise InputError(f"jaxlm's LSTM layers are all stateful, or none is. Received: {states}.")
+        raise InputError(f"Invalid `model`: expected all LSTM layers to be stateful, or none. Received: {states}.")
     for layer in layers:
         inner = getattr(layer, "layer", layer)
         if getattr(inner, "lora_enabled", False):
-            raise InputError(f"Layer {layer.name!r} has LoRA, which jaxlm's own LSTM models do not have.")
+            raise InputError(f"Layer {layer.name!r} has LoRA, which jaxlm's LSTM models do not support.")
         if getattr(inner, "quantization_mode", None):
             raise InputError(f"Layer {layer.name!r} is quantized to {inner.quantization_mode}, and cannot be trained.")
 
 
 def _chain(model: Any, layers: Sequence[Any], structure: Structure, unused: tuple[str, ...]) -> Network:
-    """Opens Embedding -> LSTM -> Dense, for which jaxlm has its own LSTM."""
+    """Opens Embedding -> LSTM -> Dense, which is trained with jaxlm's LSTM."""
     config, trainable = structure.config, _ids_of(model.trainable_variables)
     links = []
     variables = [variable for layer in layers for variable in weight_variables(layer)]

@@ -1,4 +1,4 @@
-"""Examples in the forms that `model.fit` takes: arrays, datasets, loaders and generators."""
+"""Examples in all forms of `model.fit`: arrays, datasets, loaders and generators."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ class Examples(NamedTuple):
 
     batches: Callable[[Seed], Iterator[tuple[Any, ...]]]  # of one pass: x, y and maybe weights
     name: str  # of the arguments they came from, for errors
-    ends: bool | None = True  # whether a pass ends; None if only reading it tells
+    ends: bool | None = True  # whether a pass ends; None if this is unknown before it is read
 
     def first(self, steps: int | None) -> Iterator[tuple[Any, ...]]:
         """Yields the batches of a pass, or the first ones if a pass may have no end.
@@ -31,11 +31,11 @@ class Examples(NamedTuple):
             yield from self.batches(None)
             return
         steps_name = "steps_per_epoch" if self.name == "x" else "validation_steps"
-        require(steps is not None or self.ends is None, steps_name, f"a number beside an endless `{self.name}`", steps)
+        require(steps is not None or self.ends is None, steps_name, f"a number for an endless `{self.name}`", steps)
         limit = steps or MAX_COUNTED
         for number, batch in enumerate(self.batches(None)):
             if number == limit:
-                require(steps is not None, steps_name, f"a number beside `{self.name}` of unknown length", steps)
+                require(steps is not None, steps_name, f"a number for `{self.name}` of unknown length", steps)
                 return
             yield batch
 
@@ -57,7 +57,7 @@ def open_examples(x: Any, y: Any, weights: Any, batch_size: int, name: str = "x"
     is_stream = callable(getattr(x, "__next__", None))
     if not is_stream and not kinds & {"PyDataset", "Sequence", "DatasetV2", "DataLoader"}:
         return _open_arrays(x, y, weights, batch_size, name)
-    require(y is None and weights is None, "y", f"nothing beside a dataset, which has it in `{name}`", type(y).__name__)
+    require(y is None and weights is None, "y", f"None with a dataset, which has it in `{name}`", type(y).__name__)
     if is_stream:
         return _open_stream(x, name)
     if "DatasetV2" in kinds:

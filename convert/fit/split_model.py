@@ -1,4 +1,4 @@
-"""Cuts a Keras model into looked-up embeddings, a body and the last Dense layer."""
+"""Splits a Keras model into embeddings, a body and the last Dense layer."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ _CUTS: weakref.WeakKeyDictionary[Any, Cut] = weakref.WeakKeyDictionary()  # each
 
 
 def cut_model(model: Any) -> Cut:
-    """Cuts a functional or Sequential model of Keras 3.
+    """Splits a functional or Sequential model of Keras 3.
 
     Raises:
       InputError: it does not end in a linear layer whose rows can be sampled; names the layer and the reason.

@@ -78,8 +78,7 @@ def vocabulary_warnings(vocabulary: Vocabulary) -> list[str]:
     used = vocabulary.tokenization
     lines = [f"tokenization: {used}"]
     if isinstance(used, KerasTokenizer):
-        case = "lower case" if used.lower else "case kept"
-        lines = [f"tokenization: that of a Keras Tokenizer, {case}, without the characters {used.filters!r}"]
+        lines = [f"tokenization: that of a Keras Tokenizer, lower={used.lower}, filters={used.filters!r}"]
     if vocabulary.unk is None:
         lines.append("no token for unknown words (name one with --unk): unknown words are left out of a text")
     if vocabulary.eos is None:
@@ -88,7 +87,7 @@ def vocabulary_warnings(vocabulary: Vocabulary) -> list[str]:
         lines.append("unknown counts are taken from the new training text")
     unused = sum(map(_is_unused, vocabulary.words))
     if unused:
-        lines.append(f"{unused:,} ids are not words (padding, or unused)")
+        lines.append(f"ids that are not words (padding, or unused): {unused:,}")
     kept = {UNK, EOS, "\n"}
     words = (word for word in vocabulary.words if word not in kept and not _is_unused(word))
     never = [word for word in words if vocabulary.tokenize(word) != [word]]

@@ -6,6 +6,7 @@ The file written is a copy of it in which each dataset is replaced by the weight
 
 import dataclasses
 import json
+import logging
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def write(run: RunModel, target: Path, options: ExportOptions) -> None:
         _write_hdf5(run, target, options, lambda model, path: model.save_weights(path), {})
     else:
         config = {"model_config": _keras_2_config(run.model.config, options)}
-        _write_hdf5(run, target, options, lambda model, path: model.save(path, include_optimizer=False), config)
+        _write_hdf5(run, target, options, _save_hdf5, config)
 
 
 def _write_rebuilt(run: RunModel, description: dict[str, Any], target: Path) -> None:
@@ -72,8 +73,21 @@ def _write_rebuilt(run: RunModel, description: dict[str, Any], target: Path) -> 
         compile_model(model, run.optimizer, run.model.config)
     if target.name.endswith(".weights.h5"):
         model.save_weights(target)
+    elif target.suffix == ".keras":
+        model.save(target)
     else:
-        model.save(target, **({} if target.suffix == ".keras" else {"include_optimizer": False}))
+        _save_hdf5(model, target)
+
+
+def _save_hdf5(model: keras.Model, path: Path) -> None:
+    """Saves a whole model in HDF5 without its optimizer, and without Keras' warning that the format is old."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        model.save(path, include_optimizer=False)
+    finally:
+        logger.setLevel(level)
 
 
 def _write_archive(run: RunModel, target: Path, options: ExportOptions) -> None:

@@ -121,7 +121,9 @@ def resume(
     """
     config = load_config(Path(directory))
     if config.train is None or config.schedule is None or not (data or config.data):
-        raise InputError(f"{directory} was not trained on a prepared corpus yet; begin with `jaxlm train`.")
+        raise InputError(
+            f"{directory} was not trained on a prepared corpus yet; run `jaxlm train DATA --out {directory}` first."
+        )
     known = {field.name for field in dataclasses.fields(ScheduleConfig)}
     require(changes.keys() <= known, "changes", f"fields of ScheduleConfig, {sorted(known)}", sorted(changes))
     changed = {name: value for name, value in changes.items() if value is not None}

@@ -227,7 +227,7 @@ def test_a_keras_model_with_its_vocabulary_is_trained_as_printed_and_given_back(
     run, data = tmp_path / "my run", tmp_path / "data"
     assert run_convert("from-keras", tmp_path / "model.keras", run, "--vocabulary", path) == 0
     output = capsys.readouterr().out
-    assert "ids are not words" in output
+    assert "ids that are not words" in output
     assert load_model(run)[1].words[-1].startswith("<unused ")  # where the sampler rarely draws
     (tmp_path / "text.txt").write_text("\n".join(TEXTS * 30) + "\n", encoding="utf-8")
     more = ("--steps", 2, "--batch-size", 2, "--sequence-length", 3, "--eval-tokens", 50)
