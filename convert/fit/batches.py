@@ -28,7 +28,7 @@ def to_batch(
       labels: of the network.
       shape: the sizes to fill up to, for jaxlm's own LSTM; a body of Keras takes any.
       name: of the argument, for errors.
-      class_weights: `[V]`, what a label of each class counts; None for 1.
+      class_weights: `[V]`, the weight of the labels of each class; None for 1.
 
     Returns:
       The batch, weighted as Keras' loss is, with the compiled reduction.

@@ -42,7 +42,7 @@ def open_callbacks(module: Any, model: Any, callbacks: Any, logs: set[str], prog
       params: `epochs`, `steps` and `verbose`.
 
     Raises:
-      InputError: one of them is no callback, or waits for what is never logged; names it.
+      InputError: one of them is not a callback, or needs a metric that is not logged.
     """
     found = getattr(callbacks, "callbacks", callbacks)
     flat = [callback for callback in keras.tree.flatten(found) if callback is not None]

@@ -54,19 +54,19 @@ def fit_keras(
     """Trains a Keras model in place, as `model.fit` does, but with sampled softmax.
 
     A step costs the same at any vocabulary size. The loss in the history is the sampled one, lower than the exact
-    loss; `val_loss` is exact, and that of `model.evaluate`, as are the compiled metrics on validation data. The
-    optimizer is the compiled one, whose state goes in and comes back; without compilation it is Adam with a learning
-    rate of 0.003. Gradients are divided as Keras divides them; masked ids, and labels of weight 0, take no part.
-    Weights are back in the model at the end, also after Ctrl-C, and before callbacks that look at them.
+    loss; `val_loss` and the compiled metrics on validation data are exact, and equal those of `model.evaluate`. The
+    compiled optimizer is used, and its state is updated; the default is Adam with a learning rate of 0.003. Losses
+    are averaged as in Keras, without masked ids. The model has the new weights at the end, also after Ctrl-C, and
+    whenever a callback may read them.
 
     Args:
       model: live: Embedding, LSTM and Dense layers of Keras 3 or `tf_keras`; or, under Keras' JAX backend, any
-        functional or Sequential one that ends in Dense(V) or ReversibleEmbedding. A stateful one carries its state on.
-      x: `[N, T]` integer ids, in any order of frequency, or the model's inputs as `model.fit` takes them; or batches
+        functional or Sequential one that ends in Dense(V) or ReversibleEmbedding. A stateful model carries its states on.
+      x: `[N, T]` integer ids, in any order of frequency, or the model's inputs as in `model.fit`; or batches
         (x, y) or (x, y, sample_weight) from a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader` or
         a Python generator. They are read once before training, to count the words; of an endless stream only the
         first `steps_per_epoch` batches.
-      y: labels `[N, T]`, or `[N]` if the model predicts only the word after the last one; integer or one-hot.
+      y: labels `[N, T]`, or `[N]` if the model predicts only the next word; integer or one-hot. None with a dataset.
       batch_size: of arrays; 32 by default.
       epochs: last epoch, counted from 0 and not from `initial_epoch`.
       verbose: 0 for silence, 1 for a progress bar, 2 for a line per epoch.
