@@ -1,9 +1,9 @@
 """Settings of the model, of a training step and of a run's schedule. They are checked when made."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from jaxlm.config_checks import require_at_least, require_seed, require_types
+from jaxlm.config_checks import require_at_least, require_seed, require_type, require_types
 from jaxlm.errors import require
 
 LENGTHS = ("steps", "epochs", "minutes")  # fields of ScheduleConfig, of which a run has one
@@ -17,15 +17,7 @@ Activation = Literal["linear", "relu", "tanh"]
 
 @dataclass(frozen=True)
 class LSTMConfig:
-    """One LSTM layer.
-
-    Args:
-      size: width.
-      use_bias: whether it has a bias.
-
-    Raises:
-      InputError: a value is out of range.
-    """
+    """One LSTM layer, `size` units wide."""
 
     size: int
     use_bias: bool = True
@@ -37,16 +29,7 @@ class LSTMConfig:
 
 @dataclass(frozen=True)
 class DenseConfig:
-    """One Dense layer between the LSTM stack and the softmax.
-
-    Args:
-      size: width.
-      activation: "linear", "relu" or "tanh".
-      use_bias: whether it has a bias.
-
-    Raises:
-      InputError: a value is out of range.
-    """
+    """One Dense layer between the LSTM stack and the softmax, `size` units wide."""
 
     size: int
     activation: Activation = "linear"
@@ -57,18 +40,17 @@ class DenseConfig:
         require_at_least(self, 1, "size")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ModelConfig:
     """Shape of an Embedding -> LSTM stack -> (Dense layers) -> softmax language model.
 
-    `hidden_size` with `num_layers`, `projection_size` and `dropout` are the short form of a chain of layers; `lstms`,
-    `dense` and `dropout_rates` describe any chain. `lstm_layers`, `dense_layers` and `dropout_after` return the chain
-    of either form.
+    The config holds the chain of layers: `lstms`, `dense` and `dropout_rates`. `hidden_size` with `num_layers`,
+    `projection_size` and `dropout` are the short form of it, by default one LSTM of 1024 units.
 
     Args:
       vocab_size: number of words V; ids are sorted by decreasing frequency.
       embedding_size: width of an embedding row.
-      hidden_size: width of each LSTM layer; with `lstms`, that of the last.
+      hidden_size: width of each LSTM layer.
       num_layers: number of LSTM layers.
       projection_size: width of a linear bottleneck between the LSTM and the softmax rows (Sak et al. 2014,
         https://arxiv.org/abs/1402.1128); 0 for none.
@@ -76,9 +58,10 @@ class ModelConfig:
         https://arxiv.org/abs/1608.05859); both must have the same width.
       dropout: rate on the non-recurrent connections during training: after the embedding and after each LSTM
         layer (Zaremba et al. 2014, https://arxiv.org/abs/1409.2329, section 3).
-      lstms: the LSTM layers, where they differ in width or have no bias.
-      dense: the Dense layers between the LSTM stack and the softmax, other than `projection_size`.
-      dropout_rates: the rate after the embedding, after each LSTM layer and after each Dense layer, where they differ.
+      lstms: the LSTM layers, in place of `hidden_size` and `num_layers`.
+      dense: the Dense layers between the LSTM stack and the softmax, in place of `projection_size`.
+      dropout_rates: the rate after the embedding, after each LSTM layer and after each Dense layer, in place of
+        `dropout`.
       softmax_bias: whether the softmax has biases. If not, they are zeros that are not trained.
 
     Raises:
@@ -87,70 +70,68 @@ class ModelConfig:
     >>> config = ModelConfig(50, lstms=(LSTMConfig(16), LSTMConfig(12)), dense=(DenseConfig(8, "relu"),))
     >>> config.softmax_size
     8
-    >>> ModelConfig(50, hidden_size=16, num_layers=2).lstm_layers
+    >>> ModelConfig(50, hidden_size=16, num_layers=2).lstms
     (LSTMConfig(size=16, use_bias=True), LSTMConfig(size=16, use_bias=True))
     """
 
     vocab_size: int
-    embedding_size: int = 256
-    hidden_size: int = 1024
-    num_layers: int = 1
-    projection_size: int = 0
-    tied: bool = False
-    dropout: float = 0.0
-    lstms: tuple[LSTMConfig, ...] = ()
-    dense: tuple[DenseConfig, ...] = ()
-    dropout_rates: tuple[float, ...] = ()
-    softmax_bias: bool = True
+    embedding_size: int
+    lstms: tuple[LSTMConfig, ...]
+    dense: tuple[DenseConfig, ...]
+    dropout_rates: tuple[float, ...]
+    tied: bool
+    softmax_bias: bool
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embedding_size: int = 256,
+        hidden_size: int | None = None,
+        num_layers: int | None = None,
+        projection_size: int | None = None,
+        tied: bool = False,
+        dropout: float | None = None,
+        lstms: tuple[LSTMConfig, ...] = (),
+        dense: tuple[DenseConfig, ...] = (),
+        dropout_rates: tuple[float, ...] = (),
+        softmax_bias: bool = True,
+    ):
+        short = (
+            ("hidden_size", hidden_size, int, 1, "lstms", lstms),
+            ("num_layers", num_layers, int, 1, "lstms", lstms),
+            ("projection_size", projection_size, int, 0, "dense", dense),
+            ("dropout", dropout, float, 0, "dropout_rates", dropout_rates),
+        )
+        for name, value, kind, lowest, long_name, long in short:
+            if value is not None:
+                require_type(name, value, kind)
+                require(value >= lowest, name, f"at least {lowest}", value)
+                require(not long, name, f"no value beside `{long_name}`", value)
+        require(dropout is None or dropout < 1.0, "dropout", "a rate in [0, 1)", dropout)
+        lstms = lstms or (LSTMConfig(1024 if hidden_size is None else hidden_size),) * (num_layers or 1)
+        dense = dense or ((DenseConfig(projection_size, use_bias=False),) if projection_size else ())
+        values = (vocab_size, embedding_size, lstms, dense, dropout_rates, tied, softmax_bias)
+        for field, entry in zip(fields(self), values, strict=True):
+            object.__setattr__(self, field.name, entry)
+        require_types(self)
+        require_at_least(self, 1, "vocab_size", "embedding_size")
+        usual = (dropout or 0.0,) * (1 + len(lstms)) + (0.0,) * len(dense)
+        object.__setattr__(self, "dropout_rates", dropout_rates or usual)
+        fits = len(self.dropout_rates) == len(usual) and all(0.0 <= rate < 1.0 for rate in self.dropout_rates)
+        expected = f"{len(usual)} rates in [0, 1): after the embedding, each LSTM and each Dense layer"
+        require(fits, "dropout_rates", expected, dropout_rates)
+        fits, expected = not tied or embedding_size == self.softmax_size, "the width of the softmax rows"
+        require(fits, "tied", f"an `embedding_size` of {self.softmax_size}, {expected}", embedding_size)
 
     @property
-    def lstm_layers(self) -> tuple[LSTMConfig, ...]:
-        """The LSTM layers, from the first to the last."""
-        return self.lstms or (LSTMConfig(self.hidden_size),) * self.num_layers
-
-    @property
-    def dense_layers(self) -> tuple[DenseConfig, ...]:
-        """The Dense layers between the LSTM stack and the softmax."""
-        bottleneck = (DenseConfig(self.projection_size, use_bias=False),) if self.projection_size else ()
-        return self.dense or bottleneck
-
-    @property
-    def dropout_after(self) -> tuple[float, ...]:
-        """The dropout rate after the embedding, after each LSTM layer and after each Dense layer."""
-        usual = (self.dropout,) * (1 + len(self.lstm_layers)) + (0.0,) * len(self.dense_layers)
-        return self.dropout_rates or usual
+    def hidden_size(self) -> int:
+        """Width of the outputs of the LSTM stack."""
+        return self.lstms[-1].size
 
     @property
     def softmax_size(self) -> int:
         """Width of a softmax row."""
-        return self.dense_layers[-1].size if self.dense_layers else self.hidden_size
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        self._resolve_lstms()
-        require_at_least(self, 1, "vocab_size", "embedding_size", "hidden_size", "num_layers")
-        require_at_least(self, 0, "projection_size")
-        exclusive = "either `dense` or `projection_size`, not both"
-        require(not (self.dense and self.projection_size), "dense", exclusive, self.dense)
-        fits = not self.tied or self.embedding_size == self.softmax_size
-        expected = f"an `embedding_size` of {self.softmax_size}, the width of the softmax rows"
-        require(fits, "tied", expected, self.embedding_size)
-        require(0.0 <= self.dropout < 1.0, "dropout", "a rate in [0, 1)", self.dropout)
-        places = 1 + len(self.lstm_layers) + len(self.dense_layers)
-        if self.dropout_rates:
-            fits = len(self.dropout_rates) == places and all(0.0 <= rate < 1.0 for rate in self.dropout_rates)
-            expected = f"{places} rates in [0, 1): after the embedding, each LSTM and each Dense layer"
-            require(fits, "dropout_rates", expected, self.dropout_rates)
-            require(self.dropout == 0.0, "dropout_rates", "either `dropout` or `dropout_rates`, not both", self.dropout)
-
-    def _resolve_lstms(self) -> None:
-        """Sets `hidden_size` and `num_layers` to those of `lstms`."""
-        if not self.lstms:
-            return
-        for name, value in (("hidden_size", self.lstms[-1].size), ("num_layers", len(self.lstms))):
-            given, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-            require(given in (value, default), name, f"{value}, as in `lstms`", given)
-            object.__setattr__(self, name, value)
+        return self.dense[-1].size if self.dense else self.hidden_size
 
 
 @dataclass(frozen=True)
@@ -175,9 +156,7 @@ class TrainConfig:
       compute_dtype: data type of the operands of training's matrix products: "auto" is bfloat16 on GPUs, TPUs and
         processors with bfloat16 instructions (AMX, AVX512_BF16), and float32 elsewhere. A run keeps the type it began
         with. Sums, states and parameters stay float32; evaluation is unaffected.
-      word_vectors: whether embedding and softmax rows of a new model start at vectors counted from the training text,
-        in which words with the same neighbors are close together, rather than at random.
-      seed: random seed for sampling, dropout and the initialization of a new model.
+      seed: random seed for sampling and dropout, and for the initialization of a new model.
 
     Raises:
       InputError: a value is out of range.
@@ -194,7 +173,6 @@ class TrainConfig:
     clip_each: bool = False
     train_embedding: bool = True
     compute_dtype: ComputeDtype = "auto"
-    word_vectors: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:

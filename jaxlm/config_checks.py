@@ -19,12 +19,13 @@ def require_types(config: Any) -> None:
         elif get_origin(kind) is tuple:
             require(isinstance(value, tuple), field.name, "a tuple", value)
             for entry in value:
-                _require_type(field.name, entry, get_args(kind)[0])
+                require_type(field.name, entry, get_args(kind)[0])
         else:
-            _require_type(field.name, value, kind)
+            require_type(field.name, value, kind)
 
 
-def _require_type(name: str, value: Any, kind: type) -> None:
+def require_type(name: str, value: Any, kind: type) -> None:
+    """Checks the type of a value; a float may be given as an integer, and must be finite."""
     right = isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     right = right and (kind is not float or math.isfinite(value))
     require(right, name, EXPECTED.get(kind, f"a {kind.__name__}"), value)

@@ -11,7 +11,7 @@ class InputError(ValueError):
 
 
 def require(condition: bool, argument: str, expected: str, received: object) -> None:
-    """Raises `InputError` in the one form that all arguments share, unless `condition` holds."""
+    """Raises `InputError` about an argument unless `condition` holds."""
     if not condition:
         raise InputError(f"Invalid `{argument}`: expected {expected}. Received: {received!r}.")
 
@@ -28,6 +28,6 @@ def require_packages(extra: str, *packages: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Returns the first line of an error of any kind, to go into a message that names the file."""
+    """Returns the first line of an error's text, for a message that names the file."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip() or repr(error)).splitlines()[0][:200]

@@ -79,11 +79,7 @@ def write_json(path: Path, value: dict[str, Any], version: int) -> None:
 
 
 def read_json(path: Path, version: int | None = None) -> dict[str, Any]:
-    """Reads a JSON object from a file.
-
-    Args:
-      path: the file.
-      version: the format number that `write_json` was given; None accepts a file of any origin.
+    """Reads a JSON object, of the format number that `write_json` was given; None accepts a file of any origin.
 
     Raises:
       InputError: the file does not exist, does not hold a JSON object, has another format number, or was
@@ -138,18 +134,14 @@ def write_checksums(directory: Path) -> None:
 
 
 def verify_checksums(directory: Path, *names: str) -> None:
-    """Checks the files below a directory against its checksums.json.
-
-    Args:
-      directory: has a checksums.json.
-      names: files to check; all of them by default.
+    """Checks files below a directory, by default all of them, against its checksums.json.
 
     Raises:
       InputError: a file is missing, or was changed; names it.
     """
     files = read_json(directory / CHECKSUMS_FILE, CHECKSUMS_FORMAT)["files"]
     files = {name: files[name] for name in names} if names else files
-    for name, (size, _) in files.items():  # first what costs nothing
+    for name, (size, _) in files.items():  # first the sizes, which take no time
         path = directory / name
         if not path.is_file():
             raise InputError(f"{path} is missing.")

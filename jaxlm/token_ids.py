@@ -19,14 +19,8 @@ def check_ids(argument: str, ids: jax.Array | ArrayLike, vocab_size: int, ndim: 
     Lists and NumPy arrays are checked as a whole. The values of a JAX array are not read, since that would wait
     for the device; the functions that look them up turn an id out of range into NaN.
 
-    Args:
-      argument: name of the argument in the caller.
-      ids: integers.
-      vocab_size: number of words V.
-      ndim: expected number of dimensions.
-
     Raises:
-      InputError: the shape, the type or a value does not fit.
+      InputError: the shape, the type or a value does not fit; names the argument of the caller.
     """
     found: Ids = ids if isinstance(ids, jax.Array) else np.asarray(ids)
     require(found.dtype.kind not in "US", argument, "ids, as from `Vocabulary.encode`", "text")

@@ -53,8 +53,9 @@ def branches_for(platform: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 def make_random_model(num_layers: int = 2, seed: int = 1, **change: Any) -> LanguageModel:
     """Makes a small model of odd sizes with random weights and biases."""
-    sizes = {"vocab_size": 23, "embedding_size": 5} | ({} if "lstms" in change else {"hidden_size": 7}) | change
-    model = LanguageModel(ModelConfig(num_layers=num_layers, **sizes), rngs=nnx.Rngs(0))
+    stack = {} if "lstms" in change else {"hidden_size": 7, "num_layers": num_layers}
+    sizes = {"vocab_size": 23, "embedding_size": 5} | stack | change
+    model = LanguageModel(ModelConfig(**sizes), rngs=nnx.Rngs(0))
     leaves = nnx.state(model, nnx.Param)
     keys = iter(jax.random.split(jax.random.key(seed), 99))
     nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape), leaves))

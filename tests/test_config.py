@@ -49,9 +49,9 @@ def test_layer_settings_out_of_range_raise():
 def test_the_short_and_the_long_form_describe_the_same_chain():
     short = ModelConfig(10, hidden_size=7, num_layers=2, projection_size=3, dropout=0.25)
     long = ModelConfig(10, lstms=(LSTMConfig(7), LSTMConfig(7)), dense=(DenseConfig(3, use_bias=False),))
-    long = dataclasses.replace(long, dropout_rates=(0.25, 0.25, 0.25, 0.0))
-    for name in ("lstm_layers", "dense_layers", "dropout_after", "softmax_size", "hidden_size", "num_layers"):
-        assert getattr(short, name) == getattr(long, name)
+    assert short == dataclasses.replace(long, dropout_rates=(0.25, 0.25, 0.25, 0.0))
+    with pytest.raises(InputError, match="`hidden_size`: expected no value beside `lstms`"):
+        dataclasses.replace(short, hidden_size=1024)  # the default is no exception
 
 
 @pytest.mark.parametrize(

@@ -52,32 +52,12 @@ class Comparison(NamedTuple):
         return "\n".join(lines)
 
 
-def compare(
-    first: Predictor,
-    second: Predictor,
-    *,
-    batch_size: int | None = None,
-    sequence_length: int | None = None,
-    seed: int = SEED,
-) -> Comparison:
-    """Compares log-probabilities and states on random ids, drawn uniformly from the vocabulary.
-
-    Args:
-      first: a model.
-      second: another model.
-      batch_size: sequences of random ids; by default the fixed batch size of a model, or 2.
-      sequence_length: length of each; by default the fixed length of a model, or 9.
-      seed: random seed for the ids.
-
-    Returns:
-      The `Comparison` of log-probabilities, and of the states that both models return.
-    """
+def compare(first: Predictor, second: Predictor) -> Comparison:
+    """Compares log-probabilities, and the states that both models return, on random ids of a shape they accept."""
     names = (first.name, second.name)
     if first.vocab_size != second.vocab_size:
         return Comparison(names, ())
-    batch, length = _shape(first.shape, second.shape)
-    first_id = max(first.first_id, second.first_id)
-    ids = _random_ids(first.vocab_size, first_id, batch_size or batch, sequence_length or length, seed)
+    ids = _random_ids(first.vocab_size, max(first.first_id, second.first_id), _shape(first.shape, second.shape))
     ours, theirs = _predict_both(first, second, ids)
     allowed = _tolerance(first, second)
     rows = [_difference("log-probabilities", ours.log_probabilities, theirs.log_probabilities, allowed)]
@@ -111,7 +91,7 @@ def precomputed(predictor: Predictor) -> Predictor:
 
     The `first_id` of the other model must not be larger, and its `shape` must not be narrower.
     """
-    ids = _random_ids(predictor.vocab_size, predictor.first_id, *_shape(predictor.shape, (None, None)), SEED)
+    ids = _random_ids(predictor.vocab_size, predictor.first_id, _shape(predictor.shape, (None, None)))
     known = {ids.tobytes(): predictor.predict(ids)}
     return predictor._replace(predict=lambda ids: known[ids.tobytes()])
 
@@ -131,8 +111,8 @@ def _shape(
     return shape[0], shape[1]
 
 
-def _random_ids(vocab_size: int, first_id: int, batch_size: int, sequence_length: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(first_id, vocab_size, (batch_size, sequence_length), np.int32)
+def _random_ids(vocab_size: int, first_id: int, shape: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(SEED).integers(first_id, vocab_size, shape, np.int32)
 
 
 def text_losses(first: Predictor, second: Predictor, tokens: np.ndarray, max_tokens: int = 0) -> tuple[np.ndarray, int]:

@@ -1,6 +1,5 @@
 """Imports a Keras model's file as a run directory, and reads texts for comparisons."""
 
-import dataclasses
 import shlex
 from collections.abc import Iterator
 from functools import partial
@@ -17,11 +16,9 @@ from convert.files.source_file import Source, dropped_settings, read_source
 from convert.keras_models.reader import WITHOUT_KERAS, read_optimizer
 from convert.keras_models.vocabulary_files import read_vocabulary, vocabulary_warnings
 from convert.weights.id_order import KerasIds
-from jaxlm.config import ModelConfig, TrainConfig
-from jaxlm.data.corpus import VOCABULARY_FILE
 from jaxlm.data.text_files import read_chunks
 from jaxlm.data.tokenization import Tokenization
-from jaxlm.data.vocabulary import Vocabulary
+from jaxlm.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from jaxlm.errors import InputError
 from jaxlm.runs.directory import CONFIG_FILE
 
@@ -67,12 +64,10 @@ def import_run(
     if keras_ids is not None:
         yield "the ids were not sorted by frequency: the run re-ranks them, and to-keras restores their order"
     yield from vocabulary_warnings(vocabulary)
-    options = _options(config, ModelConfig(config.vocab_size))
-    if config.lstms or config.dense or config.dropout_rates or not config.softmax_bias:
-        options = []  # no options describe this model; without any, `jaxlm train` takes it from the run
+    options = []
     if optimizer:
-        trained = TrainConfig(optimizer=optimizer.name, clip_norm=optimizer.clip_norm)
-        options += [*_options(trained, TrainConfig()), "--learning-rate", f"{optimizer.learning_rate:g}"]
+        options = ["--optimizer", optimizer.name, "--clip-norm", f"{optimizer.clip_norm!r}"]
+        options += ["--learning-rate", f"{optimizer.learning_rate:g}"]
     yield f"continue with: jaxlm prepare TEXT --vocabulary {shlex.quote(str(run / VOCABULARY_FILE))} --out DATA"
     yield f"               jaxlm train DATA --out {shlex.join([str(run), *options])}"
 
@@ -92,20 +87,6 @@ def _notes(source: Source, keep_optimizer: bool) -> Iterator[str]:
         dropped += source.ignored
     if dropped:
         yield f"not kept in the run: {'; '.join(dropped)}"
-
-
-def _options(config: ModelConfig | TrainConfig, default: ModelConfig | TrainConfig) -> list[str]:
-    """Returns the options of `jaxlm train` that turn `default` into `config`."""
-    options = []
-    for name, value in dataclasses.asdict(config).items():
-        if value == getattr(default, name):
-            continue
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            options.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            options += [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return options
 
 
 def encode_text(text: Path, vocabulary_file: Path | None, *models: Path) -> np.ndarray:

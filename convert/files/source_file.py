@@ -11,7 +11,6 @@ from convert.files.format_table import format_of, load_predictor
 from convert.keras_models.reader import KerasFile, open_file
 from convert.weights.optimizer_state import unusual_settings
 from convert.weights.table import model_from_keras_arrays
-from jaxlm.config import ModelConfig
 from jaxlm.errors import InputError
 from jaxlm.model.language_model import LanguageModel
 
@@ -71,15 +70,10 @@ def _assumed(file: KerasFile) -> Iterator[str]:
     if file.structure is not None:
         yield from file.structure.assumed
         return
-    yield weights_alone(file.config)
+    activations = "".join(f", Dense({layer.size}) {layer.activation}" for layer in file.config.dense)
+    yield f"activations, which a file of weights lacks: LSTM tanh and sigmoid{activations}, the last Dense softmax"
     if () < file.version < (2, 3):
         yield "recurrent_activation sigmoid, although the default of Keras before 2.3 was hard_sigmoid"
-
-
-def weights_alone(config: ModelConfig) -> str:
-    """Returns the assumptions about a file of weights alone."""
-    activations = "".join(f", Dense({layer.size}) {layer.activation}" for layer in config.dense_layers)
-    return f"activations, which a file of weights lacks: LSTM tanh and sigmoid{activations}, the last Dense softmax"
 
 
 def dropped_settings(compiled: Mapping[str, Any], *, keep_optimizer: bool) -> list[str]:

@@ -79,7 +79,7 @@ class Session(NamedTuple):
             return ()
         if states:
             return tuple((states[i][0], states[i][1]) for i in range(len(states)))
-        sizes = [lstm.size for lstm in self.network.structure.config.lstm_layers]
+        sizes = [lstm.size for lstm in self.network.structure.config.lstms]
         return tuple((jnp.zeros((batch_size, size)), jnp.zeros((batch_size, size))) for size in sizes)
 
     def _opt_state(self, slots: dict[str, Any]) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def open_session(model: Any, sequence_length: int | None) -> tuple[Session, Labe
     if unused:
         warnings.warn(f"fit_keras does not use: {', '.join(unused)}", stacklevel=3)
     masked = network.structure is not None and network.structure.mask_zero
-    allows_empty = network.structure is None or not network.structure.config.dense_layers
+    allows_empty = network.structure is None or not network.structure.config.dense
     labels = Labels(network.vocab_size, network.last_only, masked, loss.ignore_class, loss.reduction, allows_empty)
     return Session(model, network, optimizer, {}), labels
 

@@ -169,7 +169,7 @@ class Training:
         structure, mesh = self.network.structure, self.state.mesh
         if structure is None:
             return self.state.carry
-        zeros = [jnp.zeros((batch_size, lstm.size)) for lstm in structure.config.lstm_layers]
+        zeros = [jnp.zeros((batch_size, lstm.size)) for lstm in structure.config.lstms]
         return tuple((place_streams(array, mesh), place_streams(jnp.copy(array), mesh)) for array in zeros)
 
     def _validate(self, passes: Passes) -> dict[str, float]:

@@ -121,7 +121,6 @@ OPTIMIZERS = {
     "Lion": Optimizer(_lion, lambda s: ["momentums"]),
 }
 AVERAGE, SETTLED = "model_variables_moving_average", "settled"
-EXACT = {"SGD", "Adagrad"}  # whose steps on rows equal dense ones, unless they have momentum or weight decay
 
 
 @dataclass(frozen=True)

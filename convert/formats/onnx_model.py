@@ -73,7 +73,7 @@ def write(run: RunModel, target: Path, options: ExportOptions = DEFAULT_OPTIONS)
     result = "logits" if options.logits else "probabilities"
     shape: Shape = ["batch", "time", config.vocab_size]
     graph.outputs.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, shape))
-    for n, layer in enumerate(config.lstm_layers, start=1):
+    for n, layer in enumerate(config.lstms, start=1):
         _add_lstm(graph, n, layer.size, {name.split("/")[-1]: w for name, w in weights.items() if f"lstm_{n}/" in name})
     _add_softmax(graph, config, weights, options.logits)
     large = sum(array.nbytes for array in weights.values()) >= EXTERNAL_BYTES - (1 << 20)
@@ -102,8 +102,8 @@ def _add_lstm(graph: Graph, n: int, hidden_size: int, weights: dict[str, np.ndar
 
 def _add_softmax(graph: Graph, config: ModelConfig, weights: dict[str, np.ndarray], logits: bool) -> None:
     """Adds the Dense layers and the softmax."""
-    outputs = f"layer_{len(config.lstm_layers)}"
-    for n, layer in enumerate(config.dense_layers, start=1):
+    outputs = f"layer_{len(config.lstms)}"
+    for n, layer in enumerate(config.dense, start=1):
         outputs = _add_dense(graph, f"dense_{n}", outputs, weights)
         if layer.activation != "linear":
             graph.add("Relu" if layer.activation == "relu" else "Tanh", outputs, f"{outputs}_activated")

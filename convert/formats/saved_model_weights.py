@@ -13,10 +13,10 @@ from convert.checks.comparison import compare, precomputed
 from convert.checks.predictor import Predictor, language_model_predictor
 from convert.errors import library_errors
 from convert.formats.saved_model import load_predictor
-from convert.keras_models.json_config import layers_of_json
+from convert.keras_models.json_config import layers_of_json, map_objects
 from convert.keras_models.supported_layers import Structure, read_structure
 from convert.weights.cudnn import as_lstm_arrays
-from convert.weights.table import chain_config, language_model_weights, model_from_keras_arrays, to_keras_weights
+from convert.weights.table import language_model_weights, model_from_keras_arrays, model_from_weights
 from jaxlm.config import Activation, ModelConfig
 from jaxlm.errors import InputError
 from jaxlm.model.language_model import LanguageModel
@@ -40,9 +40,9 @@ def read_model(path: Path) -> tuple[LanguageModel, tuple[str, ...], tuple[str, .
     if structure is not None:
         return read_weights(path, structure.config), structure.assumed, structure.ignored
     model = read_weights(path)
-    if model.config.dense_layers:
+    if model.config.dense:
         model = _with_activations(model, precomputed(load_predictor(path)))
-    words = [f"Dense({layer.size}) {layer.activation}" for layer in model.config.dense_layers]
+    words = [f"Dense({layer.size}) {layer.activation}" for layer in model.config.dense]
     return model, (f"activations, which reproduce the graph's predictions: {', '.join(words)}",) if words else (), ()
 
 
@@ -52,15 +52,12 @@ def _with_activations(model: LanguageModel, truth: Predictor) -> LanguageModel:
     Raises:
       InputError: there are none.
     """
-    weights, layers = language_model_weights(model), model.config.dense_layers
+    weights, layers = language_model_weights(model), model.config.dense
     choices: tuple[Activation, ...] = ("relu", "tanh", "linear")
     for names in itertools.product(choices, repeat=len(layers)):
-        dense = [dataclasses.replace(layer, activation=name) for layer, name in zip(layers, names, strict=True)]
-        lstms, rates = model.config.lstm_layers, model.config.dropout_rates
-        sizes = (model.config.vocab_size, model.config.embedding_size)
-        config = chain_config(*sizes, lstms, dense, rates, softmax_bias=model.config.softmax_bias)
-        arrays = to_keras_weights(weights, model.config).values()
-        candidate = model_from_keras_arrays(list(arrays), config)
+        dense = (dataclasses.replace(layer, activation=name) for layer, name in zip(layers, names, strict=True))
+        config = dataclasses.replace(model.config, dense=tuple(dense))
+        candidate = model_from_weights(weights, config)
         if compare(language_model_predictor(candidate), truth).within_tolerance:
             return candidate
     raise InputError(f"{truth.name}: expected relu, tanh or linear Dense layers; none of them reproduces its graph.")
@@ -76,18 +73,12 @@ def _read_structure(path: Path) -> Structure | None:
     with library_errors(path, "loaded"):
         nodes = saved_metadata_pb2.SavedMetadata.FromString(metadata.read_bytes()).nodes
         config = json.loads(next((node.metadata for node in nodes if node.node_path == "root"), "null"))
-        return read_structure(layers_of_json(_plain(config)))
+        return read_structure(layers_of_json(map_objects(config, _untupled)))
 
 
-def _plain(value: Any) -> Any:
-    """Returns JSON with lists in place of Keras' marked tuples."""
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    if not isinstance(value, dict):
-        return value
-    if value.get("class_name") == "__tuple__":
-        return _plain(value.get("items"))
-    return {key: _plain(entry) for key, entry in value.items()}
+def _untupled(value: dict[str, Any]) -> Any:
+    """Returns the list that stands for a tuple in Keras' JSON; other objects unchanged."""
+    return value.get("items") if value.get("class_name") == "__tuple__" else value
 
 
 def read_weights(path: Path, config: ModelConfig | None = None) -> LanguageModel:

@@ -28,7 +28,7 @@ class Network(tf.Module):
         arrays = to_keras_weights(language_model_weights(model), model.config)
         self.weights = [tf.Variable(tensor_of(array), trainable=False) for array in arrays.values()]
         self.names, self.config = tuple(arrays), model.config
-        self.states = [f"{name}_{n}" for n in range(1, len(model.config.lstm_layers) + 1) for name in "hc"]
+        self.states = [f"{name}_{n}" for n in range(1, len(model.config.lstms) + 1) for name in "hc"]
         self.result = "logits" if logits else "probabilities"
 
     def _add(self, products: tf.Tensor, bias: str) -> tf.Tensor:
@@ -54,7 +54,7 @@ class Network(tf.Module):
           The new states.
         """
         inputs, new = embedded, []
-        for n in range(len(self.config.lstm_layers)):
+        for n in range(len(self.config.lstms)):
             cell = f"lstm_{n + 1}/lstm_cell"
             h, c = states[2 * n : 2 * n + 2]
             products = inputs @ self.weight(f"{cell}/kernel") + h @ self.weight(f"{cell}/recurrent_kernel")
@@ -66,7 +66,7 @@ class Network(tf.Module):
 
     def zeros(self, batch_size: tf.Tensor) -> list[tf.Tensor]:
         """Returns the zero states."""
-        return [tf.zeros([batch_size, layer.size]) for layer in self.config.lstm_layers for _ in "hc"]
+        return [tf.zeros([batch_size, layer.size]) for layer in self.config.lstms for _ in "hc"]
 
     def hidden(self, ids: tf.Tensor) -> tf.Tensor:
         """Returns the last layer's outputs `[batch, time, hidden_size]` for ids `[batch, time]`, from zero states."""
@@ -87,7 +87,7 @@ class Network(tf.Module):
         """Returns logits `[..., vocab_size]` of outputs `[..., hidden_size]`, through the Dense layers."""
         shape = tf.shape(hidden)
         flat = tf.reshape(hidden, [-1, self.config.hidden_size])
-        for n, layer in enumerate(self.config.dense_layers, start=1):
+        for n, layer in enumerate(self.config.dense, start=1):
             activate = {"linear": tf.identity, "relu": tf.nn.relu, "tanh": tf.tanh}[layer.activation]
             flat = activate(self._add(flat @ self.weight(f"dense_{n}/kernel"), f"dense_{n}/bias"))
         # the maximum changes nothing, but keeps product and bias apart: LiteRT would fuse them, and add a thousand
@@ -103,7 +103,7 @@ class Network(tf.Module):
     def step_function(self, batch_size: int | None) -> Any:
         """Returns a tf.function that takes a word `[batch]` and the states, and returns the output and new states."""
         specs = [tf.TensorSpec([batch_size], tf.int32, name="token_ids")]
-        sizes = [layer.size for layer in self.config.lstm_layers for _ in "hc"]
+        sizes = [layer.size for layer in self.config.lstms for _ in "hc"]
         for name, size in zip(self.states, sizes, strict=True):
             specs.append(tf.TensorSpec([batch_size, size], tf.float32, name=name))
 

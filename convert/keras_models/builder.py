@@ -29,8 +29,8 @@ def build(config: ModelConfig, options: ExportOptions = DEFAULT_OPTIONS) -> kera
         return _build_step(config, options)
     inputs = keras.Input((None,), dtype="int32", name="token_ids")
     outputs = _embedding(config, options)(inputs)
-    for n in range(1, len(config.lstm_layers) + 1):
-        return_sequences = n < len(config.lstm_layers) or not options.last_only
+    for n in range(1, len(config.lstms) + 1):
+        return_sequences = n < len(config.lstms) or not options.last_only
         outputs = _lstm(config, options, n, return_sequences=return_sequences)(outputs)
     return keras.Model(inputs, _softmax(config, options, outputs), name="language_model")
 
@@ -40,8 +40,8 @@ def _build_step(config: ModelConfig, options: ExportOptions) -> keras.Model:
     states_in: dict[str, Any] = {}
     states_out: dict[str, Any] = {}
     outputs = _embedding(config, options)(token_ids)
-    for n, layer in enumerate(config.lstm_layers, start=1):
-        lstm = _lstm(config, options, n, return_sequences=n < len(config.lstm_layers), return_state=True)
+    for n, layer in enumerate(config.lstms, start=1):
+        lstm = _lstm(config, options, n, return_sequences=n < len(config.lstms), return_state=True)
         states = {f"{s}_{n}": keras.Input((layer.size,), dtype=options.dtype, name=f"{s}_{n}") for s in "hc"}
         outputs, *new = lstm(outputs, initial_state=list(states.values()))
         states_in |= states
@@ -57,7 +57,7 @@ def _embedding(config: ModelConfig, options: ExportOptions) -> keras.layers.Laye
 def _lstm(config: ModelConfig, options: ExportOptions, n: int, **settings: bool) -> keras.layers.Layer:
     # there is no QR decomposition in 16 bits
     initializer = "orthogonal" if options.dtype == "float32" else "glorot_uniform"
-    layer = config.lstm_layers[n - 1]
+    layer = config.lstms[n - 1]
     settings |= {"use_bias": layer.use_bias}
     return keras.layers.LSTM(
         layer.size, dtype=options.dtype, recurrent_initializer=initializer, name=f"lstm_{n}", **settings
@@ -67,7 +67,7 @@ def _lstm(config: ModelConfig, options: ExportOptions, n: int, **settings: bool)
 def _softmax(config: ModelConfig, options: ExportOptions, outputs: Any) -> Any:
     """Applies the Dense layers and the softmax, which is always in float32."""
     settings: dict[str, Any]
-    for n, layer in enumerate(config.dense_layers, start=1):
+    for n, layer in enumerate(config.dense, start=1):
         settings = {"use_bias": layer.use_bias, "dtype": options.dtype, "name": f"dense_{n}"}
         outputs = keras.layers.Dense(layer.size, activation=layer.activation, **settings)(outputs)
     activation = "softmax" if options.dtype == "float32" and not options.logits else None

@@ -1,6 +1,7 @@
 """The JSON of Keras models (Keras 2 or 3, Sequential or functional), read as a chain of layers. Nothing is executed."""
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxlm.errors import InputError
@@ -101,15 +102,19 @@ def check_classes(config: Any) -> None:
         check_classes(value)
 
 
-def without_functions(config: Any) -> Any:
-    """Returns a config in which known functions are replaced by their names, as for Keras' own activations."""
-    if isinstance(config, list):
-        return [without_functions(value) for value in config]
-    if not isinstance(config, dict):
-        return config
-    if config.get("class_name") == "function" and str(config.get("config")) in FUNCTIONS:
-        return FUNCTIONS[str(config["config"])]
-    return {key: without_functions(value) for key, value in config.items()}
+def map_objects(value: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
+    """Returns JSON in which each object is replaced by `change` of it, the inner ones first."""
+    if isinstance(value, list):
+        return [map_objects(entry, change) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    return change({key: map_objects(entry, change) for key, entry in value.items()})
+
+
+def function_name(value: dict[str, Any]) -> Any:
+    """Returns the name of a function that is known by name, as in Keras' own activations; other objects unchanged."""
+    is_known = value.get("class_name") == "function" and str(value.get("config")) in FUNCTIONS
+    return FUNCTIONS[str(value["config"])] if is_known else value
 
 
 def is_step_model(config: Any) -> bool:

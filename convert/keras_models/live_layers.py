@@ -27,7 +27,7 @@ def read_live_model(model: Any) -> tuple[list[Any], Structure]:
     for layer in layers:
         for part in (layer, getattr(layer, "layer", None), getattr(layer, "cell", None)):
             _check_origin(layer.name, part)
-    entries = layers_of_json({"class_name": _kind(model), "config": _config(model)})
+    entries = layers_of_json({"class_name": type(model).__name__, "config": _config(model)})
     kinds = [entry.kind for entry in entries if entry.kind != "InputLayer"]
     if kinds != [type(layer).__name__ for layer in layers]:
         raise InputError(
@@ -42,16 +42,12 @@ def chain(model: Any) -> list[Any]:
     """Returns the layers of a model, those of models inside it in their place."""
     layers: list[Any] = []
     for layer in model.layers:
-        if _kind(layer) in MODELS:
+        if type(layer).__name__ in MODELS:
             _check_origin(layer.name, layer)
             layers += chain(layer)
         elif type(layer).__name__ != "InputLayer":
             layers.append(layer)
     return layers
-
-
-def _kind(model: Any) -> str:
-    return type(model).__name__
 
 
 def _config(model: Any) -> Any:

@@ -16,7 +16,14 @@ from convert.errors import library_errors
 from convert.keras_models.archive import open_archive
 from convert.keras_models.builder import abstract, build, tensor_of
 from convert.keras_models.hdf5 import find_datasets, optimizer_variables, read_array, weights_alone, weights_of_layers
-from convert.keras_models.json_config import Layer, check_classes, is_step_model, layers_of_json, without_functions
+from convert.keras_models.json_config import (
+    Layer,
+    check_classes,
+    function_name,
+    is_step_model,
+    layers_of_json,
+    map_objects,
+)
 from convert.keras_models.live_layers import abstract_predictor, chain, keras_predictor, weight_variables
 from convert.keras_models.source_json import deserialize
 from convert.keras_models.supported_layers import Structure, read_structure
@@ -30,14 +37,8 @@ from jaxlm.model.language_model import LanguageModel
 
 WITHOUT_KERAS = "as read by jaxlm"  # after the name of a file, if Keras cannot build its model
 
-
-class Container(NamedTuple):
-    """Contents of a `.keras` or HDF5 file."""
-
-    config: Any  # JSON of the model; None in a file of weights alone
-    keras_version: Any
-    layer_names: list[str]  # in order, if the file has them
-    weights: h5py.File
+# JSON of the model, None in a file of weights alone; version of Keras; names of the layers in order, if known; weights
+Container = tuple[Any, Any, list[str], h5py.File]
 
 
 class KerasFile(NamedTuple):
@@ -78,7 +79,7 @@ def open_file(path: Path) -> Iterator[KerasFile]:
         compiled = (config or {}).get("compile_config")
         compiled = compiled if isinstance(compiled, dict) else {}
         config = None if config is None else {**config, "compile_config": None}  # custom losses are not read
-        description = without_functions(config)
+        description = map_objects(config, function_name)
         check_classes(description)
         datasets, structure = find_datasets(path, file), None
         if config is not None and not (path.suffix == ".keras" and is_step_model(config)):
@@ -98,7 +99,7 @@ def _with_defaults(layers: list[Layer], version: tuple[int, ...]) -> list[Layer]
 @contextmanager
 def _open_archive(path: Path) -> Iterator[Container]:
     with open_archive(path) as (config, version, file):
-        yield Container(config, version, [], file)  # its groups are numbered names of classes
+        yield config, version, [], file  # its groups are numbered names of classes
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def _open_hdf5(path: Path) -> Iterator[Container]:
         config = None if text is None else json.loads(text)
         names = file.get("model_weights", file).attrs.get("layer_names", ())
         names = [_text(name) for name in names]
-        yield Container(config, _text(file.attrs.get("keras_version")), names, file)
+        yield config, _text(file.attrs.get("keras_version")), names, file
 
 
 def _text(value: Any) -> str:
@@ -167,7 +168,8 @@ def load_predictor(path: Path) -> Predictor:
     if description is not None and source.version[:1] == (3,):
         with library_errors(path, "loaded"):
             weights = [tensor_of(array) for array in arrays]
-            return abstract_predictor(abstract(lambda: deserialize(_stateless(description))), weights, path.name)
+            stateless = map_objects(description, _stateless)
+            return abstract_predictor(abstract(lambda: deserialize(stateless)), weights, path.name)
     if description is not None and structure is not None and importlib.util.find_spec("tf_keras"):
         predictor = _keras_2_predictor(description, structure, arrays, path.name)
         if predictor is not None:
@@ -180,13 +182,9 @@ def load_predictor(path: Path) -> Predictor:
     return predictor._replace(first_id=int(structure.mask_zero), shape=structure.shape)
 
 
-def _stateless(config: Any) -> Any:
-    """Returns a config without stateful layers, which compute the same from zero states, but have more variables."""
-    if isinstance(config, list):
-        return [_stateless(value) for value in config]
-    if not isinstance(config, dict):
-        return config
-    return {key: False if key == "stateful" else _stateless(value) for key, value in config.items()}
+def _stateless(value: dict[str, Any]) -> dict[str, Any]:
+    """Makes the config of a layer stateless: from zero states it computes the same, with fewer variables."""
+    return value | {"stateful": False} if "stateful" in value else value
 
 
 def _keras_2_predictor(

@@ -44,7 +44,7 @@ def load(directory: Path, config: ModelConfig) -> dict[str, Any] | None:
             found = read_structure_of(description).config
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    shape, expected = (dataclasses.replace(each, tied=False, dropout=0.0, dropout_rates=()) for each in (found, config))
+    shape, expected = (dataclasses.replace(each, tied=False, dropout_rates=()) for each in (found, config))
     if shape != expected:
         raise InputError(f"{path} describes another model: expected {expected}. Received: {shape}.")
     return description

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from convert.keras_models.json_config import FUNCTIONS, Layer, refusal
-from convert.weights.table import chain_config
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig
 from jaxlm.errors import InputError
 
@@ -75,12 +74,12 @@ def read_structure(layers: Sequence[Layer]) -> Structure:
         units, words = softmax.config["units"], embedding["input_dim"]
         raise refusal(softmax, f"expected {words} units, as many as the embedding has words. Received: {units}")
     try:
-        config = chain_config(
+        config = ModelConfig(
             embedding["input_dim"],
             embedding["output_dim"],
-            [LSTMConfig(layer.config["units"], layer.config.get("use_bias", True)) for layer in lstms],
-            _dense_configs(layers),
-            _dropout_rates(layers),
+            lstms=tuple(LSTMConfig(layer.config["units"], layer.config.get("use_bias", True)) for layer in lstms),
+            dense=tuple(_dense_configs(layers)),
+            dropout_rates=tuple(_dropout_rates(layers)),
             softmax_bias=softmax.config.get("use_bias", True),
         )
     except InputError as error:

@@ -147,8 +147,8 @@ def _arrays(
 
 def _template(config: ModelConfig, options: ExportOptions, optimizer: OptimizerState | None) -> keras.Model:
     """Builds the model one unit wide, each weight filled with its index in `_arrays`."""
-    lstms = tuple(dataclasses.replace(layer, size=1) for layer in config.lstm_layers)
-    dense = tuple(dataclasses.replace(layer, size=1) for layer in config.dense_layers)
+    lstms = tuple(dataclasses.replace(layer, size=1) for layer in config.lstms)
+    dense = tuple(dataclasses.replace(layer, size=1) for layer in config.dense)
     sizes = ModelConfig(1, 1, lstms=lstms, dense=dense, softmax_bias=config.softmax_bias, tied=config.tied)
     model, table = build(sizes, options), list(weight_table(sizes))
     assign_weights(model, {weight.keras: np.full(weight.keras_shape, i) for i, weight in enumerate(table)})

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -40,14 +40,14 @@ def weight_table(config: ModelConfig) -> Iterator[Weight]:
     """
     embedding, width = "weights" if config.tied else "embedding", config.embedding_size
     yield Weight(embedding, "embedding/embeddings", (config.vocab_size, width))
-    for n, lstm in enumerate(config.lstm_layers):
+    for n, lstm in enumerate(config.lstms):
         ours, theirs, gates = f"lstms/{n}", f"lstm_{n + 1}/lstm_cell", 4 * lstm.size
         yield Weight(f"{ours}/kernel", f"{theirs}/kernel", (width, gates))
         yield Weight(f"{ours}/recurrent_kernel", f"{theirs}/recurrent_kernel", (lstm.size, gates))
         if lstm.use_bias:
             yield Weight(f"{ours}/bias", f"{theirs}/bias", (gates,))
         width = lstm.size
-    for n, dense in enumerate(config.dense_layers):
+    for n, dense in enumerate(config.dense):
         yield Weight(f"dense/{n}/kernel", f"dense_{n + 1}/kernel", (width, dense.size))
         if dense.use_bias:
             yield Weight(f"dense/{n}/bias", f"dense_{n + 1}/bias", (dense.size,))
@@ -151,36 +151,9 @@ def config_from_shapes(shapes: Sequence[tuple[int, ...]]) -> ModelConfig:
             f"The last Dense layer: expected {vocab_size} units, as many as the embedding has words."
             f" Received: {softmax.size}."
         )
-    return chain_config(vocab_size, embedding_size, lstms, dense, softmax_bias=softmax.use_bias)
-
-
-def chain_config(
-    vocab_size: int,
-    embedding_size: int,
-    lstms: Sequence[LSTMConfig],
-    dense: Sequence[DenseConfig],
-    rates: Sequence[float] = (),
-    *,
-    softmax_bias: bool = True,
-) -> ModelConfig:
-    """Returns the config of a chain of layers, in its short form where there is one.
-
-    Args:
-      vocab_size: number of words.
-      embedding_size: width of an embedding row.
-      lstms: the LSTM layers.
-      dense: the Dense layers before the softmax.
-      rates: of dropout, as in `ModelConfig.dropout_rates`.
-      softmax_bias: whether the softmax has biases.
-    """
-    shape: dict[str, Any] = {"lstms": tuple(lstms), "dense": tuple(dense), "dropout_rates": tuple(rates)}
-    if set(lstms) == {LSTMConfig(lstms[0].size)}:
-        shape |= {"lstms": (), "hidden_size": lstms[0].size, "num_layers": len(lstms)}
-    if [(layer.activation, layer.use_bias) for layer in dense] == [("linear", False)]:
-        shape |= {"dense": (), "projection_size": dense[0].size}
-    config = ModelConfig(vocab_size, embedding_size, softmax_bias=softmax_bias, **shape)
-    short = dataclasses.replace(config, dropout=rates[0] if rates else 0.0, dropout_rates=())
-    return short if short.dropout_after == config.dropout_after else config
+    return ModelConfig(
+        vocab_size, embedding_size, softmax_bias=softmax.use_bias, lstms=tuple(lstms), dense=tuple(dense)
+    )
 
 
 def language_model_weights(model: LanguageModel) -> dict[str, np.ndarray]:

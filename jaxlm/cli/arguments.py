@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from jaxlm.cli.command_line import OptionError
-from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.device_config import MeshConfig, ProcessConfig
 from jaxlm.errors import InputError
 
@@ -42,12 +42,22 @@ def made_by(config: type) -> Any:
 
 
 @dataclass(frozen=True)
-class ModelOptions(ModelConfig):
+class ModelOptions:
     __doc__ = ModelConfig.__doc__
-    vocab_size: tyro.conf.Suppress[int] = 1  # the corpus decides
-    lstms: tyro.conf.Suppress[tuple[LSTMConfig, ...]] = ()  # too long for options: imported models have them
-    dense: tyro.conf.Suppress[tuple[DenseConfig, ...]] = ()
-    dropout_rates: tyro.conf.Suppress[tuple[float, ...]] = ()
+    embedding_size: int = 256
+    hidden_size: int = 1024
+    num_layers: int = 1
+    projection_size: int = 0
+    tied: bool = False
+    dropout: float = 0.0
+    softmax_bias: bool = True
+
+    def __post_init__(self) -> None:
+        self.config(1)  # raises if they are invalid
+
+    def config(self, vocab_size: int) -> ModelConfig:
+        """Returns the config of a model with a vocabulary of some size."""
+        return ModelConfig(vocab_size, **asdict(self))
 
 
 @dataclass(frozen=True)

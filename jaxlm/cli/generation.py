@@ -1,5 +1,6 @@
 """The generate, next-words and neighbors commands."""
 
+import itertools
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -134,11 +135,7 @@ def neighbors(
     unknown = [word for word in words if word not in vocabulary.ids]
     if unknown:
         raise InputError(f"Not in the vocabulary: {', '.join(unknown)}. Give words of {run}/vocabulary.json.")
-    ids = [vocabulary.ids[word] for word in words]
     print("word", "table", "neighbor", "cosine", sep="\t")
-    avoid = vocabulary.placeholders
-    found = {table: nearest_words(loaded.model, ids, k, table=table, avoid=avoid) for table in TABLES}
-    for n, word in enumerate(words):
-        for table, (neighbor_ids, cosines) in found.items():
-            for neighbor, cosine in zip(neighbor_ids[n], cosines[n], strict=True):
-                print(word, table, vocabulary.words[neighbor], f"{cosine:.3f}", sep="\t")
+    for word, table in itertools.product(words, TABLES):
+        for neighbor, cosine in zip(*nearest_words(loaded.model, vocabulary, word, k, table=table), strict=True):
+            print(word, table, neighbor, f"{cosine:.3f}", sep="\t")

@@ -100,6 +100,7 @@ def train(
     *,
     out: Path,
     batch_size: BatchSize = "auto",
+    word_vectors: bool = True,
     model: Model,
     config: Step,
     schedule: Schedule,
@@ -114,6 +115,8 @@ def train(
         same; the schedule may change.
       batch_size: Number of contiguous streams of text. "auto" is 32 on a processor and 128 on a GPU or TPU; a run keeps
         the number it began with.
+      word_vectors: Start embedding and softmax rows of a new model at vectors counted from the training text, in which
+        words with the same neighbors are close together, rather than at random.
       model: Shape of the model. If omitted, uses the existing run's model.
       config: Settings of a training step.
       schedule: Learning rate, length and evaluations.
@@ -129,7 +132,9 @@ def train(
     shape = _model_config(model, out, len(corpus.vocabulary))
     settings = {"batch_size": _batch_size(batch_size, out)}
     step = TrainConfig(**dataclasses.asdict(config) | settings)
-    evaluation = train_model(corpus, out, shape, step, schedule, data=data.resolve(), mesh=mesh)
+    evaluation = train_model(
+        corpus, out, shape, step, schedule, use_word_vectors=word_vectors, data=data.resolve(), mesh=mesh
+    )
     print_result(out, corpus, evaluation, mesh)
 
 
@@ -151,7 +156,7 @@ def _model_config(options: ModelOptions, out: Path, vocab_size: int) -> ModelCon
 
     if options == ModelOptions() and (out / CONFIG_FILE).exists():
         return load_config(out).model
-    return ModelConfig(**dataclasses.asdict(options) | {"vocab_size": vocab_size})
+    return options.config(vocab_size)
 
 
 def _batch_size(given: int | Literal["auto"], out: Path) -> int:

@@ -1,6 +1,6 @@
 """Batches and learning rates of several steps, transferred to the devices together.
 
-To hand over the arrays of a step one by one takes the host longer than the step takes a GPU.
+Copying the arrays of each step alone takes the host longer than a step takes a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from jaxlm.config import TrainConfig
 from jaxlm.data.batches import Batch, local_streams, train_batch, weighted
 from jaxlm.parallel.mesh import Mesh, pad, padded_streams, place, stream_spec
 
-BLOCK_STEPS = 20  # steps whose words are put onto the devices together
+BLOCK_STEPS = 20
 
 
 class BatchBlock(NamedTuple):
@@ -30,13 +30,7 @@ class BatchBlock(NamedTuple):
 
 
 class BatchBlocks:
-    """The blocks of a training text. It holds one of them, and makes another when a step lies outside of it.
-
-    Args:
-      tokens: `[N]` valid ids.
-      config: its `batch_size` and `sequence_length` are used.
-      mesh: where the blocks lie; of several processes, each reads its own streams.
-    """
+    """The blocks of a training text of ids `[N]`, of which it holds one. Each process reads its own streams."""
 
     def __init__(self, tokens: np.ndarray, config: TrainConfig, mesh: Mesh | None):
         self.tokens, self.mesh, self.sizes = tokens, mesh, (config.batch_size, config.sequence_length)
@@ -74,7 +68,7 @@ class BatchBlocks:
 
 
 def shard_batches(batches: Sequence[Batch], mesh: Mesh | None) -> Batch:
-    """Puts batches of the host onto the devices, each array of all of them at once: `[steps, batch_size, ...]`."""
+    """Copies batches from the host to the devices, each array of all of them at once: `[steps, batch_size, ...]`."""
     size = padded_streams(len(batches[0].inputs), mesh)
 
     def stack(*leaves: np.ndarray | bool) -> np.ndarray:

@@ -49,7 +49,7 @@ def reduce_losses(batch: Batch, losses: jax.Array, mesh: Mesh | None = None) -> 
 
 
 def shard_batch(batch: Batch, mesh: Mesh | None) -> Batch:
-    """Puts a batch onto a mesh, with streams that do not count where their number does not divide."""
+    """Copies a batch onto a mesh, padded with streams of weight 0 to the same number per device."""
     if mesh is None and isinstance(batch.starts_epoch, jax.Array):
         return batch  # to read it would wait for the device
     batch = batch._replace(starts_epoch=np.asarray(batch.starts_epoch, bool))
@@ -59,7 +59,7 @@ def shard_batch(batch: Batch, mesh: Mesh | None) -> Batch:
 
 
 def weighted(batch: Batch, mesh: Mesh | None) -> Batch:
-    """Scales the weights if a mesh adds streams, which count for nothing, so that the mean stays the same."""
+    """Scales the weights to keep the mean if a mesh adds streams of weight 0."""
     streams = len(batch.labels)
     if padded_streams(streams, mesh) == streams:
         return batch
@@ -68,14 +68,14 @@ def weighted(batch: Batch, mesh: Mesh | None) -> Batch:
 
 
 def place_streams(array: Any, mesh: Mesh | None) -> Any:
-    """Puts an array of a row for each stream onto a mesh, with rows of zeros where their number does not divide."""
+    """Copies an array with one row per stream onto a mesh, padded with zeros to the same number per device."""
     if mesh is None or (isinstance(array, jax.Array) and array.sharding == NamedSharding(mesh, stream_spec(mesh))):
         return array
     return place(pad(np.asarray(array), padded_streams(len(array), mesh)), mesh, stream_spec(mesh))
 
 
 def local_streams(batch_size: int, mesh: Mesh | None) -> np.ndarray:
-    """Returns the numbers of the streams that lie on this process' devices."""
+    """Returns the numbers of the streams on this process' devices."""
     numbers = np.arange(batch_size)
     if mesh is None:
         return numbers
@@ -144,7 +144,7 @@ def evaluation_batches(tokens: Ids, batch_size: int, sequence_length: int, max_t
       batch_size: number of contiguous streams.
       sequence_length: time steps of a batch.
       max_tokens: maximum number of labels, rounded up to whole rows; 0 for all. They are the beginnings of the
-        streams, which lie evenly over the text.
+        streams, which are spread evenly over the text.
     """
     labels = tokens.size - 1
     stream = -(-labels // batch_size)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from jaxlm.data.text_files import STANDARD_INPUT, list_texts, read_chunks
 from jaxlm.data.text_warnings import shared_file_warnings, text_warnings
 from jaxlm.data.tokenization import PieceEncoder, Tokenization, auto_ids, tokenization_of
-from jaxlm.data.vocabulary import EOS, UNK, Vocabulary, log_unigram, select_words
+from jaxlm.data.vocabulary import EOS, UNK, VOCABULARY_FILE, Vocabulary, log_unigram, select_words
 from jaxlm.errors import InputError, require
 from jaxlm.files import (
     CHECKSUMS_FILE,
@@ -27,7 +27,6 @@ from jaxlm.files import (
 )
 from jaxlm.token_ids import blocks, id_range
 
-VOCABULARY_FILE = "vocabulary.json"
 HELD_OUT_FRACTION = 0.05
 HELD_OUT_MAX = 200_000
 
@@ -161,7 +160,7 @@ def _single_line_ends(chunks: Iterable[np.ndarray], ids: Mapping[str, int]) -> I
 
 
 def _write_raw(chunks: Iterable[np.ndarray], path: Path) -> np.ndarray:
-    """Writes ids as they come, and maps the file."""
+    """Writes ids to a file, and maps it into memory."""
     with path.open("wb") as file:
         for chunk in chunks:
             file.write(chunk.tobytes())
@@ -239,8 +238,9 @@ def load_tokens(path: Path, vocabulary: Vocabulary) -> np.ndarray:
     return tokens
 
 
-def fingerprint(tokens: np.ndarray, samples: int = 64, length: int = 4096) -> str:
-    """Returns the size of a text, and a checksum of samples spread over it, to tell whether it was changed."""
+def fingerprint(tokens: np.ndarray) -> str:
+    """Returns the size of a text, and a checksum of samples spread over it, to detect changes."""
+    samples, length = 64, 4096
     starts = np.linspace(0, max(0, tokens.size - length), samples).astype(int)
     checksum = 0
     for start in np.unique(starts):
@@ -262,12 +262,7 @@ def oov_rate(tokens: np.ndarray, vocabulary: Vocabulary) -> float:
 
 
 def unigram_loss(tokens: np.ndarray, counts: np.ndarray) -> float:
-    """Returns the loss in nats per word of the unigram model, which predicts each word by its frequency.
-
-    Args:
-      tokens: `[N]` ids.
-      counts: `[V]` of the words, such as `Corpus.counts`.
-    """
+    """Returns the loss of ids `[N]`, in nats per word, under the unigram model of word counts `[V]`."""
     log_probabilities = log_unigram(counts).astype(np.float64)
     return -sum(float(log_probabilities[block].sum()) for block in blocks(tokens[1:])) / (tokens.size - 1)
 

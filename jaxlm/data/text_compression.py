@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from jaxlm.data.text_diagnosis import TextSource, describe_archive
 from jaxlm.errors import InputError
 
-START_BYTES = 4096  # that the kind of a text is recognized by
+START_BYTES = 4096  # read to recognize the kind of a text
 BUFFER_BYTES = 1 << 18
 
 logger = logging.getLogger(__name__)

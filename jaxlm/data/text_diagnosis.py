@@ -34,7 +34,7 @@ class TextSource:
         return "The standard input" if str(self.path) == "-" else str(self.path)
 
     def through(self, command: str) -> str:
-        """Returns how to send the text, unpacked, through a command."""
+        """Returns a shell command that sends the text, unpacked, through another."""
         unpack = UNPACK.get(self.suffix)
         if not self.is_file:  # there is nothing that could be read again
             return f"... | {command} | jaxlm ..."

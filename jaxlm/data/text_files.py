@@ -24,7 +24,7 @@ MAX_WORD = 1 << 21  # characters
 def list_texts(sources: PathLike | Sequence[PathLike] | None) -> list[Path]:
     """Returns the files that `sources` names: files, "-" for the standard input, directories, or patterns with `*`.
 
-    Those of a directory or a pattern come in the order of their names; hidden files are left out.
+    Those of a directory or a pattern are sorted by name; hidden files are left out.
 
     Raises:
       InputError: a directory or a pattern has no files.

@@ -47,7 +47,7 @@ def tokenization_of(value: Any) -> Any:
 def tokenizer(tokenization: Tokenization) -> Callable[[str], list[str]]:
     """Returns the function that cuts text into words and line ends, "\\n".
 
-    "words" keeps words and punctuation marks, "whitespace" what lies between blanks. "text_vectorization" and
+    "words" keeps words and punctuation marks; "whitespace" splits at blanks. "text_vectorization" and
     `KerasTokenizer` cut each line as Keras' layer and Keras' class do.
 
     Raises:

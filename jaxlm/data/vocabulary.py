@@ -19,7 +19,7 @@ UNK = "<unk>"  # any word that is not in the vocabulary
 EOS = "<eos>"  # the end of a line
 PAD = ""  # padding, as Keras' TextVectorization names it; no text has it
 UNUSED = "<unused {}>"  # an id without a word in a Keras model; no text has it, since no word has a space
-FORMAT = 1  # of vocabulary.json
+VOCABULARY_FILE, FORMAT = "vocabulary.json", 1
 MAX_COUNT = 2**62  # so that sums fit into 64 bits
 
 
@@ -47,7 +47,7 @@ class Vocabulary:
     dropped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        tokenizer(self.tokenization)  # raises what is wrong with it
+        tokenizer(self.tokenization)  # raises if there is no such tokenization
         require(bool(self.words), "words", "at least one word", self.words)
         try:
             "".join(self.words).encode()
@@ -81,7 +81,7 @@ class Vocabulary:
 
     @property
     def placeholders(self) -> list[int]:
-        """The ids that stand for no word that could be written: `<unk>`, padding and unused ids."""
+        """The ids without a written word: `<unk>`, padding and unused ids."""
         prefix = UNUSED.partition("{")[0]
         return [i for i, word in enumerate(self.words) if word in (UNK, PAD) or word.startswith(prefix)]
 
@@ -189,10 +189,7 @@ def log_unigram(counts: ArrayLike) -> np.ndarray:
 def zipf_divergence(counts: ArrayLike) -> float:
     """Divergence of word frequencies from the log-uniform distribution: sum of p log(p / P(id)), in nats.
 
-    About 0.1 for ordinary text, 0.9 for 1,000 equally frequent words.
-
-    Args:
-      counts: `[V]`, by id.
+    About 0.1 for ordinary text, 0.9 for 1,000 equally frequent words; `counts` is `[V]`, by id.
     """
     log_frequencies = log_unigram(counts).astype(np.float64)
     n = np.arange(1, log_frequencies.size + 1)

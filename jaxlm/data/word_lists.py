@@ -6,10 +6,8 @@ import re
 from pathlib import Path
 
 from jaxlm.data.text_files import read_text
-from jaxlm.data.vocabulary import Vocabulary
+from jaxlm.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from jaxlm.errors import InputError
-
-VOCABULARY_FILE = "vocabulary.json"
 
 
 def read_words(path: str | os.PathLike[str]) -> tuple[list[str], list[int] | None]:

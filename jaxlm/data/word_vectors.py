@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def word_vectors(tokens: jax.Array | ArrayLike, vocab_size: int, width: int) -> np.ndarray:
-    """Computes a vector for each word, such that words with the same neighbors lie close together.
+    """Computes a vector for each word, such that words with the same neighbors have similar vectors.
 
     x[w, c] = (sqrt(p(c | w)) - sqrt(p(c))) / p(c)^(1/4) over frequent neighbors c, left and right ones apart,
     reduced to `width` principal components, each divided by the square root of its standard deviation.

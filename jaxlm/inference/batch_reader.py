@@ -16,9 +16,7 @@ from jaxlm.model.lstm import Carry
 
 TIME_STEPS = (8, 32, 128)  # of a batch of lines; longer ones are read in parts
 
-OutputChunk = tuple[
-    np.ndarray, np.ndarray
-]  # outputs of the LSTM [n, D], and the slots [n] of their labels in the results
+OutputChunk = tuple[np.ndarray, np.ndarray]  # outputs [n, D], and the slots [n] of their labels in the results
 
 
 class Sequence(NamedTuple):
@@ -48,7 +46,7 @@ class Reader:
             start += length
 
     def read_sentences(self, sequences: list[Sequence]) -> Iterator[OutputChunk]:
-        """Yields the outputs of sequences, each from the zero state, those of similar lengths side by side."""
+        """Yields the outputs of sequences, each from the zero state, those of similar lengths in one batch."""
         sequences = sorted(sequences, key=lambda sequence: sequence.inputs.size)
         for shorter, length in zip((0, *TIME_STEPS), TIME_STEPS, strict=False):
             longest = length if length < TIME_STEPS[-1] else np.inf
@@ -71,7 +69,7 @@ class Reader:
     def statistics(
         self, labels: np.ndarray, chunks: Iterator[OutputChunk]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns log-probabilities, ranks and entropies of labels `[M]`; NaN, 0, NaN where no piece leads to one."""
+        """Returns log-probabilities, ranks and entropies of labels `[M]`; NaN, 0, NaN for those without an output."""
         results = np.full(labels.size, np.nan), np.zeros(labels.size, np.int64), np.full(labels.size, np.nan)
         for outputs, slots in _packed(chunks, self.batch_words):
             found = _statistics(self.graphdef, self.params, outputs, np.resize(labels[slots], len(outputs)))
@@ -81,7 +79,7 @@ class Reader:
 
 
 def _packed(chunks: Iterator[OutputChunk], size: int) -> Iterator[OutputChunk]:
-    """Yields chunks joined, and cut, to batches of `size` outputs; the last ones have few sizes, and are padded."""
+    """Yields chunks in batches of `size` outputs; the last ones are padded to one of a few sizes."""
     outputs: np.ndarray | None = None
     slots, used = np.zeros(size, np.int64), 0
     for piece, positions in chunks:

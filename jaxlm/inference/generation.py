@@ -131,8 +131,7 @@ def encode_prompt(model: LanguageModel, vocabulary: Vocabulary, prompt: str) -> 
     Raises:
       InputError: the vocabulary is not that of the model, the prompt is not a text, or there are no ids.
     """
-    size = model.config.vocab_size
-    require(len(vocabulary) == size, "vocabulary", f"{size} words, as the model has", len(vocabulary))
+    require_vocabulary(model, vocabulary)
     require(isinstance(prompt, str), "prompt", "a text", type(prompt).__name__)
     ids = vocabulary.encode(prompt)
     if vocabulary.eos is not None:
@@ -140,6 +139,12 @@ def encode_prompt(model: LanguageModel, vocabulary: Vocabulary, prompt: str) -> 
     if not ids.size:
         raise InputError("The vocabulary has no <eos> to begin with: give a `prompt` of words it has.")
     return ids
+
+
+def require_vocabulary(model: LanguageModel, vocabulary: Vocabulary) -> None:
+    """Raises `InputError` unless a vocabulary has as many words as the model."""
+    size = model.config.vocab_size
+    require(len(vocabulary) == size, "vocabulary", f"{size} words, as the model has", len(vocabulary))
 
 
 class _Choice(NamedTuple):

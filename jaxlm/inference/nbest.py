@@ -45,7 +45,7 @@ class Hypothesis(NamedTuple):
 def read_nbest(
     lines: Iterable[str], name: str, costs: Costs | None = None, lm_costs: Costs | None = None
 ) -> Iterator[Hypothesis]:
-    """Yields the hypotheses of an n-best list. The first line tells its form.
+    """Yields the hypotheses of an n-best list. Its form is that of the first line.
 
     Args:
       lines: without line ends; empty ones are passed over.

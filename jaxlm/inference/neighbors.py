@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from numpy.typing import ArrayLike
 
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import require
-from jaxlm.inference.generation import encode_prompt, next_logits, read_word
+from jaxlm.inference.generation import encode_prompt, next_logits, read_word, require_vocabulary
 from jaxlm.matmul import in_float32
 from jaxlm.model.language_model import LanguageModel, place_like
-from jaxlm.token_ids import check_ids
 
 Table = Literal["embedding", "softmax"]
 TABLES: tuple[Table, ...] = ("embedding", "softmax")
@@ -23,8 +21,8 @@ TABLES: tuple[Table, ...] = ("embedding", "softmax")
 class NearestWords(NamedTuple):
     """The words with the most similar rows, the most similar first."""
 
-    ids: np.ndarray  # [N, k] int32
-    cosines: np.ndarray  # [N, k] float32
+    words: list[str]  # k
+    cosines: np.ndarray  # [k] float32
 
 
 class NextWords(NamedTuple):
@@ -35,42 +33,42 @@ class NextWords(NamedTuple):
 
 
 def nearest_words(
-    model: LanguageModel, words: ArrayLike, k: int = 10, *, table: Table = "embedding", avoid: ArrayLike = ()
+    model: LanguageModel, vocabulary: Vocabulary, word: str, k: int = 10, *, table: Table = "embedding"
 ) -> NearestWords:
-    """Finds the nearest neighbors of words by the cosine similarity of their rows.
+    """Finds the nearest neighbors of a word by the cosine similarity of their rows.
 
-    cosine = row @ other / (norm(row) * norm(other))
+    cosine = row @ other / (norm(row) * norm(other)). `<unk>` and padding are no neighbors.
 
     Args:
       model: the language model.
-      words: `[N]` integer ids.
-      k: maximum number of neighbors; fewer if the vocabulary has fewer other words, `avoid` not counted.
+      vocabulary: of the model.
+      word: a word of the vocabulary.
+      k: maximum number of neighbors; all if the vocabulary has fewer.
       table: "embedding" rows, the inputs of the LSTM, or "softmax" rows, its outputs. They are the same if the model is
         tied.
-      avoid: ids that are left out, such as that of `<unk>`.
 
     Returns:
-      `NearestWords`. A word is not its own neighbor.
+      `NearestWords`.
 
     Raises:
-      InputError: an id is out of range, or an argument is.
+      InputError: the vocabulary is not that of the model or lacks the word, or an argument is out of range.
 
     >>> from jaxlm.config import ModelConfig
-    >>> model = LanguageModel(ModelConfig(vocab_size=50, hidden_size=16), rngs=nnx.Rngs(0))
-    >>> nearest_words(model, [3, 1], k=5).ids.shape
-    (2, 5)
+    >>> vocabulary = Vocabulary(("the", "<eos>", "sea", "<unk>"), None, "words")
+    >>> model = LanguageModel(ModelConfig(vocab_size=4, embedding_size=3, hidden_size=5), rngs=nnx.Rngs(0))
+    >>> sorted(nearest_words(model, vocabulary, "sea").words)
+    ['<eos>', 'the']
     """
-    vocab_size = model.config.vocab_size
-    ids = np.asarray(check_ids("words", words, vocab_size))
-    avoided = np.asarray(check_ids("avoid", np.asarray(avoid, np.int32), vocab_size))
+    require_vocabulary(model, vocabulary)
+    require(word in vocabulary.ids, "word", "a word of the vocabulary", word)
     require(k >= 1, "k", "at least 1", k)
-    k = min(k, max(vocab_size - 1 - np.unique(avoided).size, 0))
     require(table in TABLES, "table", "'embedding' or 'softmax'", table)
     rows = model.weights if table == "softmax" or model.embedding is None else model.embedding
-    banned = np.arange(rows.shape[0]) >= vocab_size  # rows of padding
-    banned[avoided] = True
-    found = [_nearest(rows[...], np.int32(word), banned, k) for word in ids]
-    return NearestWords(*(np.stack([np.asarray(part) for part in parts]) for parts in zip(*found, strict=True)))
+    banned = np.arange(rows.shape[0]) >= len(vocabulary)  # rows of padding
+    banned[[vocabulary.ids[word], *vocabulary.placeholders]] = True
+    k = min(k, int((~banned).sum()))
+    ids, cosines = map(np.asarray, _nearest(rows[...], np.int32(vocabulary.ids[word]), banned, k))
+    return NearestWords([vocabulary.words[i] for i in ids], cosines)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -78,7 +76,7 @@ def nearest_words(
 def _nearest(rows: jax.Array, word: np.int32, banned: np.ndarray, k: int) -> tuple[jax.Array, jax.Array]:
     lengths = jnp.sqrt(jnp.sum(rows * rows, axis=1))
     cosines = rows @ rows[word] / jnp.maximum(lengths * lengths[word], 1e-30)
-    cosines, ids = jax.lax.top_k(jnp.where(banned, -jnp.inf, cosines).at[word].set(-jnp.inf), k)
+    cosines, ids = jax.lax.top_k(jnp.where(banned, -jnp.inf, cosines), k)
     return ids, cosines
 
 

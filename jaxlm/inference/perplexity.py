@@ -100,13 +100,7 @@ def evaluate(
 def exact_loss(
     graphdef: nnx.GraphDef, params: Any, batch: Batch, carry: tuple[Carry, ...]
 ) -> tuple[jax.Array, tuple[Carry, ...]]:
-    """Returns the exact loss of a batch, weighted by its weights, and the carry after it.
-
-    Args:
-      graphdef, params: of `split_params`.
-      batch: as from `shard_batch`.
-      carry: of its streams.
-    """
+    """Returns the exact loss of a batch from `shard_batch`, weighted by its weights, and the carry after it."""
     mesh = nnx.merge(graphdef, *params).mesh
     streams, everywhere = stream_spec(mesh), PartitionSpec()
     specs = [row_spec(mesh), everywhere], batch_specs(batch, mesh), streams

@@ -109,14 +109,10 @@ def sampled_softmax_loss(
     (2,)
     """
     require(seed is None, "seed", "None, and a jax.random.key as `key`", seed)
-    labels, inputs = jnp.asarray(labels), jnp.asarray(inputs)
-    _check_shapes(weights, biases, labels, inputs, num_classes, num_true, partition_strategy)
-    values = _sampled_values(sampled_values, key, labels, num_sampled, num_classes)
+    sizes = num_sampled, num_classes, num_true, partition_strategy
     with jax.named_scope(name):
-        rows = gather_rows(weights, biases, labels, values.sampled_candidates)
-        return sampled_softmax_loss_of_rows(
-            rows, labels, inputs, values, remove_accidental_hits, subtract_log_q=subtract_log_q
-        )
+        gathered = _gather(weights, biases, labels, inputs, sampled_values, key, *sizes)
+        return sampled_softmax_loss_of_rows(*gathered, remove_accidental_hits, subtract_log_q)
 
 
 def nce_loss(
@@ -155,23 +151,26 @@ def nce_loss(
     References:
       `tf.nn.nce_loss`; Gutmann and Hyvarinen 2010, https://proceedings.mlr.press/v9/gutmann10a.html.
     """
-    labels, inputs = jnp.asarray(labels), jnp.asarray(inputs)
-    _check_shapes(weights, biases, labels, inputs, num_classes, num_true, partition_strategy)
-    values = _sampled_values(sampled_values, key, labels, num_sampled, num_classes)
+    sizes = num_sampled, num_classes, num_true, partition_strategy
     with jax.named_scope(name):
-        rows = gather_rows(weights, biases, labels, values.sampled_candidates)
-        return nce_loss_of_rows(rows, labels, inputs, values, remove_accidental_hits, subtract_log_q)
+        gathered = _gather(weights, biases, labels, inputs, sampled_values, key, *sizes)
+        return nce_loss_of_rows(*gathered, remove_accidental_hits, subtract_log_q)
 
 
-def _check_shapes(
+def _gather(
     weights: Table,
     biases: Table,
-    labels: jax.Array,
-    inputs: jax.Array,
+    labels: ArrayLike,
+    inputs: ArrayLike,
+    sampled_values: SampledValues | None,
+    key: jax.Array | None,
+    num_sampled: int,
     num_classes: int,
     num_true: int,
     partition_strategy: str,
-) -> None:
+) -> tuple[ClassRows, jax.Array, jax.Array, SampledValues]:
+    """Checks the arguments of a loss, draws candidates if none are given, and gathers the rows that it reads."""
+    labels, inputs = jnp.asarray(labels), jnp.asarray(inputs)
     expected = "'div', contiguous shards of rows ('mod' shards must be reordered first)"
     require(partition_strategy == "div", "partition_strategy", expected, partition_strategy)
     fits = labels.ndim == 2 and labels.shape[1] == num_true
@@ -183,21 +182,16 @@ def _check_shapes(
         fits = sum(shape[0] for shape in shapes if shape) == num_classes and all(shape[1:] == row for shape in shapes)
         require(fits, name, f"shape {(num_classes, *row)}", shapes)
     check_classes("labels", labels, num_classes)
-
-
-def _sampled_values(
-    values: SampledValues | None, key: jax.Array | None, labels: jax.Array, num_sampled: int, num_classes: int
-) -> SampledValues:
-    """Checks the given candidates, or draws candidates if none are given."""
-    if values is None:
+    if sampled_values is None:
         if key is None:
             raise InputError("Invalid `key`: expected a jax.random.key, or `sampled_values`. Received: None.")
-        return log_uniform_candidate_sampler(key, labels, num_sampled, True, num_classes)
-    values = SampledValues(*map(jnp.asarray, values))
-    shapes, expected = [value.shape for value in values], [(num_sampled,), labels.shape, (num_sampled,)]
-    require(shapes == expected, "sampled_values", f"shapes {expected}", shapes)
-    check_classes("sampled_values", values.sampled_candidates, num_classes)
-    return values
+        values = log_uniform_candidate_sampler(key, labels, num_sampled, True, num_classes)
+    else:
+        values = SampledValues(*map(jnp.asarray, sampled_values))
+        shapes, fitting = [value.shape for value in values], [(num_sampled,), labels.shape, (num_sampled,)]
+        require(shapes == fitting, "sampled_values", f"shapes {fitting}", shapes)
+        check_classes("sampled_values", values.sampled_candidates, num_classes)
+    return gather_rows(weights, biases, labels, values.sampled_candidates), labels, inputs, values
 
 
 def _logits(

@@ -106,12 +106,12 @@ class LanguageModel(nnx.Module):
         self.config, self.mesh = config, mesh
         vectors = _checked(word_vectors, (config.vocab_size, config.embedding_size), "word_vectors", mesh)
         self.embedding = None if config.tied else RowParam(initial_embedding(config, vectors, rngs, mesh))
-        widths = [layer.size for layer in config.lstm_layers] + [layer.size for layer in config.dense_layers]
+        widths = [layer.size for layer in config.lstms] + [layer.size for layer in config.dense]
         sizes = iter([config.embedding_size, *widths])  # of each layer's inputs
         self.lstms = nnx.List(
-            [LSTM(next(sizes), lstm.size, use_bias=lstm.use_bias, rngs=rngs) for lstm in config.lstm_layers]
+            [LSTM(next(sizes), lstm.size, use_bias=lstm.use_bias, rngs=rngs) for lstm in config.lstms]
         )
-        self.dense = nnx.List([Dense(next(sizes), dense, rngs=rngs) for dense in config.dense_layers])
+        self.dense = nnx.List([Dense(next(sizes), dense, rngs=rngs) for dense in config.dense])
         self.weights = RowParam(initial_weights(config, vectors, rngs, mesh))
         biases = _checked(log_unigram, (config.vocab_size,), "log_unigram", mesh)
         zeros = biases is None or not config.softmax_bias
@@ -119,7 +119,7 @@ class LanguageModel(nnx.Module):
 
     def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
         """Returns the zero state: a (c, h) for each layer, each `[batch_size, hidden_size]` float32."""
-        shapes = [(batch_size, lstm.size) for lstm in self.config.lstm_layers]
+        shapes = [(batch_size, lstm.size) for lstm in self.config.lstms]
         return tuple((jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)) for shape in shapes)
 
     @property
@@ -151,7 +151,7 @@ class LanguageModel(nnx.Module):
         Returns:
           outputs `[batch, time, softmax_size]` and the carry after the last time step.
         """
-        rates = self.config.dropout_after
+        rates = self.config.dropout_rates
         outputs = _dropout(embedded, rates[0], dropout_keys, 0)
         new_carry = []
         for layer, (lstm, layer_carry) in enumerate(zip(self.lstms, carry, strict=True), start=1):

@@ -17,10 +17,7 @@ from jaxlm.matmul import cast_operand, dot_f32, product_dtype, transposed
 
 Carry = tuple[jax.Array, jax.Array]  # (c, h), each [batch, hidden_size]
 FEATURE_MAJOR, ROW_MAJOR = 0, 1  # the axis of the features in [H, batch] and in [batch, H]
-CPU_UNROLL, ACCELERATOR_UNROLL = (
-    1,
-    5,
-)  # time steps in one body of the loop: an accelerator has fewer, larger kernels then
+CPU_UNROLL, ACCELERATOR_UNROLL = 1, 5  # time steps in a body of the loop: fewer, larger kernels on an accelerator
 
 
 class LSTM(nnx.Module):
@@ -200,7 +197,7 @@ def _scan_backward(
 
 
 def _on_platform(time: int, feature_major: Callable[[], Any], row_major: Callable[[], Any]) -> Any:
-    """Runs a loop as the platform does it best. A single step does not repay the transposition of the kernels."""
+    """Runs a loop in the layout of the platform. A single time step is faster without transposing the kernels."""
     return jax.lax.platform_dependent(cpu=feature_major, default=row_major) if time > 1 else row_major()
 
 

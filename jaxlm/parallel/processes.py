@@ -94,15 +94,7 @@ def on_first(function: Callable[[], Any]) -> None:
 
 
 def require_same(value: bytes, advice: str) -> None:
-    """Checks that a value is the same in all processes.
-
-    Args:
-      value: the value of this process.
-      advice: end of the error message, a remedy.
-
-    Raises:
-      InputError: the value differs from that of process 0.
-    """
+    """Raises `InputError`, with advice at its end, if a value differs from that of process 0."""
     if jax.process_count() == 1:
         return
     checksum = zlib.crc32(value) >> 1
@@ -119,11 +111,7 @@ class Decision(NamedTuple):
 
 
 class Decisions:
-    """Distributes the decisions of process 0, and requests of any process to stop, one step late, without waiting.
-
-    Args:
-      mesh: of the run; None for one device.
-    """
+    """Distributes the decisions of process 0, and requests of any process to stop, one step late, without waiting."""
 
     def __init__(self, mesh: Mesh | None):
         self.mesh = mesh

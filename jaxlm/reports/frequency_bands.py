@@ -22,11 +22,7 @@ def frequency_bands(
 ) -> list[Band]:
     """Returns the bands 0 to 9, 10 to 99, 100 to 999 and so on of ids, which are sorted by frequency.
 
-    Args:
-      labels: `[N]` ids of a text.
-      log_probabilities: `[N]` of them, in nats.
-      counts: `[V]` of the words in the training text.
-      config: settings of a training step; None if they are not known.
+    `labels` `[N]` are a text, with their log-probabilities `[N]`; `counts` `[V]` those of the training text.
     """
     inclusion = np.full(counts.size, np.nan) if config is None else inclusion_probabilities(counts, config)
     bounds = [0, *(10**n for n in range(1, 9) if 10**n < counts.size), counts.size]

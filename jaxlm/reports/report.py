@@ -1,6 +1,5 @@
 """Report of one run, or of several side by side: a single HTML file without links."""
 
-import dataclasses
 import logging
 import math
 import os
@@ -186,10 +185,10 @@ def _bands(run: ReportedRun, scored: ScoredText, corpus: Corpus) -> tuple[str, i
 def _settings(config: RunConfig) -> dict[str, Cell]:
     values: dict[str, Cell] = {}
     for part in (config.model, config.train, config.schedule):
-        for name, value in (dataclasses.asdict(part) if part else {}).items():
+        for name, value in (vars(part) if part else {}).items():
             values[name] = value if isinstance(value, int | float) else str(value)
     fingerprints = {f"fingerprint of {name}": value for name, value in config.fingerprints.items()}
-    return values | {"data": config.data or None} | fingerprints
+    return values | {"use_word_vectors": config.use_word_vectors, "data": config.data or None} | fingerprints
 
 
 def _machine() -> Rows:

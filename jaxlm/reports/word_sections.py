@@ -100,13 +100,9 @@ def _samples(model: LanguageModel, vocabulary: Vocabulary, seed: int) -> list[tu
 
 def _neighbors(model: LanguageModel, vocabulary: Vocabulary, content: list[int]) -> Rows:
     spread = np.unique(np.geomspace(1, min(len(content), 2000), WORDS_WITH_NEIGHBORS).astype(int) - 1)
-    chosen = [content[n] for n in spread]
-    avoid = vocabulary.placeholders
-    k = min(NEIGHBORS, len(vocabulary) - len(avoid) - 1)
-    found = [nearest_words(model, chosen, k, table=name, avoid=avoid).ids for name in TABLES]
     return [
-        [vocabulary.words[word], *(", ".join(vocabulary.words[i] for i in ids[n]) for ids in found)]
-        for n, word in enumerate(chosen)
+        [word, *(", ".join(nearest_words(model, vocabulary, word, NEIGHBORS, table=name).words) for name in TABLES)]
+        for word in (vocabulary.words[content[n]] for n in spread)
     ]
 
 

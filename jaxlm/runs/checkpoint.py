@@ -60,12 +60,7 @@ class Checkpoints:
         self.pending: Future[None] | None = None  # the save that is under way
 
     def save(self, step: int, state: Any, progress: Progress) -> None:
-        """Writes a checkpoint, then deletes those that are neither among the latest nor the best.
-
-        Args:
-          step: steps done.
-          state: a `TrainState`, or a tree with some of its parts.
-          progress: saved with it.
+        """Writes a checkpoint of a `TrainState`, or some of its parts, and deletes those that are no longer needed.
 
         Raises:
           OSError: this checkpoint, or the one before on an accelerator, could not be written.
@@ -222,12 +217,9 @@ class Checkpoints:
         return self.restore(step, abstract, mesh)["opt_state"]
 
     def restore(self, step: int, abstract: Any, mesh: Mesh | None = None) -> Any:
-        """Reads a `TrainState`, or a tree with some of its parts, of given shapes (as from `jax.eval_shape`).
+        """Reads a `TrainState`, or some of its parts, that may have been saved on another mesh.
 
-        Args:
-          step: of the checkpoint, which may have been written on another mesh.
-          abstract: shapes and shardings on `mesh`.
-          mesh: to read it onto; None for one device.
+        `abstract` has the shapes on `mesh`, as from `jax.eval_shape`; without a mesh, on one device.
 
         Raises:
           InputError: the arrays are damaged, or have other shapes.

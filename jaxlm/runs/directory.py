@@ -1,12 +1,13 @@
 """The run directory: its config.json and vocabulary.json, and the model of its best checkpoint."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
-from jaxlm.data.corpus import VOCABULARY_FILE, Corpus, PathLike, load_corpus
-from jaxlm.data.vocabulary import Vocabulary
+from jaxlm.data.corpus import Corpus, PathLike, load_corpus
+from jaxlm.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from jaxlm.errors import InputError
 from jaxlm.files import read_json, write_json
 from jaxlm.model.language_model import LanguageModel
@@ -28,6 +29,7 @@ class RunConfig(NamedTuple):
     data: str = ""  # directory made by `jaxlm prepare`
     total_steps: int = 0  # 0 until it is known
     fingerprints: dict[str, str] = {}  # of vocabulary and texts, to detect changes
+    use_word_vectors: bool = True  # whether the rows of a new model started at word vectors
 
 
 def create_run(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> None:
@@ -56,13 +58,16 @@ def load_config(directory: Path) -> RunConfig:
         raise InputError(f"{directory} is not a run directory: it has no {CONFIG_FILE}. Make one with `jaxlm train`.")
     value = read_json(path, FORMAT)
     try:
+        train, schedule = value["train"], value["schedule"]
+        counted = (train or {}).pop("word_vectors", True)  # its place in older files
         return RunConfig(
-            from_dict(ModelConfig, value["model"], f"{path}: model"),
-            None if value["train"] is None else from_dict(TrainConfig, value["train"], f"{path}: train"),
-            None if value["schedule"] is None else from_dict(ScheduleConfig, value["schedule"], f"{path}: schedule"),
+            from_dict(ModelConfig, _without_short_form(value["model"]), f"{path}: model"),
+            None if train is None else from_dict(TrainConfig, train, f"{path}: train"),
+            None if schedule is None else from_dict(ScheduleConfig, schedule, f"{path}: schedule"),
             str(value["data"]),
             int(value["total_steps"]),
             dict(value["fingerprints"]),
+            bool(value.get("use_word_vectors", counted)),
         )
     except InputError:
         raise
@@ -71,21 +76,16 @@ def load_config(directory: Path) -> RunConfig:
 
 
 def from_dict(cls: type[Config], values: dict[str, Any], source: str) -> Config:
-    """Makes a config of a JSON object.
-
-    Args:
-      cls: class of the config.
-      values: fields by name.
-      source: where they come from, to name in errors.
+    """Makes a config of a JSON object; errors name its `source`.
 
     Raises:
       InputError: a key is unknown or missing, or a value has the wrong type or range.
     """
     if not isinstance(values, dict):
         raise InputError(f"{source}: expected an object. Received: {values!r}.")
-    fields, types = {field.name: field for field in dataclasses.fields(cls)}, get_type_hints(cls)
-    unknown = sorted(set(values) - set(fields))
-    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    parameters, types = inspect.signature(cls).parameters, get_type_hints(cls.__init__)
+    unknown = sorted(set(values) - set(parameters))
+    required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
     missing = sorted(required - set(values))
     if unknown or missing:
         raise InputError(f"{source}: unknown keys {unknown}, missing keys {missing} in the {cls.__name__}.")
@@ -101,6 +101,13 @@ def _from_json(value: Any, kind: Any, source: str) -> Any:
         return value
     entry = get_args(kind)[0]
     return tuple(value) if entry is float else tuple(from_dict(entry, each, source) for each in value)
+
+
+def _without_short_form(model: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a model with its chain of layers alone, if an older file has the short form beside it."""
+    short_forms = {"lstms": ("hidden_size", "num_layers"), "dense": ("projection_size",), "dropout_rates": ("dropout",)}
+    surplus = {name for long, names in short_forms.items() if model.get(long) for name in names}
+    return {name: value for name, value in model.items() if name not in surplus}
 
 
 def load_vocabulary(directory: Path, config: RunConfig) -> Vocabulary:
@@ -121,12 +128,7 @@ def load_vocabulary(directory: Path, config: RunConfig) -> Vocabulary:
 
 
 def corpus_of_run(directory: PathLike, config: RunConfig, data: PathLike = "") -> Corpus:
-    """Opens the corpus of a run.
-
-    Args:
-      directory: of the run.
-      config: of the run.
-      data: directory of the corpus; by default, that of its training.
+    """Opens the corpus of a run in the directory `data`, by default that of its training.
 
     Raises:
       InputError: no corpus is there, or it is damaged or has another vocabulary.

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import jax
 
-from jaxlm.data.corpus import VOCABULARY_FILE, fingerprints, load_corpus
+from jaxlm.data.corpus import fingerprints, load_corpus
+from jaxlm.data.vocabulary import VOCABULARY_FILE
 from jaxlm.errors import InputError
 from jaxlm.files import CHECKSUMS_FILE, verify_checksums
 from jaxlm.runs.checkpoint import Checkpoints

@@ -14,6 +14,7 @@ from jaxlm.errors import InputError
 from jaxlm.parallel.mesh import Mesh, mesh_shape
 from jaxlm.parallel.processes import from_first, on_first
 from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.directory import RunConfig
 from jaxlm.runs.progress import Progress
 from jaxlm.training.state import TrainState
 
@@ -32,22 +33,19 @@ def mesh_of_run(directory: Path) -> MeshConfig:
 
 
 def starting_state(
-    checkpoints: Checkpoints, abstract: TrainState, corpus: Corpus, model_config: ModelConfig, mesh: Mesh | None
+    checkpoints: Checkpoints, abstract: TrainState, corpus: Corpus, config: RunConfig, mesh: Mesh | None
 ) -> tuple[int, TrainState, Progress]:
     """Returns the number of steps done, the state after them, and the progress saved with it.
 
-    Args:
-      checkpoints: of the run.
-      abstract: shapes and shardings of the state on `mesh`.
-      corpus: that the run is trained on.
-      model_config: of the run.
-      mesh: that it is trained on.
+    `abstract` has the shapes and shardings of the state on `mesh`.
     """
     step = _latest_step(checkpoints)
     if step is None:
-        return 0, TrainState.from_corpus(corpus, model_config, abstract.config, mesh=mesh), Progress(0.0)
+        settings = corpus, config.model, abstract.config
+        state = TrainState.from_corpus(*settings, use_word_vectors=config.use_word_vectors, mesh=mesh)
+        return 0, state, Progress(0.0)
     if step == 0:
-        return 0, _imported_state(checkpoints, corpus, model_config, abstract.config, mesh), Progress(0.0)
+        return 0, _imported_state(checkpoints, corpus, config.model, abstract.config, mesh), Progress(0.0)
     state, progress = checkpoints.restore(step, abstract, mesh), checkpoints.progress(step)
     _report_resumption(checkpoints.directory.parent, step, progress, mesh)
     return step, state, progress

@@ -95,16 +95,16 @@ def _continued(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> Ru
 
 
 def _check_same_run(directory: Path, config: RunConfig, old: RunConfig) -> None:
-    for ours, theirs in ((config.model, old.model), (config.train, old.train)):
-        if ours is None or theirs is None:
-            continue
-        for name in (field.name for field in dataclasses.fields(ours)):
-            value, before = getattr(ours, name), getattr(theirs, name)
-            if value != before:
-                raise InputError(
-                    f"{directory} is a run with `{name}`={before!r}, not {value!r}; give the same settings to resume"
-                    " it, or choose another `out`."
-                )
+    settings, before = ({"hidden_size": each.hidden_size} | vars(each) for each in (config.model, old.model))
+    if config.train is not None and old.train is not None:
+        settings = settings | vars(config.train) | {"use_word_vectors": config.use_word_vectors}
+        before = before | vars(old.train) | {"use_word_vectors": old.use_word_vectors}
+    for name, value in settings.items():
+        if value != before[name]:
+            raise InputError(
+                f"{directory} is a run with `{name}`={before[name]!r}, not {value!r}; give the same settings to resume"
+                " it, or choose another `out`."
+            )
     for name, text in config.fingerprints.items():
         if old.fingerprints.get(name, text) != text:
             raise InputError(

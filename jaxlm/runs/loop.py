@@ -46,6 +46,7 @@ def train(
     train_config: TrainConfig = TrainConfig(),  # noqa: B008
     schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
     *,
+    use_word_vectors: bool = True,
     data: PathLike = "",
     progress: bool = True,
     mesh: Mesh | None = None,
@@ -62,6 +63,8 @@ def train(
       model_config: its `vocab_size` is the size of the corpus' vocabulary.
       train_config: settings of a training step.
       schedule: learning rate, length and evaluations.
+      use_word_vectors: whether embedding and softmax rows of a new model start at vectors counted from the training
+        text, in which words with the same neighbors are close together; otherwise at random.
       data: directory of the corpus, written to config.json for `jaxlm evaluate` and `resume`; by default the one
         that `load_corpus` opened.
       progress: whether to show progress bars.
@@ -80,7 +83,8 @@ def train(
     train_config = resolve_config(with_dtype_of_run(directory, train_config), model_config.vocab_size)
     total_steps = known_total_steps(schedule, train_config, corpus.train.size)
     data = data or _directory_of(corpus)
-    config = RunConfig(model_config, train_config, schedule, str(data), total_steps, fingerprints(corpus))
+    texts = fingerprints(corpus)
+    config = RunConfig(model_config, train_config, schedule, str(data), total_steps, texts, use_word_vectors)
     alone = jax.process_count() == 1
     require(mesh is not None or alone, "mesh", "one of the devices of all processes, as from make_mesh", mesh)
     same = config._replace(data=""), mesh_shape(mesh)
@@ -95,7 +99,7 @@ def train(
     with locked_run(directory, config, corpus.vocabulary) as config:
         blocks, checkpoints = BatchBlocks(corpus.train, train_config, mesh), Checkpoints(directory)
         compilation = start_compilation(abstract, blocks)
-        step, state, resumed = starting_state(checkpoints, abstract, corpus, model_config, mesh)
+        step, state, resumed = starting_state(checkpoints, abstract, corpus, config, mesh)
         run = RunLogger(directory, config, checkpoints, corpus, step, resumed, progress, mesh)
         with closing(run):
             return _run_steps(run, state, blocks, compilation, resumed)
@@ -131,8 +135,17 @@ def resume(
         changed = dict.fromkeys(LENGTHS, 0) | changed
     schedule = dataclasses.replace(config.schedule, **changed)
     corpus = corpus_of_run(directory, config, data)
-    settings = config.model, config.train, schedule
-    return train(corpus, directory, *settings, data=data or config.data, progress=progress, mesh=mesh)
+    return train(
+        corpus,
+        directory,
+        config.model,
+        config.train,
+        schedule,
+        use_word_vectors=config.use_word_vectors,
+        data=data or config.data,
+        progress=progress,
+        mesh=mesh,
+    )
 
 
 def _directory_of(corpus: Corpus) -> PathLike:

@@ -7,7 +7,7 @@ import jax
 import psutil
 from flax import nnx
 
-from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.config import DenseConfig, ModelConfig, TrainConfig
 from jaxlm.errors import InputError
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import Mesh, leaf_name, mesh_shape, sharded_dim
@@ -66,7 +66,7 @@ def _alternatives(model: ModelConfig, train: TrainConfig, shards: int) -> Iterat
             yield f"`optimizer` {optimizer}", state_bytes(model, smaller, shards)
     for width in (512, 256, 128):
         if width < model.softmax_size and not model.tied and not model.dense:
-            narrow = dataclasses.replace(model, projection_size=width)
+            narrow = dataclasses.replace(model, dense=(DenseConfig(width, use_bias=False),), dropout_rates=())
             yield f"`projection_size` {width}", state_bytes(narrow, train, shards)
     for size in (model.vocab_size // 2, model.vocab_size // 4, model.vocab_size // 8):
         fewer = dataclasses.replace(model, vocab_size=max(1, size))

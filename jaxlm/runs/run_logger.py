@@ -34,15 +34,8 @@ logger = logging.getLogger(__name__)
 class RunLogger:
     """Evaluates a model in training, and writes checkpoints, metrics and messages.
 
-    Args:
-      directory: of the run.
-      config: of the run; its `total_steps` may be estimated later.
-      checkpoints: of the run.
-      corpus: training and validation text.
-      first_step: steps done before this process.
-      resumed: progress saved after them.
-      progress: whether to show progress bars.
-      mesh: devices of the run. Of several processes, the first one writes files and shows progress.
+    `resumed` is the progress after `first_step` steps, those done before this process. Of several processes, the first
+    one writes files and shows progress.
     """
 
     def __init__(

@@ -71,11 +71,7 @@ def known_total_steps(schedule: ScheduleConfig, train: TrainConfig, num_tokens: 
 class StepEstimate:
     """Turns a length in minutes into a number of steps, once the decay of the learning rate begins.
 
-    A decay over the whole run begins as soon as the speed is known.
-
-    Args:
-      schedule: `minutes` and `decay_fraction` are used.
-      first_step: the step at which this process starts.
+    A decay over the whole run begins as soon as the speed is known. `first_step` is that of this process.
     """
 
     def __init__(self, schedule: ScheduleConfig, first_step: int):

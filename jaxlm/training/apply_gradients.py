@@ -22,8 +22,8 @@ def update(
 ) -> TrainState:
     """Clips all gradients by their global norm, and updates every table and all dense parameters.
 
-    If the loss or the norm is not finite, nothing is updated. No
-    table is copied for that: the row updates are sent out of range instead.
+    If the loss or the norm is not finite, nothing is updated. No table is copied for that: the row updates are sent out
+    of range instead.
     """
     norms = _norms(gradients, state.mesh)
     norm = optax.tree.norm(norms)
@@ -37,7 +37,7 @@ def update(
         if isinstance(gradient, RowGradient):
             indices = jnp.where(finite, gradient.indices, param.shape[0] + jnp.arange(gradient.indices.size))
             after = update_rows(tx, *before, gradient._replace(indices=indices.astype(jnp.int32)))
-            # what is left to undo are scalars, such as Adam's count
+            # only scalars are left to undo, such as Adam's count
             params[name], opt_state[name] = jax.tree.map(partial(_select_scalar, finite), after, before)
         else:
             params[name], opt_state[name] = _apply_if(finite, tx, gradient, *before)

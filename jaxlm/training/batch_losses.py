@@ -18,12 +18,7 @@ EVERYWHERE = PartitionSpec()
 @jax.jit
 @in_float32
 def exact_batch_loss(state: TrainState, batch: Batch) -> jax.Array:
-    """Computes the exact loss of one batch, the mean of weight * loss in nats.
-
-    Args:
-      state: not donated.
-      batch: of ids, as from `shard_batch` if the state lies on a mesh.
-    """
+    """Computes the exact loss of a batch, as from `shard_batch`: the mean of weight * loss in nats."""
     specs = state_specs(state), batch_specs(batch, state.mesh)
     return on_mesh(_exact_batch_loss, state.mesh, specs, EVERYWHERE)(state, batch)
 
@@ -54,16 +49,9 @@ def batch_statistics(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Ar
 @jax.jit
 @in_float32
 def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Computes the exact loss and the training loss of one batch with the same parameters, without dropout.
+    """Computes the exact loss and the training loss of a batch, as from `shard_batch`, in nats and without dropout.
 
     Their difference is the sampling gap. If it grows, sample more classes.
-
-    Args:
-      state: not donated.
-      batch: of ids, as from `shard_batch` if the state lies on a mesh.
-
-    Returns:
-      Two scalars in nats per word.
     """
     specs = state_specs(state), batch_specs(batch, state.mesh)
     return on_mesh(_exact_and_training_loss, state.mesh, specs, EVERYWHERE)(state, batch)

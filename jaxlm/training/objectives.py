@@ -127,5 +127,5 @@ def _candidate_rows(shard: jax.Array, candidates: jax.Array, axes: Axes) -> jax.
 
 
 def _even(x: jax.Array, axes: Axes, value: int) -> jax.Array:
-    """Adds what makes the shares of all devices equal."""
+    """Pads an array to equal shares for all devices."""
     return jnp.pad(x, (0, -x.size % jax.lax.axis_size(axes)), constant_values=value) if axes else x

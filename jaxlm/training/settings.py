@@ -1,4 +1,4 @@
-"""Checks of a `TrainConfig`, its defaults for a machine, and the tables of its sampler."""
+"""Completes a `TrainConfig`: defaults of the machine and the vocabulary, and the tables of the samplers."""
 
 import dataclasses
 import logging
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxlm.candidate_sampling.distributions import UnigramTable, unigram_table
-from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.config import TrainConfig
 from jaxlm.errors import require
 from jaxlm.matmul import fast_dtype
 
@@ -37,24 +37,16 @@ def class_order(counts: ArrayLike) -> ClassOrder | None:
 
 
 def check_config(
-    config: TrainConfig, model: ModelConfig, unigram_counts: ArrayLike | None
+    config: TrainConfig, vocab_size: int, unigram_counts: ArrayLike | None
 ) -> tuple[TrainConfig, UnigramTable | None]:
-    """Checks a config and fills it in; returns it, and the table of the unigram sampler if it is used."""
-    separate = config.train_embedding or not model.tied
-    require(separate, "train_embedding", "True for tied rows, which are softmax rows too", config.train_embedding)
-    config = resolve_config(config, model.vocab_size)
+    """Returns a config filled in by `resolve_config`, and the table of the unigram sampler if it is used."""
+    config = resolve_config(config, vocab_size)
     if config.loss == "full" or config.sampler != "unigram":
         return config, None
-    return config, counted_unigrams(unigram_counts, model.vocab_size)
-
-
-def counted_unigrams(unigram_counts: ArrayLike | None, vocab_size: int) -> UnigramTable:
-    """Returns the table of the unigram sampler."""
     counts = np.asarray([] if unigram_counts is None else unigram_counts)
     fits = counts.shape == (vocab_size,) and counts.dtype.kind in "iu"
-    expected = f"integer counts of shape ({vocab_size},)"
-    require(fits, "unigram_counts", expected, f"{counts.dtype} {counts.shape}")
-    return unigram_table(np.maximum(counts, 1))
+    require(fits, "unigram_counts", f"integer counts of shape ({vocab_size},)", f"{counts.dtype} {counts.shape}")
+    return config, unigram_table(np.maximum(counts, 1))
 
 
 def default_batch_size() -> int:
@@ -67,10 +59,7 @@ def default_batch_size() -> int:
 
 
 def resolve_config(config: TrainConfig, vocab_size: int) -> TrainConfig:
-    """Returns a config with the settings that depend on the machine or the vocabulary; logs a changed `num_sampled`.
-
-    `compute_dtype` "auto" becomes the fastest type; `num_sampled` becomes at most the size of the vocabulary.
-    """
+    """Replaces a `compute_dtype` of "auto" by the fastest type, and limits `num_sampled` to the vocabulary."""
     if config.compute_dtype == "auto":
         config = dataclasses.replace(config, compute_dtype=fast_dtype())
     if config.loss == "full" or config.num_sampled <= vocab_size:

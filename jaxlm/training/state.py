@@ -35,7 +35,7 @@ from jaxlm.parallel.mesh import (
 from jaxlm.parallel.processes import require_same
 from jaxlm.training.body import Body, LanguageModelBody, split_tree
 from jaxlm.training.optimizer import Transformation, initial_opt_state
-from jaxlm.training.settings import ClassOrder, check_config, counted_unigrams, resolve_config
+from jaxlm.training.settings import ClassOrder, check_config
 
 
 @jax.tree_util.register_dataclass
@@ -43,8 +43,8 @@ from jaxlm.training.settings import ClassOrder, check_config, counted_unigrams, 
 class TrainState:
     """All that a training step reads and writes. A step donates it; use only the state it returns.
 
-    On a mesh (`jaxlm.make_mesh`), tables and their optimizer states are cut by rows along `vocab`, and padded with rows
-    of zeros to equal shards; the carry is cut by streams, along both axes.
+    On a mesh (`jaxlm.make_mesh`), tables and their optimizer states are sharded by rows along `vocab`, and padded with
+    rows of zeros to equal shards; the carry is sharded by streams, along both axes.
 
     Attributes:
       step: int32 scalar, steps done.
@@ -64,7 +64,7 @@ class TrainState:
       vocab_size: number of classes.
       config: the `TrainConfig`.
       tx: the optimizer if it is not that of the config.
-      mesh: the mesh that the state lies on; None for one device.
+      mesh: the mesh of the state; None for one device.
     """
 
     step: jax.Array
@@ -87,18 +87,24 @@ class TrainState:
 
     @classmethod
     def from_corpus(
-        cls, corpus: Corpus, model_config: ModelConfig, train_config: TrainConfig, *, mesh: Mesh | None = None
+        cls,
+        corpus: Corpus,
+        model_config: ModelConfig,
+        train_config: TrainConfig,
+        *,
+        use_word_vectors: bool = True,
+        mesh: Mesh | None = None,
     ) -> "TrainState":
         """Makes the state of a new model that starts well on a corpus.
 
         The softmax biases start at the log-probabilities of the words, and embedding and softmax rows at word
-        vectors counted from the training text (`train_config.word_vectors`): the two largest gains with a large
-        vocabulary.
+        vectors counted from the training text: the two largest gains with a large vocabulary.
 
         Args:
           corpus: as from `load_corpus`.
           model_config: its `vocab_size` is the size of the corpus' vocabulary.
-          train_config: how the model is trained.
+          train_config: how the model is trained; its `seed` is that of the initial values, too.
+          use_word_vectors: whether rows start at `jaxlm.word_vectors` of the training text; otherwise at random.
           mesh: as from `jaxlm.make_mesh`, to train on several devices; no device ever has a whole table.
 
         Raises:
@@ -107,11 +113,10 @@ class TrainState:
         vocab_size = len(corpus.vocabulary)
         fits = model_config.vocab_size == vocab_size
         require(fits, "vocab_size", f"{vocab_size}, the vocabulary of the corpus", model_config.vocab_size)
-        config, table = check_config(train_config, model_config, corpus.counts)
-        vectors = None
-        if config.word_vectors:
-            vectors = word_vectors(corpus.train, vocab_size, model_config.embedding_size)
-            advice = "Machines of different kinds compute different word vectors: use one kind, or no `word_vectors`."
+        config, table = check_config(train_config, vocab_size, corpus.counts)
+        vectors = word_vectors(corpus.train, vocab_size, model_config.embedding_size) if use_word_vectors else None
+        if vectors is not None:
+            advice = "Machines of different kinds compute different word vectors: use one kind, or none."
             require_same(vectors.tobytes(), advice)
 
         def create(rows: Any, table: UnigramTable | None) -> TrainState:
@@ -139,9 +144,6 @@ class TrainState:
     ) -> "TrainState":
         """Makes the state before the first step. The model's arrays become the state's.
 
-        The model keeps its values: `config.word_vectors` has no effect here, and `config.seed` affects sampling and
-        dropout only. `from_corpus` uses both to initialize a model.
-
         Args:
           model: do not use it afterwards.
           config: how it is trained; a `num_sampled` larger than the vocabulary samples all of it.
@@ -150,13 +152,13 @@ class TrainState:
             `optax.adamw(schedule)`; or a hashable function that makes one of the learning rate of a step.
           frozen: parameters that stay as they are, such as "embedding" or "lstms/0/kernel".
           order: of ids that are not sorted by frequency, as from `class_order`.
-          mesh: onto which the model is copied, if it lies on one device.
+          mesh: onto which the model is copied, if it is on one device.
 
         Raises:
           InputError: `unigram_counts` do not fit the model's vocabulary.
         """
         require(mesh is None or model.mesh in (None, mesh), "mesh", "that of the model", mesh)
-        config, table = check_config(config, model.config, unigram_counts)
+        config, table = check_config(config, model.config.vocab_size, unigram_counts)
         if mesh is not None and model.mesh is None:
             model = shard_model(model, mesh)
         if model.mesh is None:
@@ -192,14 +194,11 @@ class TrainState:
           body: a hashable function (dense, other, rows, features, carry, key) -> `BodyOutputs`.
           tables: `weights` `[V, D]` and `biases` `[V]` of the softmax, and those of the lookups.
           dense: the body's trained parameters.
-          config: as in `create`.
-          unigram_counts: as in `create`.
+          config, unigram_counts, tx, order: as in `create`.
           lookups: the table for each array of ids in `Batch.inputs`; a table may occur more than once.
           other: arrays of the body that no gradient updates, such as moving averages.
           carry: what the body passes from one batch to the next.
-          tx: as in `create`.
           frozen: tables that stay as they are.
-          order: as in `create`.
           opt_state: the Optax state of each trained table and of "dense"; by default, that before any step.
 
         Raises:
@@ -208,9 +207,7 @@ class TrainState:
         missing = sorted({"weights", "biases", *lookups} - tables.keys())
         require(not missing, "tables", "`weights`, `biases` and those of `lookups`", f"none named {missing}")
         vocab_size = tables["weights"].shape[0]
-        config = resolve_config(config, vocab_size)
-        needed = config.sampler == "unigram" and config.loss != "full"
-        unigrams = counted_unigrams(unigram_counts, vocab_size) if needed else None
+        config, unigrams = check_config(config, vocab_size, unigram_counts)
         static = {"body": body, "lookups": tuple(lookups), "frozen": tuple(sorted(frozen)), "vocab_size": vocab_size}
         arrays = {"other": other, "carry": carry, "unigrams": unigrams, "order": order}
         return cls._fresh(config, tables, dense, opt_state, tx=tx, mesh=None, **arrays, **static)
@@ -225,17 +222,16 @@ class TrainState:
         frozen: frozenset[str] = frozenset(),
         order: ClassOrder | None = None,
     ) -> "TrainState":
+        fits = config.train_embedding or not model.config.tied
+        require(fits, "train_embedding", "True for tied rows, which are softmax rows too", config.train_embedding)
         _, tables, dense = split_params(model)
         dense, other = split_tree(dense, frozen)
         kept = {"embedding": config.train_embedding, "biases": model.config.softmax_bias}
         frozen = frozenset(tables) & (frozen | {name for name, trained in kept.items() if not trained})
         carry = model.initial_carry(padded_streams(config.batch_size, model.mesh))
-        static = {
-            "body": LanguageModelBody(model.config, model.mesh, config.compute_dtype),
-            "lookups": ("weights" if model.config.tied else "embedding",),
-            "frozen": tuple(sorted(frozen)),
-            "vocab_size": model.config.vocab_size,
-        }
+        body = LanguageModelBody(model.config, model.mesh, config.compute_dtype)
+        lookups, vocab_size = ("weights" if model.config.tied else "embedding",), model.config.vocab_size
+        static = {"body": body, "lookups": lookups, "frozen": tuple(sorted(frozen)), "vocab_size": vocab_size}
         arrays = {"other": other, "carry": carry, "unigrams": table, "order": order}
         return cls._fresh(config, tables, dense, tx=tx, mesh=model.mesh, **arrays, **static)
 
@@ -273,7 +269,7 @@ def state_specs(state: TrainState) -> TrainState:
 
 
 def shard_state(state: TrainState, mesh: Mesh) -> TrainState:
-    """Copies a state that lies on one device onto a mesh."""
+    """Copies a state from one device onto a mesh."""
     body = dataclasses.replace(cast(LanguageModelBody, state.body), mesh=mesh)
     return dataclasses.replace(shard(state, mesh), mesh=mesh, body=body)
 

@@ -1,6 +1,6 @@
 """`train_step`: loss and gradients on the rows that a batch touches, row-sparse updates, everything in place.
 
-`step_in_block` is the same for a batch that lies on the devices already, in a block of them.
+`step_in_block` is the same for a batch in a block that is on the devices already.
 """
 
 from functools import partial
@@ -48,7 +48,7 @@ def train_step(
       state: donated; use only the returned one.
       batch: a `Batch`, or a pair of inputs and labels, each `[batch_size, sequence_length]` integer ids, where each
         label is the word after the input. The LSTM state carries over from the last batch, unless the batch
-        says `starts_epoch`. Its `positions` and `weights` say which outputs have labels, and what each counts.
+        has `starts_epoch`. Its `positions` are those of the outputs with labels, its `weights` those of the labels.
       learning_rate: scalar; not read if the state was made with an Optax transformation that has its own.
 
     Returns:
@@ -116,7 +116,7 @@ def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) ->
 
 @partial(jax.jit, donate_argnames="state")
 def step_in_block(state: TrainState, block: BatchBlock) -> tuple[TrainState, jax.Array]:
-    """Runs `train_step` on the batch of the state's next step, which lies in a block, without checks and copies."""
+    """Runs `train_step` on the batch of the state's next step, in a block, without checks and copies."""
     return jit_train_step(state, *block.at_step(state.step))
 
 

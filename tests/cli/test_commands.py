@@ -197,7 +197,7 @@ def test_bad_runs(run_dir, tmp_path, capsys):
         assert "is not a run directory" in error_line(capsys)
     for name, file, old, new, message in [
         ("a", "vocabulary.json", '"whale",', '"whales",', "is not the vocabulary of this run"),
-        ("b", "config.json", '"hidden_size": 11', '"hidden_size": 12', "does not fit the model's config"),
+        ("b", "config.json", '"size": 11', '"size": 12', "does not fit the model's config"),
         ("c", "config.json", '"data": "/', '"data": "/nowhere/', "if it was moved, name it with --data"),
     ]:
         shutil.copytree(run_dir, tmp_path / name)

@@ -19,17 +19,17 @@ def test_nearest_words_have_the_highest_cosines(table):
     model = make_random_model()
     rows = np.asarray((model.embedding if table == "embedding" else model.weights)[...], np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    ids, cosines = nearest_words(model, [3, 20], k=5, table=table, avoid=[7])
-    for n, word in enumerate((3, 20)):
+    for word in (3, 20):
+        words, cosines = nearest_words(model, VOCABULARY, VOCABULARY.words[word], k=5, table=table)
         expected = rows @ rows[word]
-        order = [i for i in np.argsort(-expected) if i not in (word, 7)][:5]
-        assert ids[n].tolist() == order
-        np.testing.assert_allclose(cosines[n], expected[order], rtol=1e-5)
+        order = [i for i in np.argsort(-expected) if i not in (word, 22)][:5]
+        assert words == [VOCABULARY.words[i] for i in order]
+        np.testing.assert_allclose(cosines, expected[order], rtol=1e-5)
 
 
 def test_a_tied_model_has_one_table():
     model = make_random_model(tied=True, embedding_size=7)
-    both = [nearest_words(model, [4], k=3, table=table).ids.tolist() for table in ("embedding", "softmax")]
+    both = [nearest_words(model, VOCABULARY, "4", k=3, table=table).words for table in ("embedding", "softmax")]
     assert both[0] == both[1]
 
 
@@ -45,14 +45,18 @@ def test_next_words_have_the_highest_probabilities():
 def test_a_small_vocabulary_has_fewer_words_than_asked_for():
     model = make_random_model()
     assert sorted(next_words(model, VOCABULARY, "3", k=100).words) == sorted(VOCABULARY.words)
-    ids = nearest_words(model, [3, 20], k=100, avoid=[7]).ids
-    assert [sorted(each) for each in ids] == [[i for i in range(23) if i not in (word, 7)] for word in (3, 20)]
+    for word in ("3", "<unk>"):
+        expected = sorted({*VOCABULARY.words} - {word, "<unk>"})
+        assert sorted(nearest_words(model, VOCABULARY, word, k=100).words) == expected
 
 
-@pytest.mark.parametrize("change", [{"k": 0}, {"words": [23]}, {"avoid": [-1]}, {"table": "other"}])
+SHORT = Vocabulary(("a",), None, "whitespace")
+
+
+@pytest.mark.parametrize("change", [{"k": 0}, {"word": "unheard"}, {"vocabulary": SHORT}, {"table": "other"}])
 def test_wrong_arguments_raise(change):
     with pytest.raises(InputError, match=next(iter(change))):
-        nearest_words(make_random_model(), **({"words": [1]} | change))
+        nearest_words(make_random_model(), **({"vocabulary": VOCABULARY, "word": "1"} | change))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ def test_wrong_arguments_raise(change):
         {"k": 0},
         {"prompt": [3, 1]},
         {"prompt": "", "vocabulary": Vocabulary(tuple(map(str, range(23))), None, "whitespace")},
-        {"vocabulary": Vocabulary(("a",), None, "whitespace")},
+        {"vocabulary": SHORT},
     ],
 )
 def test_wrong_arguments_of_next_words_raise(change):

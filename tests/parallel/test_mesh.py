@@ -150,8 +150,10 @@ def test_a_new_state_is_that_of_one_device_in_shards(corpus):
     num_rows = -(-vocab_size // 7)
     assert 7 * num_rows > vocab_size  # so that there is padding
     for counted in (True, False):
-        config = dataclasses.replace(TRAIN, word_vectors=counted, sampler="unigram")
-        state, alone = (TrainState.from_corpus(corpus, model, config, mesh=where) for where in (mesh, None))
+        settings = model, dataclasses.replace(TRAIN, sampler="unigram")
+        state, alone = (
+            TrainState.from_corpus(corpus, *settings, use_word_vectors=counted, mesh=where) for where in (mesh, None)
+        )
         for name, table in state.tables.items():
             assert {shard.data.shape[0] for shard in table.addressable_shards} == {num_rows}, name
             if counted or name == "biases":

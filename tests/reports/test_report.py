@@ -91,7 +91,7 @@ def test_it_says_what_is_known_of_a_run(reports, run_dir):
         "Settings and data",
         "Machine",
     ]
-    for text in ("hidden_size", "num_sampled", "fingerprint of train", "exact validation perplexity", "jaxlib"):
+    for text in ("lstms", "num_sampled", "fingerprint of train", "exact validation perplexity", "jaxlib"):
         assert text in page
     assert page.count("<h3>Temperature") == 3 and "bits" in page
     assert "second &amp; last" in reports[1] and reports[1].count("<h3>Temperature") == 6

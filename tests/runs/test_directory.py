@@ -29,13 +29,20 @@ def test_settings_come_back(tmp_path, config):
     assert load_config(tmp_path) == config
 
 
-def test_a_config_from_before_there_were_other_layers_is_read(tmp_path):
+SHORT = {"hidden_size": 1024, "num_layers": 1, "projection_size": 0, "dropout": 0.5}
+EMPTY = {"lstms": [], "dense": [], "dropout_rates": []}
+BESIDE = {"lstms": [{"size": 1024, "use_bias": True}], "dense": [], "dropout_rates": [0.5, 0.5]}
+
+
+@pytest.mark.parametrize("chain", [{}, EMPTY, BESIDE])
+def test_a_config_with_the_short_form_of_the_layers_is_read(tmp_path, chain):
     save_config(tmp_path, CONFIG)
     value = json.loads((tmp_path / "config.json").read_text())
-    for name in ("lstms", "dense", "dropout_rates", "softmax_bias"):
-        del value["model"][name]
-    write_json(tmp_path / "config.json", {key: value[key] for key in CONFIG._fields}, value["format"])
-    assert load_config(tmp_path) == CONFIG
+    value["model"] = {"vocab_size": 9, "embedding_size": 256, "tied": False} | SHORT | chain
+    value["train"]["word_vectors"] = not value.pop("use_word_vectors")  # its place in those files
+    contents = {key: value[key] for key in CONFIG._fields if key in value}
+    write_json(tmp_path / "config.json", contents, value["format"])
+    assert load_config(tmp_path) == CONFIG._replace(use_word_vectors=False)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +73,8 @@ def test_unknown_and_missing_keys_are_named():
         ('"total_steps": 70', '"total_steps": "x"', "is damaged"),
         ('"total_steps"', '"steps"', "is damaged"),
         ('"fingerprints": {}', '"fingerprints": 3', "is damaged"),
-        ('"hidden_size": 1024', '"hidden_size": -1', "config.json: model: Invalid `hidden_size`: expected at least 1"),
-        ('"hidden_size": 1024', '"hidden_size": "1024"', "expected an integer. Received: '1024'"),
+        ('"size": 1024', '"size": -1', "config.json: model: lstms: Invalid `size`: expected at least 1"),
+        ('"size": 1024', '"size": "1024"', "expected an integer. Received: '1024'"),
         (
             '"clip_norm": 10.0',
             '"clip_norm": null',

@@ -26,7 +26,7 @@ def test_a_corpus_gives_unigram_biases_word_vectors_and_counts(corpus):
     np.testing.assert_allclose(state.unigrams.probability, counts / counts.sum(), rtol=1e-5)
     ratio = state.tables["embedding"] / word_vectors(corpus.train, vocab_size, 6)
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-4)
-    plain = TrainState.from_corpus(corpus, model_config, dataclasses.replace(TRAIN, word_vectors=False))
+    plain = TrainState.from_corpus(corpus, model_config, TRAIN, use_word_vectors=False)
     assert jnp.abs(plain.tables["embedding"]).max() <= 1.0
     assert int(state.step) == 0 and state.carry[0][0].shape == (3, 8)
     np.testing.assert_array_equal(jax.tree.leaves(state.carry), 0.0)

@@ -42,7 +42,7 @@ def test_lazy_adam_leaves_other_rows_alone():
 def test_same_seed_same_bits_and_dropout_differs_from_none():
     results = []
     for dropout in (0.5, 0.5, 0.0):
-        state = TrainState.create(make_model(dataclasses.replace(MODEL, dropout=dropout)), TRAIN)
+        state = TrainState.create(make_model(dataclasses.replace(MODEL, dropout_rates=(dropout,) * 3)), TRAIN)
         for batch in batches(3):
             state, loss = train_step(state, batch, 0.1)
         results.append((float(loss), np.asarray(state.tables["weights"])))

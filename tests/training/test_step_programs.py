@@ -125,7 +125,7 @@ def test_on_a_gpu_tables_are_updated_in_place_and_the_host_is_not_asked(optimize
     by_platform = set(re.findall(r'(%\w+) = "stablehlo.case"\(%c', text))
     choices = set(re.findall(r'"stablehlo.case"\((%\w+)', text))
     assert "stablehlo.if" not in text and all(index in by_platform or index.startswith("%c") for index in choices)
-    assert text.count("stablehlo.while") == 2 * MODEL.num_layers  # over the time steps, forward and backward
+    assert text.count("stablehlo.while") == 2 * len(MODEL.lstms)  # over the time steps, forward and backward
     operations = [
         line for line in text.splitlines() if re.search(r"= \"?stablehlo\.\w+.*tensor<5003(x\d+)?xf32>$", line)
     ]

@@ -57,7 +57,7 @@ def test_an_imported_model_computes_what_flax_computes(make, name):
     with jax.numpy_rank_promotion("allow"):  # Flax adds biases by rank promotion
         tree, expected = make(getattr(nn if make is linen else nnx, name))
     model = convert.from_flax(tree)
-    assert model.config.num_layers == LAYERS
+    assert len(model.config.lstms) == LAYERS
     np.testing.assert_allclose(model(IDS)[0], expected, atol=1e-5)
 
 

@@ -151,7 +151,10 @@ def test_two_outputs_and_the_states_of_an_lstm_are_refused():
 def test_dropout_is_read_where_it_is():
     model = chain(layers.Dropout(0.5), lstm(dropout=0.5), layers.Dropout(0.25), layers.Dense(9), softmax())
     assert convert.from_keras(model).config.dropout_rates == (0.75, 0.25, 0.0)
-    assert convert.from_keras(chain(lstm(dropout=0.25), layers.Dropout(0.25), softmax())).config.dropout == 0.25
+    assert convert.from_keras(chain(lstm(dropout=0.25), layers.Dropout(0.25), softmax())).config.dropout_rates == (
+        0.25,
+        0.25,
+    )
 
 
 def test_a_comparison_reads_from_zero_states_and_leaves_those_of_the_user():
@@ -205,7 +208,7 @@ def test_every_option_gives_the_same_predictions(random_model, options):
     model = random_model(3)
     exported = convert.to_keras(model, options)
     assert exported.count_params() == sum(leaf.size for leaf in jax.tree.leaves(model))
-    comparison = compare(language_model_predictor(model), keras_predictor(exported), batch_size=3, sequence_length=17)
+    comparison = compare(language_model_predictor(model), keras_predictor(exported)._replace(shape=(3, 17)))
     assert comparison.within_tolerance, str(comparison)
     quantities = {row.quantity for row in comparison.differences}
     assert quantities >= {"log-probabilities", "h_1", "h_2", "h_3"}
