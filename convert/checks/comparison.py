@@ -7,7 +7,10 @@ import numpy as np
 from convert.checks.predictor import Predictions, Predictor
 from jaxlm.errors import InputError
 
-LOWEST = -69.0  # log(1e-30); below it a float32 softmax has lost its digits
+# the lowest log-probabilities that are compared, by the type of the weights: log(1e-30), below which a float32 softmax
+# has lost its digits; and log(2**-20), since float16 has no numbers between multiples of 2**-24, so that those below
+# are rounded by more than the 3 % that are allowed, or to 0
+LOWEST = {"float32": -69.0, "float16": -13.8, "bfloat16": -69.0, "int8": -69.0}
 # allowed differences of log-probabilities and states, by the type of the weights; differences of probabilities are
 # too small to compare, since the probabilities are about 1e-5 at a large vocabulary
 TOLERANCES = {"float32": 1e-4, "float16": 0.03, "bfloat16": 0.25, "int8": 0.3}
@@ -60,7 +63,9 @@ def compare(first: Predictor, second: Predictor) -> Comparison:
     ids = _random_ids(first.vocab_size, max(first.first_id, second.first_id), _shape(first.shape, second.shape))
     ours, theirs = _predict_both(first, second, ids)
     allowed = _tolerance(first, second)
-    rows = [_difference("log-probabilities", ours.log_probabilities, theirs.log_probabilities, allowed)]
+    lowest = max(LOWEST[first.dtype], LOWEST[second.dtype])
+    first_logs, second_logs = (np.maximum(each.log_probabilities, lowest) for each in (ours, theirs))
+    rows = [_difference("log-probabilities", first_logs, second_logs, allowed)]
     for key in ours.states:
         if key in theirs.states:
             rows.append(_difference(key, ours.states[key], theirs.states[key], allowed))
@@ -181,7 +186,7 @@ def _predict_both(first: Predictor, second: Predictor, ids: np.ndarray) -> tuple
 def _difference(quantity: str, ours: np.ndarray, theirs: np.ndarray, allowed: float) -> Difference:
     if ours.shape != theirs.shape:
         return Difference(f"{quantity} (shape)", float("inf"), float("inf"), 0, allowed)
-    ours, theirs = np.maximum(np.asarray(ours, np.float32), LOWEST), np.maximum(np.asarray(theirs, np.float32), LOWEST)
+    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
     absolute = np.abs(ours - theirs)
     relative = absolute / np.maximum(np.maximum(np.abs(ours), np.abs(theirs)), 1e-6)
     return Difference(quantity, float(absolute.max()), float(relative.max()), absolute.size, allowed)
