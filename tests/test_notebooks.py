@@ -12,6 +12,17 @@ from helpers import quick_if
 NOTEBOOKS = Path(__file__).parent.parent / "examples" / "notebooks"
 SMALL = {
     "keras-model": {"EMBEDDING_SIZE": 4, "HIDDEN_SIZE": 5, "LENGTH": 6, "SEQUENCES": 70, "NUM_SAMPLED": 20},
+    "keras-bodies": {
+        "EMBEDDING_SIZE": 4,
+        "HIDDEN_SIZE": 5,
+        "LENGTH": 8,
+        "SEQUENCES": 80,
+        "EPOCHS": 1,
+        "ITEMS": 100,
+        "USERS": 9,
+        "EVENTS": 300,
+        "NUM_SAMPLED": 20,
+    },
     "jax-pieces": {"WIDTH": 4, "BATCH_SIZE": 8, "STEPS": 8, "NUM_SAMPLED": 20},
     "reading": {"SENTENCES": ["the whale of the sea.", "zebra"], "WORDS": ["whale", "ship", "zebra"]},
 }
