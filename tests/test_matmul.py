@@ -89,7 +89,7 @@ def test_the_compiled_step_multiplies_bfloat16():
     assert len(products) == lstm + dense + loss and products == [["bf16", "bf16"]] * len(products)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (3, 5, 7, 9, 11)])
+@pytest.mark.parametrize("sizes", [pytest.param((1, 1, 1, 1, 1), marks=pytest.mark.exhaustive), (3, 5, 7, 9, 11)])
 def test_any_sizes_are_multiplied(sizes):
     batch, time, embedding, hidden, dense = sizes
     model = ModelConfig(20, embedding_size=embedding, hidden_size=hidden, dense=(DenseConfig(dense),))

@@ -145,7 +145,9 @@ def run_with_ids(random_run, tmp_path) -> tuple[RunModel, np.ndarray]:
     return run, np.asarray(jax.nn.log_softmax(run.model(ids)[0]))
 
 
-@pytest.mark.parametrize("backend", [pytest.param("tensorflow", marks=pytest.mark.exhaustive), "jax", "torch"])
+@pytest.mark.parametrize(
+    "backend", ["jax", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("tensorflow", "torch"))]
+)
 @pytest.mark.slow
 def test_an_exported_file_needs_only_keras(tmp_path, backend, run_with_ids):
     if backend == "torch":
