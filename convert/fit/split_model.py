@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from jaxlm.errors import InputError
 
@@ -22,7 +23,7 @@ class Lookup(NamedTuple):
 class Head(NamedTuple):
     """The last layer, which is linear."""
 
-    layer: Any  # Dense, or ReversibleEmbedding
+    layer: Any  # Dense, ReversibleEmbedding, or one of the user's
     weights: Any  # variable
     transposed: bool  # whether these are [D, V]
     bias: Any = None  # variable [V]
@@ -116,8 +117,11 @@ def _head(output: Any) -> tuple[Any, Head, bool]:
             continue
         if _is_reversed(inner, node):
             return inputs[0], _reversible(inner), not softmax
-        tied = " with the rows of an Embedding" if kind in ("Matmul", "Einsum") else ""
-        raise InputError(f"The model ends in {kind} ({layer.name!r}){tied}; {ADVICE}.")
+        head = _linear(inner, inputs[0])
+        if head is None:
+            tied = " with the rows of an Embedding" if kind in ("Matmul", "Einsum") else ""
+            raise InputError(f"The model ends in {kind} ({layer.name!r}){tied}; {ADVICE}.")
+        return inputs[0], head, not softmax
 
 
 def _is_softmax(layer: Any) -> bool:
@@ -155,6 +159,22 @@ def _reversible(layer: Any) -> Head:
     if layer.tie_weights:
         return Head(layer, layer.embeddings, False, keeps_mask=False)
     return Head(layer, layer.reverse_embeddings, True, keeps_mask=False)
+
+
+def _linear(layer: Any, inputs: Any) -> Head | None:
+    """Returns a layer of the user's as the last layer if it computes inputs @ rows.T + bias, such as a tied one."""
+    weights = list(getattr(layer, "variables", ()))  # with the seeds of dropout
+    rows = [variable for variable in weights if len(variable.shape) == 2 and variable.shape[1] == inputs.shape[-1]]
+    biases = [variable for variable in weights if len(variable.shape) == 1]
+    if len(rows) != 1 or len(weights) != 1 + len(biases) or len(biases) > 1:
+        return None
+    sample = np.random.default_rng(0).normal(size=[size or 1 for size in inputs.shape]).astype(np.float32)
+    found = keras.ops.convert_to_numpy(layer(sample))
+    expected = sample @ keras.ops.convert_to_numpy(rows[0]).T
+    expected += sum(keras.ops.convert_to_numpy(bias) for bias in biases)
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-2, atol=1e-2 * np.abs(expected).max()):
+        return None
+    return Head(layer, rows[0], False, biases[0] if biases else None, layer.supports_masking)
 
 
 def _lookups(hidden: Any, kept: set[int]) -> tuple[list[Lookup], list[Any]]:

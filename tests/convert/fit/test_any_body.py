@@ -91,6 +91,14 @@ def tied(**settings):
     ids, table = keras.Input((6,), dtype="int32"), L.ReversibleEmbedding(V, 5, **settings)
     logits = table(L.GRU(5, return_sequences=True)(table(ids)), reverse=True)
     return keras.Model(ids, L.Activation("softmax")(logits))
+class Tied(L.Layer):
+    def __init__(self, table):
+        super().__init__()
+        self.table, self.bias = table, self.add_weight((V,), name="bias")
+    def call(self, x): return keras.ops.matmul(x, keras.ops.transpose(self.table.embeddings)) + self.bias
+def tied_layer():
+    ids, table = keras.Input((6,), dtype="int32"), L.Embedding(V, 5)
+    return keras.Model(ids, L.Softmax()(Tied(table)(L.GRU(5, return_sequences=True)(table(ids)))))
 sequence = {"return_sequences": True}
 MODELS = {
     "GRU": lambda: simple(L.GRU(7, **sequence)),
@@ -113,6 +121,7 @@ MODELS = {
     "LoRA": lora,
     "tied": tied,
     "tied, mask_zero": lambda: tied(mask_zero=True),
+    "tied by a layer": tied_layer,
     "not tied": lambda: tied(tie_weights=False),
 }
 for name in NAMES:
@@ -136,6 +145,7 @@ REST = [
     "regularizer",
     "LoRA",
     "tied, mask_zero",
+    "tied by a layer",
     "not tied",
 ]
 
