@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers import final_arrays
 
-from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
+from jaxlm.config import LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.data.corpus import Corpus, fingerprints, unigram_loss
 from jaxlm.errors import InputError
 from jaxlm.inference.perplexity import evaluate
@@ -77,8 +77,9 @@ def test_a_run_learns_and_keeps_its_best_checkpoint(run_dir, corpus):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_size": 9}, "`hidden_size`=11, not 9"),
+        ({"lstms": (LSTMConfig(11), LSTMConfig(9))}, "`hidden_size`=11, not 9"),
         ({"optimizer": "sgd"}, "`optimizer`='adam', not 'sgd'"),
+        ({"use_word_vectors": False}, "`use_word_vectors`=True, not False"),
     ],
 )
 def test_a_run_with_other_settings_is_refused(run_dir, corpus, change, message):
@@ -89,7 +90,7 @@ def test_a_run_with_other_settings_is_refused(run_dir, corpus, change, message):
         for part in (config.model, config.train, config.schedule)
     ]
     with pytest.raises(InputError, match=message):
-        train(corpus, run_dir, *settings, progress=False)
+        train(corpus, run_dir, *settings, use_word_vectors=change.get("use_word_vectors", True), progress=False)
     assert (run_dir / "config.json").read_bytes() == before
 
 
