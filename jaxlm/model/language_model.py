@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxlm.config import ComputeDtype, DenseConfig, ModelConfig
@@ -210,9 +211,12 @@ def shard_model(model: LanguageModel, mesh: Mesh) -> LanguageModel:
 
 
 def place_like(model: LanguageModel, tree: Any) -> Any:
-    """Puts arrays on the device of a model's tables, as the outputs of its programs are: the first call of a program
-    with a state then is of the same kind as the others, and compiles it for them."""
-    return jax.device_put(tree, model.weights[...].sharding)
+    """Copies arrays to the device of a model's tables, or to each device of its mesh, where its programs leave them.
+
+    A program is then compiled once, for its first call and all others.
+    """
+    mesh = model.mesh
+    return jax.device_put(tree, model.weights[...].sharding if mesh is None else NamedSharding(mesh, PartitionSpec()))
 
 
 def require_one_device(model: LanguageModel) -> None:
