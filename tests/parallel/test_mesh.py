@@ -56,7 +56,8 @@ def without_padding(state: TrainState) -> dict[str, np.ndarray]:
 def one_step(case: int, shape: tuple[int, int] | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
     """Returns the state before and after a step, and the loss."""
     change = dict(CASES[case])
-    model, batch = dataclasses.replace(MODEL, **change.pop("model", {})), make_batch(change.pop("labels", False))
+    model = dataclasses.replace(MODEL, dropout_rates=(), dropout=0.3, **change.pop("model", {}))
+    batch = make_batch(change.pop("labels", False))
     mesh = None if shape is None else make_mesh(*shape)
     config = dataclasses.replace(TRAIN, **change)
     state = TrainState.create(make_model(model), config, np.arange(1, VOCAB_SIZE + 1), mesh=mesh)

@@ -26,7 +26,7 @@ from jaxlm.training.step import jit_train_step, step_in_block, train_step
 @pytest.mark.parametrize("change", [{}, {"loss": "full"}, {"model": {"projection_size": 6}}])
 def test_bfloat16_is_asked_of_every_product_forward_and_backward(change, monkeypatch):
     change = dict(change)
-    model = make_model(dataclasses.replace(MODEL, **change.pop("model", {})))
+    model = make_model(dataclasses.replace(MODEL, **{"dropout_rates": ()} | change.pop("model", {})))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for dtype in ("float32", "bfloat16"):
         config = dataclasses.replace(TRAIN, compute_dtype=dtype, **change)
