@@ -241,7 +241,7 @@ def test_an_untrained_import_asks_for_a_corpus(run_dir, tmp_path, capsys):
     assert jaxlm("evaluate", run) == 2
     assert "name one with --data" in error_line(capsys)
     assert jaxlm("resume", run) == 2
-    assert "begin with `jaxlm train`" in error_line(capsys)
+    assert "run `jaxlm train" in error_line(capsys)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 99999999999999999999])
