@@ -43,7 +43,7 @@ def made_by(config: type) -> Any:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    __doc__ = ModelConfig.__doc__
+    __doc__ = str(ModelConfig.__doc__).partition(">>>")[0]  # its example is tested there
     embedding_size: int = 256
     hidden_size: int = 1024
     num_layers: int = 1

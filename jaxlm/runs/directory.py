@@ -59,15 +59,14 @@ def load_config(directory: Path) -> RunConfig:
     value = read_json(path, FORMAT)
     try:
         train, schedule = value["train"], value["schedule"]
-        counted = (train or {}).pop("word_vectors", True)  # its place in older files
         return RunConfig(
-            from_dict(ModelConfig, _without_short_form(value["model"]), f"{path}: model"),
+            from_dict(ModelConfig, value["model"], f"{path}: model"),
             None if train is None else from_dict(TrainConfig, train, f"{path}: train"),
             None if schedule is None else from_dict(ScheduleConfig, schedule, f"{path}: schedule"),
             str(value["data"]),
             int(value["total_steps"]),
             dict(value["fingerprints"]),
-            bool(value.get("use_word_vectors", counted)),
+            bool(value["use_word_vectors"]),
         )
     except InputError:
         raise
@@ -101,13 +100,6 @@ def _from_json(value: Any, kind: Any, source: str) -> Any:
         return value
     entry = get_args(kind)[0]
     return tuple(value) if entry is float else tuple(from_dict(entry, each, source) for each in value)
-
-
-def _without_short_form(model: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a model with its chain of layers alone, if an older file has the short form beside it."""
-    short_forms = {"lstms": ("hidden_size", "num_layers"), "dense": ("projection_size",), "dropout_rates": ("dropout",)}
-    surplus = {name for long, names in short_forms.items() if model.get(long) for name in names}
-    return {name: value for name, value in model.items() if name not in surplus}
 
 
 def load_vocabulary(directory: Path, config: RunConfig) -> Vocabulary:

@@ -1,6 +1,5 @@
 """Files of a run: settings come back, damaged and foreign files are refused."""
 
-import json
 import subprocess
 import sys
 
@@ -9,7 +8,6 @@ from helpers import rewrite_json
 
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
-from jaxlm.files import write_json
 from jaxlm.runs.directory import RunConfig, from_dict, load_config, load_vocabulary, save_config
 from jaxlm.runs.locked_run import lock
 from jaxlm.runs.metrics import read_metrics
@@ -27,22 +25,6 @@ RATES = ModelConfig(9, hidden_size=3, dropout_rates=(0.1, 0.25))
 def test_settings_come_back(tmp_path, config):
     save_config(tmp_path, config)
     assert load_config(tmp_path) == config
-
-
-SHORT = {"hidden_size": 1024, "num_layers": 1, "projection_size": 0, "dropout": 0.5}
-EMPTY = {"lstms": [], "dense": [], "dropout_rates": []}
-BESIDE = {"lstms": [{"size": 1024, "use_bias": True}], "dense": [], "dropout_rates": [0.5, 0.5]}
-
-
-@pytest.mark.parametrize("chain", [{}, EMPTY, BESIDE])
-def test_a_config_with_the_short_form_of_the_layers_is_read(tmp_path, chain):
-    save_config(tmp_path, CONFIG)
-    value = json.loads((tmp_path / "config.json").read_text())
-    value["model"] = {"vocab_size": 9, "embedding_size": 256, "tied": False} | SHORT | chain
-    value["train"]["word_vectors"] = not value.pop("use_word_vectors")  # its place in those files
-    contents = {key: value[key] for key in CONFIG._fields if key in value}
-    write_json(tmp_path / "config.json", contents, value["format"])
-    assert load_config(tmp_path) == CONFIG._replace(use_word_vectors=False)
 
 
 @pytest.mark.parametrize(
