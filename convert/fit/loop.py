@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
@@ -129,6 +128,7 @@ class Training:
     def _train(self) -> float:
         """Trains for an epoch; returns the mean loss over the examples, as Keras does."""
         data, losses = self.data, EpochLosses(self)
+        deferred = DeferredLosses(losses.show)  # which losses does not know: a cycle would keep the state in memory
         seed = (self.state.config.seed, self.step) if data.shuffle else None
         for number, examples in enumerate(data.train.epoch(seed)):
             batch = self._batch(data.train, examples, data.class_weights)
@@ -140,10 +140,13 @@ class Training:
             frequency = self.session.optimizer.overwrite_frequency
             if frequency and self.step % frequency == 0:
                 self.state = self.session.settle(self.state, overwrite=True)
-            losses.add(loss, len(examples[1]))
+            deferred.add(loss, len(examples[1]))
+            if self.hooks.on_batches:
+                deferred.fetch()
             self.stop.raise_if_requested()
             if self.session.model.stop_training and self.hooks.on_batches:
                 break
+        deferred.fetch()
         return losses.mean()
 
     def _batch(
@@ -220,22 +223,20 @@ class EpochLosses:
     """The losses of an epoch, displayed one step late unless a callback acts on batches."""
 
     def __init__(self, training: Training):
-        self.training, self.deferred = training, DeferredLosses(self._show)
+        self.training = training
         self.losses: list[float] = []
         self.sizes: list[int] = []
 
-    def add(self, loss: jax.Array, size: int) -> None:
-        """Adds the loss of a batch of `size` examples."""
-        self.deferred.add(loss, size)
-        if self.training.hooks.on_batches:
-            self.deferred.fetch()
-
     def mean(self) -> float:
         """Returns the mean over the examples."""
-        self.deferred.fetch()
         return float(np.average(self.losses, weights=self.sizes)) if self.losses else math.nan
 
-    def _show(self, loss: float, size: int, skipped_in_a_row: int) -> None:
+    def show(self, loss: float, size: int, skipped_in_a_row: int) -> None:
+        """Adds the loss of a batch of `size` examples, and displays the mean.
+
+        Raises:
+          InputError: too many steps in a row were skipped.
+        """
         if skipped_in_a_row >= MAX_SKIPPED:
             raise InputError(
                 f"The loss or its gradient was not finite in {MAX_SKIPPED} steps in a row, which were skipped;"

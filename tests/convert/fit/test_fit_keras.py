@@ -1,5 +1,7 @@
 """`fit_keras` by itself: its validation loss, its options, its messages, and every backend of Keras."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from helpers import quick_if
 
 from convert import fit_keras
 from jaxlm.errors import InputError
+from jaxlm.training.state import TrainState
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -150,6 +153,18 @@ def test_training_goes_on_in_other_memory_than_callbacks_and_later_steps_see(mod
     model.fit(X, Y, verbose=0)
     for seen, copy in kept:
         np.testing.assert_array_equal(seen, copy)
+
+
+def test_a_call_leaves_no_state_behind_until_garbage_is_collected():
+    model = make()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    gc.collect()
+    gc.disable()
+    try:
+        fit_keras(model, *sequences(), num_sampled=5, **QUIET)
+        assert not any(isinstance(each, TrainState) for each in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_the_loss_is_said_to_be_sampled(capsys):
