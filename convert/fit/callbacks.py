@@ -30,14 +30,16 @@ class Hooks(NamedTuple):
         return any(_looks(callback, hook) for callback in self.lookers)
 
 
-def open_callbacks(module: Any, model: Any, callbacks: Any, logs: set[str], progress: bool, **params: Any) -> Hooks:
+def open_callbacks(
+    module: Any, model: Any, callbacks: Any, modes: dict[str, str], progress: bool, **params: Any
+) -> Hooks:
     """Opens the callbacks of a call, with a `History`, and a progress bar if `progress`.
 
     Args:
       module: of the model, `keras` or `tf_keras`.
       model: that the callbacks see.
       callbacks: of the user: one, any nesting of them, a `CallbackList`, or None.
-      logs: names that an epoch logs.
+      modes: the names that an epoch logs, and whether "min" or "max" is better.
       progress: whether to show a progress bar.
       params: `epochs`, `steps` and `verbose`.
 
@@ -49,7 +51,9 @@ def open_callbacks(module: Any, model: Any, callbacks: Any, logs: set[str], prog
     for callback in flat:
         is_callback = hasattr(callback, "on_epoch_end") and hasattr(callback, "set_model")
         require(is_callback, "callbacks", "callbacks of Keras", type(callback).__name__)
-        _check_logs(callback, logs)
+        _check_logs(callback, set(modes))
+        if getattr(callback, "mode", None) == "auto":  # Keras would ask metrics that `fit` makes
+            callback.mode = modes.get(callback.monitor, "auto")
     listed = module.callbacks.CallbackList(flat, add_history=True, add_progbar=progress, model=model, **params)
     lookers = tuple(callback for callback in flat if type(callback).__name__ not in LOGS_ONLY)
     return Hooks(listed, lookers, any(_overrides(callback, hook) for callback in lookers for hook in BATCH_HOOKS))

@@ -149,10 +149,11 @@ def fit_keras(
         with on_host():
             state = shard_state(state, mesh)
     shown = 1 if verbose == "auto" else verbose
-    names = ("loss", *(metric.name for metric in metrics)) if validation is not None else ()
-    logs = {"loss"} | {f"val_{name}" for name in names}
+    modes = {"loss": "min"}
+    if validation is not None:
+        modes |= {"val_loss": "min"} | {f"val_{metric.name}": metric.mode for metric in metrics}
     params = {"epochs": epochs, "steps": steps_per_epoch or shape.num_batches, "verbose": shown}
-    hooks = open_callbacks(keras_of(model), model, callbacks, logs, bool(shown), **params)
+    hooks = open_callbacks(keras_of(model), model, callbacks, modes, bool(shown), **params)
     if shown:
         _announce(state, train, shape, counts is None)
     Training(session, state, data, hooks).run(range(initial_epoch, epochs))

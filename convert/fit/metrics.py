@@ -19,6 +19,11 @@ class Metric(NamedTuple):
     is_perplexity: bool = False
     mask_token_id: int | None = None  # a label that a perplexity leaves out
 
+    @property
+    def mode(self) -> str:
+        """The direction in which it improves, as callbacks call it."""
+        return "min" if self.k is None else "max"
+
 
 class Measured(NamedTuple):
     """Statistics of a batch for metrics."""

@@ -97,7 +97,7 @@ def test_callbacks_monitor_metrics_and_others_are_named():
 
     (x, y), model = sequences(), make()
     model.compile("sgd", "sparse_categorical_crossentropy", metrics=["acc", surprise, keras.metrics.Accuracy()])
-    stop = keras.callbacks.EarlyStopping("val_acc", patience=0, mode="max", min_delta=2)
+    stop = keras.callbacks.EarlyStopping("val_acc", patience=0, min_delta=2)
     arguments = QUIET | {"epochs": 5, "validation_data": (x, y), "callbacks": stop}
     with pytest.warns(UserWarning, match="not surprise, accuracy without .*: call model.evaluate"):
         history = fit_keras(model, x, y, **arguments).history
