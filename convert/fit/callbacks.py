@@ -52,7 +52,7 @@ def open_callbacks(
         is_callback = hasattr(callback, "on_epoch_end") and hasattr(callback, "set_model")
         require(is_callback, "callbacks", "callbacks of Keras", type(callback).__name__)
         _check_logs(callback, set(modes))
-        if getattr(callback, "mode", None) == "auto":  # Keras would ask metrics that `fit` makes
+        if getattr(callback, "mode", None) == "auto":  # Keras would look at metrics that only `fit` builds
             callback.mode = modes.get(callback.monitor, "auto")
     listed = module.callbacks.CallbackList(flat, add_history=True, add_progbar=progress, model=model, **params)
     lookers = tuple(callback for callback in flat if type(callback).__name__ not in LOGS_ONLY)

@@ -128,7 +128,7 @@ class Training:
     def _train(self) -> float:
         """Trains for an epoch; returns the mean loss over the examples, as Keras does."""
         data, losses = self.data, EpochLosses(self)
-        deferred = DeferredLosses(losses.show)  # which losses does not know: a cycle would keep the state in memory
+        deferred = DeferredLosses(losses.show)  # not held by `losses`: a cycle would keep the state
         seed = (self.state.config.seed, self.step) if data.shuffle else None
         for number, examples in enumerate(data.train.epoch(seed)):
             batch = self._batch(data.train, examples, data.class_weights)

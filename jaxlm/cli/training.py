@@ -130,8 +130,7 @@ def train(
 
     corpus = load_corpus(data)
     shape = _model_config(model, out, len(corpus.vocabulary))
-    settings = {"batch_size": _batch_size(batch_size, out)}
-    step = TrainConfig(**dataclasses.asdict(config) | settings)
+    step = TrainConfig(**dataclasses.asdict(config) | {"batch_size": _batch_size(batch_size, out)})
     evaluation = train_model(
         corpus, out, shape, step, schedule, use_word_vectors=word_vectors, data=data.resolve(), mesh=mesh
     )

@@ -40,7 +40,7 @@ class BatchBlocks:
         self.block: BatchBlock
 
     def with_step(self, step: int, schedule: Callable[[np.ndarray], jax.Array]) -> BatchBlock:
-        """Returns the block with a step. `schedule` gives the learning rates of steps; a new one counts at once."""
+        """Returns the block with a step. `schedule` gives the learning rates of steps; a new one applies at once."""
         first = step - step % BLOCK_STEPS
         if (self.first, self.schedule) != (first, schedule):
             self.block = self._block(first, schedule)

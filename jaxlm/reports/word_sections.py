@@ -35,9 +35,12 @@ class ScoredText(NamedTuple):
 
 
 def score_text(model: LanguageModel, ids: np.ndarray) -> ScoredText:
-    """Scores the words of a text, `[N + 1]` ids, after the first; of a long text whole parts, by one program."""
-    longest = TIME_STEPS[-1]
-    ids = ids[: max((ids.size - 1) // longest * longest, min(ids.size - 1, longest)) + 1]
+    """Scores the words of a text, `[N + 1]` ids, after the first.
+
+    A long text is shortened to a multiple of the longest batch, so that one program reads all of it.
+    """
+    size, longest = ids.size - 1, TIME_STEPS[-1]
+    ids = ids[: (size if size < longest else size - size % longest) + 1]
     reader = Reader(model, 1024)
     log_probabilities, ranks, _ = reader.statistics(ids[1:], reader.read_text(Sequence(ids[:-1], 0)))
     return ScoredText(np.asarray(ids[1:]), log_probabilities, ranks)

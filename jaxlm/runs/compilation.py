@@ -19,7 +19,7 @@ CompiledStep: TypeAlias = Callable[[TrainState, BatchBlock], tuple[TrainState, j
 
 
 def start_compilation(state: TrainState, blocks: BatchBlocks) -> Future[CompiledStep]:
-    """Starts to compile `step_in_block` in a thread: it needs the shapes of a state alone.
+    """Starts to compile `step_in_block` in a thread. Only the shapes of the state are used.
 
     Args:
       state: abstract or not.
@@ -32,7 +32,7 @@ def start_compilation(state: TrainState, blocks: BatchBlocks) -> Future[Compiled
 
 
 def compile_step(state: TrainState, blocks: BatchBlocks) -> CompiledStep:
-    """Compiles `step_in_block`, and returns the 200 MB that this leaves behind to the system."""
+    """Compiles `step_in_block`, and returns the 200 MB of memory that this frees to the system."""
     start = time.perf_counter()
     compiled = step_in_block.lower(sharded_shapes(state), blocks.shapes()).compile()
     return_freed_memory()
