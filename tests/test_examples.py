@@ -48,10 +48,12 @@ SMALL = {
     "train_step.py": [*SIZES, "--peers", "jax-dense"],
     "step_parts.py": SIZES,
     "gpu.py": [*SIZES, "--steps", 2],
+    "compile_options.py": [*SIZES[:-2], "--steps", 2, "--compute-dtypes", "float32"],
     "score.py": [*SIZES, "--sentences", 9],
     "scaling.py": ["--devices", 2, "--divisor", 1000],
     "prepare.py": ["TEXT", "--repeats", 1],
-    "equal_time.py": "DATA --minutes 0.02 --embedding-size 8 --hidden-size 8 --eval-tokens 100".split(),
+    "equal_time.py": "DATA --methods jaxlm torch-sampled torch-full --minutes 0.02 --embedding-size 8 --hidden-size 8"
+    " --eval-tokens 100".split(),
     "conversion.py": ["--vocab-size", 1000],
     "checkpoint.py": SIZES,
 }

@@ -7,7 +7,7 @@ Every run has a process of its own and the machine for itself, with the same mem
 same model on the same text with Adam and a learning rate that falls linearly over the last half of the time. All but
 keras-full, which has Keras' own initializers, start from jaxlm's unigram biases and word vectors, as far as they have a
 place for them. The torch methods multiply bfloat16 where jaxlm does, and need the extra `torch`; "-compiled" after
-torch-sampled compiles its loss. Perplexities are exact, on the same words.
+torch-sampled compiles its loss. Compilation is not counted for any of them. Perplexities are exact, on the same words.
 """
 
 import dataclasses
@@ -30,14 +30,17 @@ from jaxlm.data.batches import train_batch
 from jaxlm.data.corpus import Corpus
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.schedule import learning_rate_schedule
+from jaxlm.training.settings import default_batch_size
 
-Method = Literal["jaxlm", "torch-sampled", "torch-sampled-compiled", "torch-adaptive", "keras-sampled", "keras-full"]
+Method = Literal[
+    "jaxlm", "torch-sampled", "torch-sampled-compiled", "torch-adaptive", "torch-full", "keras-sampled", "keras-full"
+]
 
 
-def train_jaxlm(corpus: Corpus, problem: Problem, minutes: float, eval_tokens: int) -> tuple[int, float]:
+def train_jaxlm(corpus: Corpus, problem: Problem, minutes: float, eval_tokens: int, seed: int) -> tuple[int, float]:
     """Trains as `jaxlm train` does, with its defaults; returns how many words it read, and the perplexity."""
     schedule = jaxlm.ScheduleConfig(minutes=minutes, eval_every=10**9, eval_tokens=eval_tokens)
-    config = jaxlm.TrainConfig()
+    config = jaxlm.TrainConfig(batch_size=default_batch_size(), seed=seed)
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
         result = jaxlm.train(corpus, run, problem.model_config, config, schedule, progress=False)
@@ -46,17 +49,23 @@ def train_jaxlm(corpus: Corpus, problem: Problem, minutes: float, eval_tokens: i
     return steps * config.batch_size * config.sequence_length, result.perplexity
 
 
-def train_peer(method: str, corpus: Corpus, problem: Problem, minutes: float, eval_tokens: int) -> tuple[int, float]:
+def train_peer(
+    method: str, corpus: Corpus, problem: Problem, minutes: float, eval_tokens: int, seed: int
+) -> tuple[int, float]:
     """Trains with another method; returns how many words it read, and the perplexity."""
     vectors = jaxlm.word_vectors(corpus.train, problem.vocab_size, problem.embedding_size)
-    start = start_of(jaxlm.LanguageModel(problem.model_config, corpus.log_unigram, vectors, rngs=nnx.Rngs(1)))
+    start = start_of(jaxlm.LanguageModel(problem.model_config, corpus.log_unigram, vectors, rngs=nnx.Rngs(seed)))
     peer = make_peer(method, problem, start)
     assert peer.evaluate
-    rate_at = learning_rate_schedule(jaxlm.ScheduleConfig(warmup_steps=0), total_steps=10_000)
+    schedule = jaxlm.ScheduleConfig()
+    rate_at = learning_rate_schedule(dataclasses.replace(schedule, warmup_steps=0), total_steps=10_000)
+    first = train_batch(corpus.train, 0, problem.batch_size, problem.sequence_length)
+    float(peer.step(first.inputs, first.labels, 0.0))  # compiles
     begin, step = time.perf_counter(), 0
     while (share := (time.perf_counter() - begin) / (60 * minutes)) < 1:
         batch = train_batch(corpus.train, step, problem.batch_size, problem.sequence_length)
-        peer.step(batch.inputs, batch.labels, float(rate_at(int(10_000 * share))))
+        warm_up = min(1.0, (step + 1) / schedule.warmup_steps)
+        peer.step(batch.inputs, batch.labels, warm_up * float(rate_at(int(10_000 * share))))
         step += 1
     return step * problem.words, peer.evaluate(corpus.valid, eval_tokens)
 
@@ -86,6 +95,7 @@ def main(
     minutes: tuple[float, ...] = (2.0, 5.0),
     problem: ProblemOptions = Problem(optimizer="adam"),  # noqa: B008
     eval_tokens: int = 20_000,
+    seed: int = 0,
     plot_file: Path | None = None,
 ) -> None:
     """Prints a table.
@@ -96,6 +106,7 @@ def main(
       minutes: Lengths of the trainings, not counting evaluation.
       problem: Sizes of the model; the sizes of the steps are those of the others, since jaxlm has its defaults.
       eval_tokens: Words of the validation text to evaluate on.
+      seed: Random seed of the values that all but keras-full start from, and of jaxlm's samples.
       plot_file: A PNG file to write.
     """
     vocab_size = len(jaxlm.load_corpus(data).vocabulary)
@@ -103,7 +114,12 @@ def main(
     results = {}
     for length in minutes:
         for method in methods:
-            command = [sys.executable, __file__, "run", json.dumps([method, str(data), sizes, length, eval_tokens])]
+            command = [
+                sys.executable,
+                __file__,
+                "run",
+                json.dumps([method, str(data), sizes, length, eval_tokens, seed]),
+            ]
             print(f"{method}, {length:g} minutes", file=sys.stderr, flush=True)
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             results[method, length] = json.loads(output.splitlines()[-1])
@@ -116,12 +132,10 @@ def main(
         plot(plot_file, results)
 
 
-def run(method: str, data: str, sizes: dict, minutes: float, eval_tokens: int) -> tuple[int, float]:
+def run(method: str, data: str, sizes: dict, minutes: float, eval_tokens: int, seed: int) -> tuple[int, float]:
     """Trains with one method, in a process of its own."""
-    corpus, problem = jaxlm.load_corpus(data), Problem(**sizes)
-    if method == "jaxlm":
-        return train_jaxlm(corpus, problem, minutes, eval_tokens)
-    return train_peer(method, corpus, problem, minutes, eval_tokens)
+    settings = jaxlm.load_corpus(data), Problem(**sizes), minutes, eval_tokens, seed
+    return train_jaxlm(*settings) if method == "jaxlm" else train_peer(method, *settings)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""PyTorch's LSTM with a sampled softmax by hand (PyTorch has none), or with its adaptive softmax (Grave et al. 2017).
+"""PyTorch's LSTM with the full softmax, its adaptive softmax, or a sampled softmax by hand, which PyTorch lacks.
 
-Rows have sparse gradients, with Adagrad, or with lazy Adam (`SparseAdam`). On a GPU the LSTM is cuDNN's.
+Looked-up rows have sparse gradients, with Adagrad, or with lazy Adam (`SparseAdam`). All other parameters have the
+fused optimizer. On a GPU the LSTM is cuDNN's. Adaptive softmax: Grave et al. 2017, https://arxiv.org/abs/1609.04309.
 """
 
 import math
@@ -64,15 +65,23 @@ def sampled_loss(hidden, rows, bias, labels, sampled, tries, size: int):
     return cross_entropy(torch.cat([true[:, None], logits], dim=1), torch.zeros_like(labels))
 
 
+def full_softmax(start: Start) -> torch.nn.Linear:
+    """Returns the softmax layer as a dense layer."""
+    layer = torch.nn.Linear(*start.weights.T.shape)
+    layer.weight.data.copy_(torch.from_numpy(start.weights))
+    layer.bias.data.copy_(torch.from_numpy(start.biases))
+    return layer
+
+
 def make_optimizers(problem: Problem, sparse: list, dense: list) -> list[torch.optim.Optimizer]:
     """Returns optimizers of the tables and of the rest."""
     if problem.optimizer == "adagrad":
-        return [torch.optim.Adagrad([*sparse, *dense])]
-    return [torch.optim.SparseAdam(sparse), torch.optim.Adam(dense)]
+        return [torch.optim.Adagrad(sparse), torch.optim.Adagrad(dense, fused=True)]
+    return [torch.optim.SparseAdam(sparse), torch.optim.Adam(dense, fused=True)]
 
 
 def make_peer(name: str, problem: Problem, start: Start) -> Peer:
-    """Sets up "torch-sampled", "torch-sampled-compiled" or "torch-adaptive"."""
+    """Sets up "torch-sampled", "torch-sampled-compiled", "torch-adaptive" or "torch-full"."""
     torch.manual_seed(0)
     adaptive, size = name == "torch-adaptive", problem.vocab_size
     generator = torch.Generator(DEVICE).manual_seed(0)
@@ -82,6 +91,8 @@ def make_peer(name: str, problem: Problem, start: Start) -> Peer:
         bottleneck = torch.nn.Linear(problem.hidden_size, problem.projection_size, bias=False)
     if adaptive:
         heads = [torch.nn.AdaptiveLogSoftmaxWithLoss(problem.softmax_size, size, [size // 100, size // 10, size // 2])]
+    elif name == "torch-full":
+        heads = [full_softmax(start)]
     else:
         heads = [table(start.weights), table(start.biases[:, None])]
     modules = torch.nn.ModuleList([embedding, lstm, bottleneck, *heads]).to(DEVICE)
@@ -94,6 +105,8 @@ def make_peer(name: str, problem: Problem, start: Start) -> Peer:
     def loss_of(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if adaptive:
             return heads[0](hidden, labels).loss
+        if name == "torch-full":
+            return cross_entropy(heads[0](hidden), labels)
         sampled, tries = sample(min(problem.num_sampled, size), size, generator)
         ids = torch.cat([labels, sampled])
         return loss_function(hidden, heads[0](ids), heads[1](ids)[:, 0], labels, sampled, tries, size)
@@ -124,9 +137,9 @@ def _ids(words: np.ndarray) -> torch.Tensor:
 def _evaluate(problem: Problem, embedding, lstm, heads: list) -> Callable[[np.ndarray, int], float]:
     def evaluate(tokens: np.ndarray, max_tokens: int) -> float:
         kernel, recurrent_kernel, *two = (parameter.detach().cpu().numpy().T for parameter in lstm.parameters())
-        weights, biases = (head.weight.detach().cpu().numpy() for head in heads)
-        embedded = embedding.weight.detach().cpu().numpy()
-        values = Start(embedded, weights, biases[:, 0], kernel, recurrent_kernel, sum(two))
+        params = [parameter for head in heads for parameter in head.parameters()]
+        embedded, weights, biases = (x.detach().cpu().numpy() for x in (embedding.weight, *params))
+        values = Start(embedded, weights, biases.ravel(), kernel, recurrent_kernel, sum(two))
         return perplexity(problem, values, tokens, max_tokens)
 
     return evaluate

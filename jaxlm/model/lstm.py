@@ -102,8 +102,8 @@ def _forward(
     dtype = product_dtype(dtype, time)
 
     def feature_major() -> tuple[jax.Array, ...]:  # one product in a step, of inputs and state
-        kernels = [cast_operand(transposed(x), dtype) for x in (kernel, recurrent_kernel)]
-        kernels_t = jnp.concatenate(kernels, axis=1)  # [4H, E + H]
+        kernels = [_to_bits(cast_operand(transposed(x), dtype)) for x in (kernel, recurrent_kernel)]
+        kernels_t = _from_bits(jnp.concatenate(kernels, axis=1), dtype)  # [4H, E + H]
         inputs_t = cast_operand(inputs.swapaxes(1, 2), dtype)  # [time, E, batch]
 
         def gates_of(x: jax.Array, h: jax.Array) -> jax.Array:
@@ -214,11 +214,11 @@ def _swap_if_feature_major(x: jax.Array, axis: int) -> jax.Array:
 
 
 def _to_bits(x: jax.Array) -> jax.Array:
-    """Returns bfloat16 as integers of the same bits: jax 0.10 stores bfloat16 results of a loop one at a time."""
+    """Returns bfloat16 as integers of the same bits: jax 0.10 stores and joins bfloat16 values one at a time."""
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
-def _from_bits(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _from_bits(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 else x
 
 
