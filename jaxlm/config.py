@@ -153,6 +153,13 @@ class TrainConfig:
       clip_each: whether `clip_norm` limits the norm of each parameter's gradient separately, like Keras' `clipnorm`,
         instead of the global norm.
       train_embedding: whether the embedding is trained.
+      variational_dropout: whether the model's dropout draws one mask for all time steps of a sequence (Gal and
+        Ghahramani 2016, https://arxiv.org/abs/1512.05287), instead of one per time step.
+      embedding_dropout: rate at which whole words are dropped: all occurrences of a word in a batch share one draw, and
+        the rows of the others are scaled by 1 / (1 - rate) (Merity et al. 2018, https://arxiv.org/abs/1708.02182,
+        section 4.3).
+      weight_dropout: rate of DropConnect on the trained recurrent kernels, with one mask per step (Merity et al. 2018,
+        section 2).
       compute_dtype: data type of the operands of training's matrix products: "auto" is bfloat16 on GPUs, TPUs and
         processors with bfloat16 instructions (AMX, AVX512_BF16), and float32 elsewhere. A run keeps the type it began
         with. Sums, states and parameters stay float32; evaluation is unaffected.
@@ -172,6 +179,9 @@ class TrainConfig:
     clip_norm: float = 10.0
     clip_each: bool = False
     train_embedding: bool = True
+    variational_dropout: bool = False
+    embedding_dropout: float = 0.0
+    weight_dropout: float = 0.0
     compute_dtype: ComputeDtype = "auto"
     seed: int = 0
 
@@ -179,6 +189,9 @@ class TrainConfig:
         require_types(self)
         require_at_least(self, 1, "batch_size", "sequence_length", "num_sampled")
         require_at_least(self, 0, "initial_accumulator_value", "clip_norm")
+        for name in ("embedding_dropout", "weight_dropout"):
+            rate = getattr(self, name)
+            require(0.0 <= rate < 1.0, name, "a rate in [0, 1)", rate)
         require_seed(self.seed)
 
 
@@ -190,6 +203,9 @@ class ScheduleConfig:
       learning_rate: the highest value, held until the decay begins; 0.003 suits adam, 0.03 adagrad.
       warmup_steps: steps over which the learning rate rises linearly from 0.
       decay_fraction: last fraction of the run, over which the learning rate falls linearly to 0.
+      epoch_decay: divides the learning rate at the beginning of each epoch within `decay_fraction`, counted in whole
+        epochs, instead of the linear fall; 0 for none (Zaremba et al. 2014, https://arxiv.org/abs/1409.2329, section
+        4.1). The length of the run is in `epochs`.
       steps: length of the run in steps; 0 for none.
       epochs: length in passes over the training text; one pass if `steps`, `epochs` and `minutes` are all 0.
       minutes: length in minutes, not counting compilation and evaluation.
@@ -205,6 +221,7 @@ class ScheduleConfig:
     learning_rate: float = 3e-3
     warmup_steps: int = 20
     decay_fraction: float = 0.5
+    epoch_decay: float = 0.0
     steps: int = 0
     epochs: float = 0.0
     minutes: float = 0.0
@@ -221,6 +238,8 @@ class ScheduleConfig:
         )
         require(self.learning_rate > 0, "learning_rate", "a number above 0", self.learning_rate)
         require(0 <= self.decay_fraction <= 1, "decay_fraction", "a fraction in [0, 1]", self.decay_fraction)
+        fits = self.epoch_decay == 0 or (self.epoch_decay >= 1 and self.epochs > 0)
+        require(fits, "epoch_decay", "0, or a number of at least 1 beside `epochs`", self.epoch_decay)
         lengths = {name: getattr(self, name) for name in LENGTHS}
         if sum(value > 0 for value in lengths.values()) > 1:
             require(False, "steps", "only one of `steps`, `epochs` and `minutes`", lengths)

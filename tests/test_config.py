@@ -64,6 +64,11 @@ def test_the_short_and_the_long_form_describe_the_same_chain():
         (TrainConfig, {"sampler": "zipf"}),
         (TrainConfig, {"loss": "hinge"}),
         (TrainConfig, {"clip_norm": -1}),
+        (TrainConfig, {"embedding_dropout": 1.0}),
+        (TrainConfig, {"weight_dropout": -0.1}),
+        (TrainConfig, {"variational_dropout": 0.5}),
+        (ScheduleConfig, {"epoch_decay": 2.0}),  # without `epochs`
+        (ScheduleConfig, {"epoch_decay": 0.5, "epochs": 3}),
         (TrainConfig, {"clip_norm": float("nan")}),
         (ScheduleConfig, {"learning_rate": 0.0}),
         (ScheduleConfig, {"learning_rate": float("nan")}),

@@ -140,6 +140,7 @@ class LanguageModel(nnx.Module):
         carry: tuple[Carry, ...],
         dropout_keys: jax.Array | None = None,
         dtype: ComputeDtype = "float32",
+        variational: bool = False,
     ) -> tuple[jax.Array, tuple[Carry, ...]]:
         """Runs the LSTM stack, and the Dense layers if there are any, on embedding rows.
 
@@ -148,19 +149,20 @@ class LanguageModel(nnx.Module):
           carry: a (c, h) for each layer.
           dropout_keys: `[batch]` of `jax.random.key`; None for no dropout, as in evaluation.
           dtype: of the factors of the products.
+          variational: whether dropout draws one mask for all time steps.
 
         Returns:
           outputs `[batch, time, softmax_size]` and the carry after the last time step.
         """
-        rates = self.config.dropout_rates
-        outputs = _dropout(embedded, rates[0], dropout_keys, 0)
+        rates, keys = self.config.dropout_rates, dropout_keys
+        outputs = _dropout(embedded, rates[0], keys, 0, variational)
         new_carry = []
         for layer, (lstm, layer_carry) in enumerate(zip(self.lstms, carry, strict=True), start=1):
             outputs, layer_carry = lstm(outputs, layer_carry, dtype)
-            outputs = _dropout(outputs, rates[layer], dropout_keys, layer)
+            outputs = _dropout(outputs, rates[layer], keys, layer, variational)
             new_carry.append(layer_carry)
         for layer, dense in enumerate(self.dense, start=1 + len(self.lstms)):
-            outputs = _dropout(dense(outputs, dtype), rates[layer], dropout_keys, layer)
+            outputs = _dropout(dense(outputs, dtype), rates[layer], keys, layer, variational)
         return outputs, tuple(new_carry)
 
     def __call__(
@@ -239,11 +241,13 @@ def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str, mesh: Me
     return pad(rows, padded[0])
 
 
-def _dropout(inputs: jax.Array, rate: float, keys: jax.Array | None, layer: int) -> jax.Array:
+def _dropout(inputs: jax.Array, rate: float, keys: jax.Array | None, layer: int, variational: bool) -> jax.Array:
     if keys is None or rate == 0.0:
         return inputs
 
+    dropout = nnx.Dropout(rate, broadcast_dims=(0,) if variational else ())
+
     def drop(stream: jax.Array, key: jax.Array) -> jax.Array:  # [time, width]
-        return nnx.Dropout(rate)(stream, deterministic=False, rngs=jax.random.fold_in(key, layer))
+        return dropout(stream, deterministic=False, rngs=jax.random.fold_in(key, layer))
 
     return jax.vmap(drop)(inputs, keys)

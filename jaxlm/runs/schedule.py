@@ -20,8 +20,11 @@ MEASURED = 0.05  # minimum part of a length in minutes over which the speed is m
 def learning_rate_schedule(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
     """Returns the learning rate as an Optax schedule: linear warmup, constant, linear decay to 0.
 
+    With `epoch_decay`, the rate of epoch e (from 0) of E is learning_rate / epoch_decay ** max(0, e + 1 - C), where
+    C = round((1 - decay_fraction) * E) epochs are constant.
+
     Args:
-      config: `learning_rate`, `warmup_steps` and `decay_fraction` are used.
+      config: `learning_rate`, `warmup_steps`, `decay_fraction`, `epoch_decay` and `epochs` are used.
       total_steps: length of the run; 0 if it is not known yet (no decay).
 
     Returns:
@@ -33,7 +36,10 @@ def learning_rate_schedule(config: ScheduleConfig, total_steps: int) -> optax.Sc
     """
     warmup_steps, decay_steps = max(1, config.warmup_steps), config.decay_fraction * total_steps
     warmup = optax.linear_schedule(1.0 / warmup_steps, 1.0, warmup_steps - 1)
-    decay = optax.linear_schedule(1.0, 0.0, decay_steps, total_steps - decay_steps)
+    if config.epoch_decay:
+        decay = _decay_by_epochs(config, total_steps)
+    else:
+        decay = optax.linear_schedule(1.0, 0.0, decay_steps, total_steps - decay_steps)
 
     def schedule(step: int) -> float:
         rate = config.learning_rate
@@ -41,6 +47,12 @@ def learning_rate_schedule(config: ScheduleConfig, total_steps: int) -> optax.Sc
         return rate * decay(step) if decay_steps > 0 else rate
 
     return schedule
+
+
+def _decay_by_epochs(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
+    steps = total_steps / config.epochs  # of an epoch
+    decayed = range(round((1.0 - config.decay_fraction) * config.epochs), math.ceil(config.epochs))
+    return optax.piecewise_constant_schedule(1.0, {round(epoch * steps): 1 / config.epoch_decay for epoch in decayed})
 
 
 def jit_learning_rates(

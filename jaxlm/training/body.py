@@ -37,11 +37,13 @@ class LanguageModelBody:
       config: of the model.
       mesh: of the model.
       dtype: of the factors of products in training.
+      variational_dropout: as in `TrainConfig`.
     """
 
     config: ModelConfig
     mesh: Mesh | None
     dtype: ComputeDtype
+    variational_dropout: bool = False
 
     def __call__(
         self, dense: Any, other: Any, rows: tuple[jax.Array, ...], features: Any, carry: Any, key: jax.Array | None
@@ -55,7 +57,8 @@ class LanguageModelBody:
             streams = local_rows(jnp.arange(padded_streams_of(len(embedded), self.mesh)), stream_axes(self.mesh))
             keys = jax.vmap(lambda stream: jax.random.fold_in(key, stream))(streams)
         _, tables, _ = split_params(abstract_model(self.config, self.mesh))  # which it does not read
-        hidden, carry = self.model(tables, dense, other).hidden(embedded, carry, keys, dtype)
+        model = self.model(tables, dense, other)
+        hidden, carry = model.hidden(embedded, carry, keys, dtype, self.variational_dropout)
         return BodyOutputs(hidden, carry, other)
 
     def model(self, tables: Any, dense: Any, other: Any) -> LanguageModel:

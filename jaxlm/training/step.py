@@ -30,6 +30,7 @@ from jaxlm.token_ids import Ids, check_ids
 from jaxlm.training.apply_gradients import update
 from jaxlm.training.body import BodyOutputs
 from jaxlm.training.objectives import Gradient, training_loss_of
+from jaxlm.training.parameter_dropout import drop_parameters
 from jaxlm.training.state import TrainState, state_specs
 
 EVERYWHERE = PartitionSpec()
@@ -128,6 +129,7 @@ def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[Tr
 
     def batch_loss(dense: Any, looked_up: tuple[jax.Array, ...], rows: Any) -> tuple[jax.Array, BodyOutputs]:
         dense = as_varying(dense, stream_axes(mesh))
+        dense, looked_up = drop_parameters(state, inputs, dense, looked_up, dropout_key)
         outputs = state.body(dense, state.other, looked_up, batch.features, initial_carry(state, batch), dropout_key)
         losses = loss_function.losses(rows, outputs_with_labels(batch, outputs.hidden, mesh))
         return reduce_losses(batch, losses, mesh) + outputs.loss, outputs

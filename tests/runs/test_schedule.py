@@ -28,6 +28,19 @@ def test_without_warmup_and_decay_it_is_constant(warmup_steps):
     assert [float(learning_rate_schedule(config, 9)(step)) for step in range(10)] == [2.0] * 10
 
 
+@pytest.mark.parametrize(
+    ("constant", "epochs", "divisor"),
+    [(4, 13, 2.0), (6, 39, 1.2), (14, 55, 1.15)],  # small, medium and large
+)
+def test_the_learning_rate_of_zaremba_et_al_falls_by_epochs(constant, epochs, divisor):
+    fraction = 1 - constant / epochs
+    config = ScheduleConfig(1.0, warmup_steps=0, decay_fraction=fraction, epoch_decay=divisor, epochs=epochs)
+    schedule, steps = learning_rate_schedule(config, 7 * epochs), np.arange(7 * epochs)
+    expected = [divisor ** -max(step // 7 + 1 - constant, 0) for step in steps]
+    np.testing.assert_allclose(schedule(steps), expected, rtol=1e-5)
+    assert learning_rate_schedule(config, 0)(10**6) == 1.0  # no decay while the length is unknown
+
+
 def test_lengths_in_steps_epochs_and_minutes():
     assert known_total_steps(ScheduleConfig(steps=7), TRAIN, 201) == 7
     assert known_total_steps(ScheduleConfig(epochs=2.5), TRAIN, 201) == 25
