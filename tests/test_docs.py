@@ -75,8 +75,9 @@ def options_of(function: Callable) -> set[str]:
 
 
 def benchmark_options() -> set[str]:
-    """Returns the options of all benchmarks, read from their source."""
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "examples" / "benchmarks").glob("*.py")]
+    """Returns the options of all benchmarks and of examples/reproduce, read from their source."""
+    folders = [ROOT / "examples" / name for name in ("benchmarks", "reproduce")]
+    sources = [path.read_text(encoding="utf-8") for folder in folders for path in folder.glob("*.py")]
     return {name.replace("_", "-") for source in sources for name in re.findall(r"\b(\w+): [^=\n]*=", source)}
 
 
