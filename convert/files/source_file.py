@@ -9,7 +9,7 @@ from convert.checks.comparison import precomputed
 from convert.checks.predictor import Predictor
 from convert.files.format_table import format_of, load_predictor
 from convert.keras_models.reader import KerasFile, open_file
-from convert.weights.optimizer_state import unusual_settings
+from convert.weights.optimizer_state import KERAS_OPTIMIZERS, unusual_settings
 from convert.weights.table import model_from_keras_arrays
 from jaxlm.errors import InputError
 from jaxlm.model.language_model import LanguageModel
@@ -83,12 +83,12 @@ def dropped_settings(compiled: Mapping[str, Any], *, keep_optimizer: bool) -> li
     if isinstance(optimizer, dict):
         settings = optimizer.get("config")
         settings = settings if isinstance(settings, dict) else {}
-        words = [
-            f"{name}={value}"
-            for name, value in unusual_settings(settings)
-            if not (keep_optimizer and name in KEPT and isinstance(value, float))
-        ]
         name = str(optimizer.get("class_name"))
+        words = [
+            f"{setting}={value}"
+            for setting, value in unusual_settings(settings, KERAS_OPTIMIZERS.get(name) if keep_optimizer else None)
+            if not (keep_optimizer and setting in KEPT and isinstance(value, float))
+        ]
         if not keep_optimizer:
             found.append(f"optimizer {name}({', '.join(words)})")
         elif words:

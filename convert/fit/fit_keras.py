@@ -120,6 +120,7 @@ def fit_keras(
     frozen = initial_embeddings is not None and "embedding" in network.frozen
     require(not frozen, "initial_embeddings", "None for an embedding that is not trainable", initial_embeddings)
     require(mesh is None or network.structure is not None, "mesh", "None unless the body is LSTMs", mesh)
+    require(mesh is None or session.accumulation is None, "mesh", "None with gradient_accumulation_steps", mesh)
     size = 32 if batch_size is None else batch_size
     valid_size = size if validation_batch_size is None else validation_batch_size
     train, valid = _open(x, y, sample_weight, size, validation_split, validation_data, valid_size)
@@ -131,7 +132,7 @@ def fit_keras(
         valid_shape = scan(valid, network, labels, validation_steps)
         validation = Passes(valid, valid_shape, validation_steps, continues=False)
     weights = None if class_weight is None else _class_weights(class_weight, network.vocab_size)
-    metrics = open_metrics(model, network.logits, sharded=mesh is not None)
+    metrics = open_metrics(model, network.logits)
     data = Data(Passes(train, shape, steps_per_epoch), validation, validation_freq, shuffle, labels, weights, metrics)
     config = TrainConfig(
         batch_size=shape.batch_size,

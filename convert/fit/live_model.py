@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from convert.fit.accumulation import Accumulation
 from convert.fit.compile_settings import read_loss
 from convert.fit.examples import Labels
 from convert.fit.live_optimizer import LiveOptimizer, open_optimizer
 from convert.fit.network import Link, Network, Path, open_network
 from convert.fit.optimizers import AVERAGE, SETTLED, settle
+from convert.fit.paths import get_path, put_path, replace_path
 from convert.fit.variables import is_same_version, read_variable, version_of, write_variable
 from jaxlm.config import TrainConfig
+from jaxlm.data.batches import Batch
 from jaxlm.data.vocabulary import log_unigram
 from jaxlm.data.word_vectors import word_vectors
 from jaxlm.errors import InputError, require
@@ -23,6 +26,7 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import on_host, shard
 from jaxlm.training.settings import class_order, resolve_config
 from jaxlm.training.state import TrainState, gather_state
+from jaxlm.training.step import train_step
 
 InitialBiases = Literal["unigram"] | None
 InitialEmbeddings = Literal["counts"] | None
@@ -35,6 +39,7 @@ class Session(NamedTuple):
     network: Network
     optimizer: LiveOptimizer
     seen: dict[Any, Any]  # the value of each variable when it was last read or written
+    accumulation: Accumulation | None  # with `gradient_accumulation_steps`
 
     def read(self, config: TrainConfig, counts: np.ndarray) -> TrainState:
         """Makes a training state of the model's weights, its states and its optimizer's state.
@@ -44,12 +49,11 @@ class Session(NamedTuple):
           counts: `[V]` how often each id is a label.
         """
         config = resolve_config(config, self.network.vocab_size)
-        self.optimizer.build(self.model)  # before the first step, so that nothing fails after the last one
         parts: dict[str, Any] = {"tables": {}, "dense": {}, "other": {}, "carry": {}, "opt_state": {"dense": {}}}
         for link in self.network.links:
-            _put(parts, link.path, self._read(link.variable, link.transposed))
+            put_path(parts, link.path, self._read(link.variable, link.transposed))
         for link, slot, variable in self._slots():
-            _put(parts, _slot_path(link.path, slot), self._read(variable, link.transposed))
+            put_path(parts, _slot_path(link.path, slot), self._read(variable, link.transposed))
         frozen = set(self.network.frozen)
         if "biases" not in parts["tables"]:
             parts["tables"]["biases"] = jnp.zeros(self.network.vocab_size, jnp.float32)
@@ -71,6 +75,8 @@ class Session(NamedTuple):
             order=class_order(counts),
             opt_state=self._opt_state(parts["opt_state"]) if self.optimizer.has_state else None,
         )
+        if self.accumulation is not None:
+            self.accumulation.refresh(state)
         return jax.block_until_ready(self._at_step(state))
 
     def _carry(self, states: dict[int, dict[int, jax.Array]], batch_size: int) -> Any:
@@ -94,17 +100,30 @@ class Session(NamedTuple):
         """Returns a state with the number of steps of the model's optimizer."""
         self.seen["steps"] = self.optimizer.steps()
         steps, u_product = np.int32(self.seen["steps"]), np.float32(self.optimizer.u_product())
+        updated = steps - steps % self.optimizer.rule.batches
         params, opt_state = state.tables | {"dense": state.dense}, {}
         for name, part in state.opt_state.items():
-            opt_state[name] = part | {"step": jnp.array(steps), "u_product": jnp.array(u_product)}
+            opt_state[name] = part | {"step": jnp.array(updated), "u_product": jnp.array(u_product)}
             if self.optimizer.rule.has_averages:
                 opt_state[name][SETTLED] = jax.tree.map(lambda each: jnp.full(each.shape[:1], steps), params[name])
         return dataclasses.replace(state, step=jnp.array(steps), opt_state=opt_state)
 
     def _slots(self) -> list[tuple[Link, str, Any]]:
         """Returns each variable of the optimizer that belongs to a weight."""
-        links = [link for link in self.network.links if link.path[0] in ("tables", "dense") and link.trained]
+        links = self.network.trained
         return [(link, slot, variable) for link in links for slot, variable in self.optimizer.slots_of(link.variable)]
+
+    def step(self, state: TrainState, batch: Batch, step: int) -> tuple[TrainState, jax.Array]:
+        """Runs `jaxlm.train_step`, or the same with `gradient_accumulation_steps`.
+
+        Args:
+          state: donated.
+          batch: to train on.
+          step: number of the batch, from 0.
+        """
+        if self.accumulation is not None:
+            return self.accumulation.step(state, batch, step)
+        return train_step(state, batch, self.optimizer.learning_rate(step))
 
     def refresh(self, state: TrainState) -> TrainState:
         """Returns a state with the changes of callbacks to the model, its states or its optimizer since `read`."""
@@ -116,12 +135,15 @@ class Session(NamedTuple):
                 if state.mesh is not None:
                     name = "/".join(map(str, path))
                     array = shard({name: array}, state.mesh)[name]
-                state = _replace(state, path, array)
+                state = replace_path(state, path, array)
+        if self.accumulation is not None:
+            self.accumulation.refresh(state)
         steps = self.optimizer.steps()
         if self.optimizer.inner is None or steps == self.seen["steps"]:
             return state
         self.seen["steps"] = steps
-        opt_state = {name: part | {"step": jnp.int32(steps)} for name, part in state.opt_state.items()}
+        updated = jnp.int32(steps - steps % self.optimizer.rule.batches)
+        opt_state = {name: part | {"step": updated} for name, part in state.opt_state.items()}
         return dataclasses.replace(state, step=jnp.int32(steps), opt_state=opt_state)
 
     def _read(self, variable: Any, transposed: bool) -> jax.Array:
@@ -140,7 +162,7 @@ class Session(NamedTuple):
         trained = {name: table for name, table in state.tables.items() if name not in state.frozen}
         params = trained | {"dense": state.dense}
         for name, param in params.items():
-            opt_state[name] = settle(rule, param, opt_state[name])
+            opt_state[name] = settle(rule, param, opt_state[name], int(state.step) % rule.batches)
         state = dataclasses.replace(state, opt_state=opt_state)
         if not overwrite:
             return state
@@ -159,11 +181,13 @@ class Session(NamedTuple):
             with on_host():
                 state, last = gather_state(state), True
         for link in self.network.links:
-            self._write(link.variable, _get(state, link.path), link.transposed, last)
+            self._write(link.variable, get_path(state, link.path), link.transposed, last)
         for link, slot, variable in self._slots():
-            self._write(variable, _get(state, _slot_path(link.path, slot)), link.transposed, last)
+            self._write(variable, get_path(state, _slot_path(link.path, slot)), link.transposed, last)
         self.optimizer.set_steps(int(state.step), float(state.opt_state["dense"]["u_product"]))
         self.seen["steps"] = int(state.step)
+        if self.accumulation is not None:
+            self.accumulation.write()
 
     def initialize(
         self,
@@ -217,7 +241,9 @@ def open_session(model: Any, sequence_length: int | None) -> tuple[Session, Labe
     masked = network.structure is not None and network.structure.mask_zero
     allows_empty = network.structure is None or not network.structure.config.dense
     labels = Labels(network.vocab_size, network.last_only, masked, loss.ignore_class, loss.reduction, allows_empty)
-    return Session(model, network, optimizer, {}), labels
+    optimizer.build(model)  # before the first step, so that nothing fails after the last one
+    accumulation = None if optimizer.rule.batches == 1 else Accumulation(optimizer, network.trained)
+    return Session(model, network, optimizer, {}, accumulation), labels
 
 
 def _slot_path(path: Path, slot: str) -> Path:
@@ -227,29 +253,3 @@ def _slot_path(path: Path, slot: str) -> Path:
 
 def _as_list(arrays: dict[int, Any]) -> list[Any]:
     return [arrays[i] for i in range(len(arrays))]
-
-
-def _put(tree: dict[str, Any], path: Path, value: Any) -> None:
-    *folders, name = path
-    for folder in folders:
-        tree = tree.setdefault(folder, {})
-    tree[name] = value
-
-
-def _get(tree: Any, path: Path) -> Any:
-    for name in path:
-        tree = getattr(tree, name) if isinstance(name, str) and hasattr(tree, name) else tree[name]
-    return tree
-
-
-def _replace(tree: Any, path: Path, value: Any) -> Any:
-    """Returns a state, or a part of one, with another array at a path."""
-    if not path:
-        return value
-    name, *rest = path
-    if isinstance(tree, TrainState):
-        return dataclasses.replace(tree, **{name: _replace(getattr(tree, name), tuple(rest), value)})
-    if isinstance(tree, dict):
-        return tree | {name: _replace(tree[name], tuple(rest), value)}
-    items = [_replace(item, tuple(rest), value) if i == name else item for i, item in enumerate(tree)]
-    return type(tree)(items)

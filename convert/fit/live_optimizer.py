@@ -21,7 +21,7 @@ class LiveOptimizer(NamedTuple):
     clip_norm: float = TrainConfig.clip_norm
     clip_each: bool = False
     unused: tuple[str, ...] = ()  # settings without effect, in words
-    overwrite_frequency: int | None = None  # steps after which moving averages replace the weights
+    overwrite_frequency: int | None = None  # updates after which moving averages replace the weights
 
     @property
     def has_state(self) -> bool:
@@ -29,7 +29,10 @@ class LiveOptimizer(NamedTuple):
         return self.inner is not None and not _is_legacy(self.inner)
 
     def learning_rate(self, step: int) -> float:
-        """Returns the learning rate of a step, from 0. It is read at each step, since callbacks change it."""
+        """Returns the learning rate of a step, from 0. It is read at each step, since callbacks change it.
+
+        Schedules count batches, also those of a group with `gradient_accumulation_steps`, as in Keras.
+        """
         if self.inner is None:
             return ScheduleConfig.learning_rate
         rate = getattr(self.inner, "_learning_rate", None)
@@ -38,14 +41,19 @@ class LiveOptimizer(NamedTuple):
             return float(as_array(rate(step) if hasattr(rate, "get_config") else rate()))
         return float(as_array(self.inner.learning_rate))
 
+    @property
+    def _counter(self) -> Any:
+        """The variable that counts steps; with `gradient_accumulation_steps`, `iterations` counts updates."""
+        return self.inner.iterations if self.rule.batches == 1 else self.inner._iterations
+
     def steps(self) -> int:
-        """Returns the number of steps it has done."""
-        return 0 if self.inner is None else int(as_array(self.inner.iterations))
+        """Returns the number of steps it has done, one per batch."""
+        return 0 if self.inner is None else int(as_array(self._counter))
 
     def set_steps(self, steps: int, u_product: float) -> None:
         """Sets the number of steps, and the product that Nadam keeps."""
         if self.inner is not None:
-            self.inner.iterations.assign(steps)
+            self._counter.assign(steps)
             if self.has_state and hasattr(self.inner, "_u_product"):
                 self.inner._u_product.assign(u_product)
 
@@ -53,6 +61,11 @@ class LiveOptimizer(NamedTuple):
         """Returns the product that Nadam keeps."""
         product = getattr(self.inner, "_u_product", None)
         return 1.0 if product is None else float(as_array(product))
+
+    def overwrites(self, step: int) -> bool:
+        """Whether moving averages replace the weights after a step, from 0; with accumulation, in a whole group."""
+        frequency = self.overwrite_frequency
+        return frequency is not None and (step // self.rule.batches + 1) % frequency == 0
 
     def build(self, model: Any) -> None:
         """Makes the variables of its state, if there are none yet."""
@@ -79,13 +92,18 @@ class LiveOptimizer(NamedTuple):
         """Yields the name and the variable of each slot of a trained weight."""
         if not self.has_state or not self.is_built():
             return
-        if hasattr(self.inner, "_get_variable_index"):
-            index = self.inner._get_variable_index(variable)
-        else:
-            index = self.inner._index_dict[self.inner._var_key(variable)]
         for slot in self.rule.slots:
             found = getattr(self.inner, f"_{slot}", None)
-            yield slot, (getattr(self.inner, slot) if found is None else found)[index]
+            yield slot, (getattr(self.inner, slot) if found is None else found)[self._index_of(variable)]
+
+    def accumulator_of(self, variable: Any) -> Any:
+        """Returns the variable with the waiting gradient of a trained weight."""
+        return self.inner._accumulated_gradients[self._index_of(variable)]
+
+    def _index_of(self, variable: Any) -> int:
+        if hasattr(self.inner, "_get_variable_index"):
+            return int(self.inner._get_variable_index(variable))
+        return int(self.inner._index_dict[self.inner._var_key(variable)])
 
 
 def open_optimizer(model: Any) -> LiveOptimizer:
@@ -104,12 +122,6 @@ def open_optimizer(model: Any) -> LiveOptimizer:
     if kind not in OPTIMIZERS or (legacy and kind not in ("Adam", "SGD", "Adagrad")):
         raise InputError(f"Invalid `optimizer`: fit_keras has no {kind}, whose update is not element-wise. {HOW}")
     settings = dict(inner.get_config())
-    accumulated = settings.get("gradient_accumulation_steps")
-    if accumulated:
-        raise InputError(
-            f"Invalid `optimizer`: expected {kind} without gradient_accumulation_steps. For the same steps, give"
-            f" batches that are {accumulated} times as large. Received: gradient_accumulation_steps={accumulated}."
-        )
     if getattr(inner, "_exclude_from_weight_decay", None):
         raise InputError(f"Invalid `optimizer`: expected {kind} with weight decay for all weights, or none.")
     unused = [f"the state of the legacy optimizer {kind}, which is initialized"] if legacy else []
@@ -136,8 +148,8 @@ def open_optimizer(model: Any) -> LiveOptimizer:
             "first_momentum": 0.0 if hasattr(inner, "_get_variable_index") else momentum,
         }
     each, together = settings.get("clipnorm"), settings.get("global_clipnorm")
-    rule = KerasOptimizer(kind, tuple(sorted(chosen.items())))
-    frequency = settings.get("ema_overwrite_frequency") if settings.get("use_ema") else None
+    rule = KerasOptimizer(kind, tuple(sorted(chosen.items())), settings.get("gradient_accumulation_steps") or 1)
+    frequency = (settings.get("ema_overwrite_frequency") or None) if settings.get("use_ema") else None
     return LiveOptimizer(rule, outer, inner, float(each or together or 0.0), bool(each), tuple(unused), frequency)
 
 

@@ -22,7 +22,6 @@ from jaxlm.runs.deferred_losses import MAX_SKIPPED, DeferredLosses
 from jaxlm.runs.stop_signals import StopSignals
 from jaxlm.training.batch_losses import batch_statistics, exact_batch_loss
 from jaxlm.training.state import TrainState
-from jaxlm.training.step import train_step
 
 
 @dataclasses.dataclass
@@ -134,11 +133,10 @@ class Training:
             batch = self._batch(data.train, examples, data.class_weights)
             if self.hooks.on_batches:
                 self.call("on_train_batch_begin", number)
-            rate = self.session.optimizer.learning_rate(self.step)
-            self.state, loss = train_step(self.state, batch, rate)
+            self.state, loss = self.session.step(self.state, batch, self.step)
+            overwrites = self.session.optimizer.overwrites(self.step)
             self.step, self.is_written = self.step + 1, False
-            frequency = self.session.optimizer.overwrite_frequency
-            if frequency and self.step % frequency == 0:
+            if overwrites:
                 self.state = self.session.settle(self.state, overwrite=True)
             deferred.add(loss, len(examples[1]))
             if self.hooks.on_batches:
@@ -211,8 +209,10 @@ class Training:
 
         found = batches(y, labels._replace(ignore_class=ignored) if outside else labels)
         counts = weigh(batches(np.where(y == ignored, 0, y), labels) if outside else found)
-        log_probabilities, ranks = map(np.asarray, batch_statistics(state, found[0]._replace(starts_epoch=True)))
-        given = class_ids(y, size, self.network.last_only)
+        batch = shard_batch(found[0]._replace(starts_epoch=True), state.mesh)
+        size = found[0].labels.size
+        log_probabilities, ranks = (np.asarray(array)[:size] for array in batch_statistics(state, batch))
+        given = class_ids(y, self.network.vocab_size, self.network.last_only)
         sample_weight = np.reshape(weights[0], (len(given), -1)) if weights else None
         return Measured(
             log_probabilities, ranks, np.ravel(found[0].labels), weigh(found), counts, (given, sample_weight)

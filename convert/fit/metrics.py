@@ -36,13 +36,12 @@ class Measured(NamedTuple):
     given: tuple[np.ndarray, np.ndarray | None]  # labels and `sample_weight` before any mask, [B, P]
 
 
-def open_metrics(model: Any, logits: bool, *, sharded: bool) -> tuple[Metric, ...]:
+def open_metrics(model: Any, logits: bool) -> tuple[Metric, ...]:
     """Returns the compiled metrics that are computed, and warns of those that are not.
 
     Args:
       model: live, of Keras 3 or `tf_keras`.
       logits: whether it ends without a softmax.
-      sharded: whether it is trained on a mesh.
     """
     compiled = getattr(model, "_compile_metrics", None) or getattr(model, "compiled_metrics", None)
     found: dict[str, Metric] = {}
@@ -51,15 +50,15 @@ def open_metrics(model: Any, logits: bool, *, sharded: bool) -> tuple[Metric, ..
         for each in keras.tree.flatten(getattr(compiled, argument, None)):
             if each is None:
                 continue
-            metric = None if sharded else _metric(each, is_weighted, logits)
+            metric = _metric(each, is_weighted, logits)
             name = _name(each) if metric is None else _unique(metric.name, is_weighted, found)
             if metric is None:
                 unknown.append(name)
             else:
                 found[name] = metric._replace(name=name)
     if found or unknown:
-        where = "on a mesh" if sharded else "without the probabilities of all words"
-        missing = f"; and not {', '.join(unknown)} {where}: call model.evaluate for it" if unknown else ""
+        where = "without the probabilities of all words: call model.evaluate for it"
+        missing = f"; and not {', '.join(unknown)} {where}" if unknown else ""
         warnings.warn(f"fit_keras computes metrics on validation data, not on training data{missing}", stacklevel=3)
     return tuple(found.values())
 

@@ -47,6 +47,11 @@ class Network(NamedTuple):
     batch_size: int | None = None  # that the states of a stateful model have
 
     @property
+    def trained(self) -> tuple[Link, ...]:
+        """The links of trained weights."""
+        return tuple(link for link in self.links if link.path[0] in ("tables", "dense") and link.trained)
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         """The tables that are not trained."""
         return tuple(link.path[1] for link in self.links if link.path[0] == "tables" and not link.trained)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 Slots = dict[str, jax.Array]
 Settings = dict[str, Any]
@@ -134,10 +135,12 @@ class KerasOptimizer:
     Attributes:
       kind: name of Keras' class.
       items: its settings, sorted.
+      batches: in an update, of which each is a step.
     """
 
     kind: str
     items: tuple[tuple[str, Any], ...]
+    batches: int = 1
 
     @property
     def slots(self) -> list[str]:
@@ -163,7 +166,7 @@ class KerasOptimizer:
             return {"step": jnp.int32(0), "u_product": jnp.float32(1.0), **filled}
 
         def update(gradients: Any, state: dict[str, Any], params: Any = None) -> tuple[Any, dict[str, Any]]:
-            number = (state["step"] + 1).astype(jnp.float32)
+            number = (state["step"] // self.batches + 1).astype(jnp.float32)
             u_product = state["u_product"] * (settings.get("beta_1") or 1.0) * (1 - 0.5 * 0.96**number)
             step = Step(number, jnp.asarray(learning_rate, jnp.float32), u_product)
             decay, limit = settings.get("weight_decay"), settings.get("clipvalue")
@@ -182,16 +185,16 @@ class KerasOptimizer:
                 new.append([new_slots[slot] for slot in slots])
             columns = zip(*new, strict=True) if new else [()] * len(slots)
             trees = {slot: structure.unflatten(column) for slot, column in zip(slots, columns, strict=True)}
-            return structure.unflatten(updates), {"step": state["step"] + 1, "u_product": u_product, **trees}
+            return structure.unflatten(updates), {"step": state["step"] + self.batches, "u_product": u_product, **trees}
 
         return optax.GradientTransformation(init, update)
 
     def _average(self, param: jax.Array, delta: jax.Array, slots: Slots, steps: jax.Array) -> Slots:
-        """Returns the averages after a step that adds `delta`; the first step begins them."""
+        """Returns the averages after the last step of an update that adds `delta`; the first update begins them."""
         momentum = jnp.where(steps > 0, dict(self.items)["ema_momentum"], dict(self.items)["first_momentum"])
-        before = self.settle(param, slots[AVERAGE], slots[SETTLED], steps)
+        before = self.settle(param, slots[AVERAGE], slots[SETTLED], steps + self.batches - 1)
         average = momentum * before + (1 - momentum) * (param + delta)
-        return {AVERAGE: average, SETTLED: jnp.full_like(slots[SETTLED], steps + 1)}
+        return {AVERAGE: average, SETTLED: jnp.full_like(slots[SETTLED], steps + self.batches)}
 
     def settle(self, param: jax.Array, average: jax.Array, settled: jax.Array, steps: jax.Array) -> jax.Array:
         """Returns the averages `[R, ...]` after `steps` of rows that stay since `settled`; from 0 on, the rows."""
@@ -200,8 +203,15 @@ class KerasOptimizer:
 
 
 @partial(jax.jit, static_argnums=0)
-def settle(rule: KerasOptimizer, params: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Returns the state of a part with all its moving averages as they are after its last step."""
-    steps = state["step"]
+def settle(rule: KerasOptimizer, params: Any, state: dict[str, Any], waiting: ArrayLike) -> dict[str, Any]:
+    """Returns the state of a part with all its moving averages as they are after its last step.
+
+    Args:
+      rule: of the state.
+      params: of the part.
+      state: of the part.
+      waiting: steps since the last update.
+    """
+    steps = state["step"] + waiting
     averages = jax.tree.map(partial(rule.settle, steps=steps), params, state[AVERAGE], state[SETTLED])
     return state | {AVERAGE: averages, SETTLED: jax.tree.map(lambda each: jnp.full_like(each, steps), state[SETTLED])}

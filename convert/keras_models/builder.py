@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from convert.options import DEFAULT_OPTIONS, ExportOptions
-from convert.weights.optimizer_state import SLOTS, OptimizerState
+from convert.weights.optimizer_state import EPSILON, SLOTS, OptimizerState
 from convert.weights.table import ALIGNMENT, aligned_copy, to_keras_weights
 from jaxlm.config import ModelConfig
 
@@ -91,11 +91,11 @@ def compile_model(model: keras.Model, state: OptimizerState, config: ModelConfig
     """
     clip = state.clip_norm or None
     if state.name == "adam":
-        optimizer = keras.optimizers.Adam(state.learning_rate, epsilon=1e-8, global_clipnorm=clip)
+        optimizer = keras.optimizers.Adam(state.learning_rate, epsilon=EPSILON["adam"], global_clipnorm=clip)
     elif state.name == "sgd":
         optimizer = keras.optimizers.SGD(state.learning_rate, global_clipnorm=clip)
     else:
-        optimizer = keras.optimizers.Adagrad(state.learning_rate, epsilon=1e-7, global_clipnorm=clip)
+        optimizer = keras.optimizers.Adagrad(state.learning_rate, epsilon=EPSILON["adagrad"], global_clipnorm=clip)
     from_logits = model.layers[-1].get_config().get("activation") == "linear"
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits))
     optimizer.build(model.trainable_variables)

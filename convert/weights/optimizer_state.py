@@ -26,8 +26,8 @@ FIXED = {  # in jaxlm; Keras' defaults
     "nesterov": False,
     "weight_decay": None,
 }
-
-USUAL = {  # Keras' defaults, which are not reported
+EPSILON: dict[Optimizer, float] = {"adam": 1e-8, "adagrad": 1e-7}  # Optax's defaults
+USUAL: dict[str, Any] = {  # Keras' defaults, which are not reported
     "beta_1": 0.9,
     "beta_2": 0.999,
     "epsilon": 1e-7,
@@ -48,11 +48,15 @@ class OptimizerState(NamedTuple):
     slots: dict[str, dict[str, np.ndarray]]  # by Optax's names: an array for each weight, by its jaxlm name
 
 
-def unusual_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields the settings of a Keras optimizer, from its config, that are not Keras' defaults."""
+def unusual_settings(settings: Mapping[str, Any], run_optimizer: Optimizer | None = None) -> Iterator[tuple[str, Any]]:
+    """Yields the settings of a Keras optimizer, from its config, that are not Keras' defaults.
+
+    If a run continues with the optimizer, called `run_optimizer` there, its epsilon is compared with that of the run.
+    """
+    usual = USUAL if run_optimizer is None else USUAL | {"epsilon": EPSILON.get(run_optimizer)}
     for name, value in settings.items():
         value = value.get("class_name", "?") if isinstance(value, dict) else value
-        if name not in ("name", "jit_compile") and value not in (None, False) and value != USUAL.get(name):
+        if name not in ("name", "jit_compile") and value not in (None, False) and value != usual.get(name):
             yield name, value
 
 

@@ -22,7 +22,7 @@ from measure import machine, milliseconds, print_table
 
 import convert
 
-Inputs = np.ndarray | list[np.ndarray]
+Inputs = np.ndarray | tuple[np.ndarray, ...]
 
 
 class Batches(keras.utils.PyDataset):
@@ -42,7 +42,7 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[Inputs, np.ndarray]:
         self.times.append(time.perf_counter())
         words, every = self.words[index], len(self.model.outputs[0].shape) == 3
-        inputs = [words[:, :-1], self.users[index]][: len(self.model.inputs)]
+        inputs = (words[:, :-1], self.users[index])[: len(self.model.inputs)]
         return (inputs if len(inputs) > 1 else inputs[0]), (words[:, 1:] if every else words[:, -1])
 
 

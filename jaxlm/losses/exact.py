@@ -83,18 +83,23 @@ def exact_losses(
     References:
       Shoeybi et al. 2019, Megatron-LM, https://arxiv.org/abs/1909.08053, section 3.
     """
-    num_rows = weights.shape[0]
-    if axes and num_rows * jax.lax.axis_size(axes) > num_classes:
-        is_class = local_rows(jnp.arange(num_rows * jax.lax.axis_size(axes)) < num_classes, axes)
-        biases = jnp.where(is_class, biases, FLOAT_MIN)
+    biases = mask_padding(biases, num_classes, axes)
     normalizer, label_logits = _normalizer_and_label_logits(
-        inputs, weights, labels, biases, min(block_size, num_rows), axes
+        inputs, weights, labels, biases, min(block_size, weights.shape[0]), axes
     )
     if axes:
         highest = pmax(normalizer, axes)
         normalizer = highest + jnp.log(psum(jnp.exp(normalizer - highest), axes))
         label_logits = psum(label_logits, axes)
     return normalizer - label_logits
+
+
+def mask_padding(biases: jax.Array, num_classes: int, axes: Axes) -> jax.Array:
+    """Returns the biases `[R]` of a device's rows, so low for rows from `num_classes` on that these add nothing."""
+    num_rows = biases.shape[0] * (jax.lax.axis_size(axes) if axes else 1)
+    if num_rows == num_classes:
+        return biases
+    return jnp.where(local_rows(jnp.arange(num_rows) < num_classes, axes), biases, FLOAT_MIN)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxlm.losses.exact import FLOAT_MIN, block_logits
-from jaxlm.row_updates import take_rows
+from jaxlm.losses.exact import FLOAT_MIN, block_logits, mask_padding
+from jaxlm.parallel.collectives import local_ids, pmax, psum, take_local_rows
+from jaxlm.parallel.mesh import Axes
 
 
 class WordStatistics(NamedTuple):
@@ -48,12 +49,26 @@ def word_statistics(
     >>> float(jnp.exp(statistics.log_probabilities[0])), int(statistics.ranks[0])
     (0.375, 2)
     """
-    num_classes = weights.shape[0]
-    block_size = min(block_size, num_classes)
-    labels = jnp.asarray(labels)
-    biases = jnp.zeros(num_classes, weights.dtype) if biases is None else biases
+    biases = jnp.zeros(weights.shape[0], weights.dtype) if biases is None else biases
+    return local_word_statistics(inputs, weights, jnp.asarray(labels), biases, weights.shape[0], block_size=block_size)
+
+
+def local_word_statistics(
+    inputs: jax.Array,
+    weights: jax.Array,
+    labels: jax.Array,
+    biases: jax.Array,
+    num_classes: int,
+    axes: Axes = (),
+    block_size: int = 1024,
+) -> WordStatistics:
+    """Computes `word_statistics` of classes whose rows are sharded along axes of a mesh, as in `exact_losses`."""
+    num_rows = weights.shape[0]
+    block_size, biases = min(block_size, num_rows), mask_padding(biases, num_classes, axes)
     inputs_t = inputs.T  # [D, N]
-    label_logits = jnp.sum(inputs * take_rows(weights, labels), axis=-1) + take_rows(biases, labels)
+    label_rows, label_biases = take_local_rows(weights, labels, axes), take_local_rows(biases, labels, axes)
+    label_logits = psum(jnp.sum(inputs * label_rows, axis=-1) + label_biases, axes)
+    labels = local_ids(labels, num_rows, axes)
 
     def add_block(block: jax.Array, running: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         highest, total, weighted, above = running
@@ -71,8 +86,12 @@ def word_statistics(
         above += count - (is_here & (own > label_logits))
         return new_highest, scale * total + exponentials.sum(axis=0), weighted, above
 
-    zeros = jnp.zeros(inputs.shape[0], inputs.dtype)
-    start = (jnp.full_like(zeros, FLOAT_MIN), zeros, zeros, jnp.zeros(inputs.shape[0], jnp.int32))
-    highest, total, weighted, above = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, start)
+    zeros = jnp.zeros_like(inputs[:, 0])
+    start = (jnp.full_like(zeros, FLOAT_MIN), zeros, zeros, zeros.astype(jnp.int32))
+    highest, total, weighted, above = jax.lax.fori_loop(0, -(-num_rows // block_size), add_block, start)
+    if axes:
+        shift = highest - pmax(highest, axes)
+        weighted = psum(jnp.exp(shift) * (weighted + total * shift), axes)
+        total, above, highest = psum(jnp.exp(shift) * total, axes), psum(above, axes), pmax(highest, axes)
     log_total = jnp.log(total)
     return WordStatistics(label_logits - highest - log_total, 1 + above, log_total - weighted / total)

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxlm.data.batches import Batch, batch_specs, outputs_with_labels, reduce_losses
-from jaxlm.losses.word_statistics import word_statistics
+from jaxlm.losses.word_statistics import local_word_statistics
 from jaxlm.matmul import in_float32
-from jaxlm.parallel.collectives import nan_unless_valid, on_mesh
+from jaxlm.parallel.collectives import all_gather_invariant, nan_unless_valid, on_mesh
+from jaxlm.parallel.mesh import data_axes, vocab_axes
 from jaxlm.training.objectives import ExactLoss, SampledLoss, exact_loss_of, training_loss_of
 from jaxlm.training.state import TrainState, state_specs
 from jaxlm.training.step import id_arrays, initial_carry, look_up, step_keys
@@ -36,14 +37,21 @@ def batch_statistics(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Ar
     """Computes the log-probabilities and ranks of the labels of one batch; see `word_statistics`.
 
     Args:
-      state: on one device, not donated.
-      batch: of ids.
+      state: not donated.
+      batch: of ids, as from `shard_batch`.
 
     Returns:
-      `[N]` float32 and `[N]` int32, for all labels in their order.
+      `[N]` float32 and `[N]` int32, for all labels in their order, and on a mesh for its padding after them.
     """
-    weights, biases, labels = state.tables["weights"], state.tables["biases"], jnp.ravel(batch.labels)
-    return word_statistics(evaluation_outputs(state, batch), weights, labels, biases=biases)[:2]
+    specs, out = (state_specs(state), batch_specs(batch, state.mesh)), PartitionSpec(data_axes(state.mesh) or None)
+    return on_mesh(_batch_statistics, state.mesh, specs, (out, out))(state, batch)
+
+
+def _batch_statistics(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    axes, weights, biases = vocab_axes(state.mesh), state.tables["weights"], state.tables["biases"]
+    labels = all_gather_invariant(jnp.ravel(batch.labels), axes)
+    outputs = evaluation_outputs(state, batch)
+    return local_word_statistics(outputs, weights, labels, biases, state.vocab_size, axes)[:2]
 
 
 @jax.jit

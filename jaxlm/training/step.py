@@ -61,7 +61,7 @@ def train_step(
     """
     fits = isinstance(batch, tuple | list) and 2 <= len(batch) <= len(Batch._fields)
     require(fits, "batch", "a Batch, or a pair of inputs and labels", type(batch).__name__)
-    return jit_train_step(state, _checked(state, Batch(*batch)), _checked_rate(state, learning_rate))
+    return jit_train_step(state, checked_batch(state, Batch(*batch)), _checked_rate(state, learning_rate))
 
 
 def _checked_rate(state: TrainState, learning_rate: Any) -> jax.Array | np.ndarray:
@@ -76,7 +76,8 @@ def _checked_rate(state: TrainState, learning_rate: Any) -> jax.Array | np.ndarr
     return rate.astype(np.float32)
 
 
-def _checked(state: TrainState, batch: Batch) -> Batch:
+def checked_batch(state: TrainState, batch: Batch) -> Batch:
+    """Returns a batch on the devices of a state; raises `InputError` if a shape or an id on the host does not fit."""
     many = isinstance(batch.inputs, tuple)
     given = batch.inputs if many else (batch.inputs,)
     found = f"{len(given)}"
@@ -123,6 +124,13 @@ def step_in_block(state: TrainState, block: BatchBlock) -> tuple[TrainState, jax
 
 def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, jax.Array]:
     """Runs a step on the streams and the rows of one device."""
+    loss, gradients, outputs = gradients_of(state, batch)
+    new_state = update(state, gradients, loss, learning_rate, outputs)
+    return new_state, jnp.where(new_state.skipped[1] > 0, jnp.nan, loss)
+
+
+def gradients_of(state: TrainState, batch: Batch) -> tuple[jax.Array, dict[str, Any], BodyOutputs]:
+    """Returns the loss of a batch, the gradient of each table and of "dense", and the outputs of the body."""
     mesh, inputs, labels = state.mesh, id_arrays(batch), jnp.asarray(batch.labels)
     sampling_key, dropout_key = step_keys(state)
     loss_function = training_loss_of(state, sampling_key, labels)
@@ -140,8 +148,7 @@ def _step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[Tr
         (loss, outputs), (d_dense, d_looked_up, d_rows) = value_and_grad(state.dense, looked_up, loss_function.rows)
     loss = nan_unless_valid(loss, (*inputs, labels), state.vocab_size, mesh)
     gradients = _combine(state, inputs, d_looked_up, loss_function.table_gradients(d_rows))
-    new_state = update(state, gradients | {"dense": d_dense}, loss, learning_rate, outputs)
-    return new_state, jnp.where(new_state.skipped[1] > 0, jnp.nan, loss)
+    return loss, gradients | {"dense": d_dense}, outputs
 
 
 def id_arrays(batch: Batch) -> tuple[jax.Array, ...]:

@@ -11,6 +11,7 @@ from flax import nnx
 from helpers import CHAIN
 
 from convert.files.export import export
+from convert.files.source_file import dropped_settings, read_source
 from convert.keras_models.reader import read_optimizer
 from convert.weights.optimizer_state import from_train_state, to_train_state
 from convert.weights.table import language_model_weights, to_keras_weights
@@ -32,6 +33,17 @@ def test_a_state_comes_back_from_a_keras_file(random_run, tmp_path, name, num_la
     again = read_optimizer(tmp_path / "a.keras", run.model.config)
     assert again.slots.keys() == state.slots.keys()
     assert_states_equal(again, state)
+    lost = dropped_settings(read_source(tmp_path / "a.keras").compiled, keep_optimizer=True)
+    assert not any(line.startswith("settings of") for line in lost)
+
+
+def test_an_epsilon_other_than_that_of_a_run_is_not_kept():
+    for kind, lost in (
+        (keras.optimizers.Adam(), ["settings of Adam: epsilon=1e-07"]),
+        (keras.optimizers.SGD(), []),
+    ):
+        compiled = {"optimizer": keras.optimizers.serialize(kind)}
+        assert dropped_settings(compiled, keep_optimizer=True) == lost
 
 
 @pytest.mark.parametrize("name", ["adam", "adagrad"])
