@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from convert.fit.live_optimizer import LiveOptimizer
 from convert.fit.network import Link
 from convert.fit.paths import get_path, replace_path
-from convert.fit.variables import is_same_version, read_variable, version_of, write_variable
+from convert.fit.variables import LiveVariables
 from jaxlm.data.batches import Batch
 from jaxlm.row_updates import RowGradient
 from jaxlm.training.accumulation import Waiting, accumulate, apply_accumulated
@@ -29,7 +29,7 @@ class Accumulation:
     def __init__(self, optimizer: LiveOptimizer, links: Sequence[Link]):
         self.optimizer = optimizer
         self.links = [(link, optimizer.accumulator_of(link.variable)) for link in links]
-        self.seen: dict[int, Any] = {}  # the value of each accumulator when it was last read or written
+        self.variables = LiveVariables()
         self.waiting = NOTHING
         self.written: Any = ()  # the rows that Keras' accumulators hold
 
@@ -51,13 +51,14 @@ class Accumulation:
 
     def refresh(self, state: TrainState) -> None:
         """Reads Keras' accumulators, unless they are as they were last read or written."""
-        if all(is_same_version(self.seen.get(id(each)), version_of(each)) for _, each in self.links):
+        if not any(self.variables.has_changed(variable) for _, variable in self.links):
             return
-        self.seen = {id(variable): version_of(variable) for _, variable in self.links}
+        for _, variable in self.links:
+            self.variables.mark(variable)
         rows, dense, self.waiting = {}, state.dense, NOTHING
         if self.optimizer.steps() % self.optimizer.rule.batches:  # otherwise Keras has set them to 0
             for link, variable in self.links:
-                array, (part, *path) = read_variable(variable, link.transposed), link.path
+                array, (part, *path) = self.variables.read(variable, link.transposed), link.path
                 if part == "dense":
                     dense = replace_path(dense, path, array)
                 else:
@@ -78,6 +79,5 @@ class Accumulation:
             for rows in self.waiting.rows if part == "tables" else ():
                 if path[0] in rows:
                     array = array.at[rows[path[0]].indices].add(rows[path[0]].values, mode="drop")
-            write_variable(variable, array, link.transposed, last=True)
-            self.seen[id(variable)] = version_of(variable)
+            self.variables.write(variable, array, link.transposed, last=True)
         self.written = self.waiting.rows

@@ -16,7 +16,7 @@ from convert.fit.live_optimizer import LiveOptimizer, open_optimizer
 from convert.fit.network import Link, Network, Path, open_network
 from convert.fit.optimizers import AVERAGE, SETTLED, settle
 from convert.fit.paths import get_path, put_path, replace_path
-from convert.fit.variables import is_same_version, read_variable, version_of, write_variable
+from convert.fit.variables import LiveVariables
 from jaxlm.config import TrainConfig
 from jaxlm.data.batches import Batch
 from jaxlm.data.vocabulary import log_unigram
@@ -38,7 +38,7 @@ class Session(NamedTuple):
     model: Any
     network: Network
     optimizer: LiveOptimizer
-    seen: dict[Any, Any]  # the value of each variable when it was last read or written
+    variables: LiveVariables
     accumulation: Accumulation | None  # with `gradient_accumulation_steps`
 
     def read(self, config: TrainConfig, counts: np.ndarray) -> TrainState:
@@ -51,9 +51,9 @@ class Session(NamedTuple):
         config = resolve_config(config, self.network.vocab_size)
         parts: dict[str, Any] = {"tables": {}, "dense": {}, "other": {}, "carry": {}, "opt_state": {"dense": {}}}
         for link in self.network.links:
-            put_path(parts, link.path, self._read(link.variable, link.transposed))
+            put_path(parts, link.path, self.variables.read(link.variable, link.transposed))
         for link, slot, variable in self._slots():
-            put_path(parts, _slot_path(link.path, slot), self._read(variable, link.transposed))
+            put_path(parts, _slot_path(link.path, slot), self.variables.read(variable, link.transposed))
         frozen = set(self.network.frozen)
         if "biases" not in parts["tables"]:
             parts["tables"]["biases"] = jnp.zeros(self.network.vocab_size, jnp.float32)
@@ -98,8 +98,7 @@ class Session(NamedTuple):
 
     def _at_step(self, state: TrainState) -> TrainState:
         """Returns a state with the number of steps of the model's optimizer."""
-        self.seen["steps"] = self.optimizer.steps()
-        steps, u_product = np.int32(self.seen["steps"]), np.float32(self.optimizer.u_product())
+        steps, u_product = np.int32(self.optimizer.steps()), np.float32(self.optimizer.u_product())
         updated = steps - steps % self.optimizer.rule.batches
         params, opt_state = state.tables | {"dense": state.dense}, {}
         for name, part in state.opt_state.items():
@@ -130,8 +129,8 @@ class Session(NamedTuple):
         places = [(link.variable, link.path, link.transposed) for link in self.network.links]
         places += [(variable, _slot_path(link.path, slot), link.transposed) for link, slot, variable in self._slots()]
         for variable, path, transposed in places:
-            if not is_same_version(self.seen.get(id(variable)), version_of(variable)):
-                array = self._read(variable, transposed)
+            if self.variables.has_changed(variable):
+                array = self.variables.read(variable, transposed)
                 if state.mesh is not None:
                     name = "/".join(map(str, path))
                     array = shard({name: array}, state.mesh)[name]
@@ -139,20 +138,11 @@ class Session(NamedTuple):
         if self.accumulation is not None:
             self.accumulation.refresh(state)
         steps = self.optimizer.steps()
-        if self.optimizer.inner is None or steps == self.seen["steps"]:
+        if self.optimizer.inner is None or steps == int(state.step):
             return state
-        self.seen["steps"] = steps
         updated = jnp.int32(steps - steps % self.optimizer.rule.batches)
         opt_state = {name: part | {"step": updated} for name, part in state.opt_state.items()}
         return dataclasses.replace(state, step=jnp.int32(steps), opt_state=opt_state)
-
-    def _read(self, variable: Any, transposed: bool) -> jax.Array:
-        self.seen[id(variable)] = version_of(variable)
-        return read_variable(variable, transposed)
-
-    def _write(self, variable: Any, array: jax.Array, transposed: bool, last: bool) -> None:
-        write_variable(variable, array, transposed, last)
-        self.seen[id(variable)] = version_of(variable)
 
     def settle(self, state: TrainState, *, overwrite: bool = False) -> TrainState:
         """Returns a state whose moving averages are those after its last step, and maybe its weights, too."""
@@ -181,11 +171,10 @@ class Session(NamedTuple):
             with on_host():
                 state, last = gather_state(state), True
         for link in self.network.links:
-            self._write(link.variable, get_path(state, link.path), link.transposed, last)
+            self.variables.write(link.variable, get_path(state, link.path), link.transposed, last)
         for link, slot, variable in self._slots():
-            self._write(variable, get_path(state, _slot_path(link.path, slot)), link.transposed, last)
+            self.variables.write(variable, get_path(state, _slot_path(link.path, slot)), link.transposed, last)
         self.optimizer.set_steps(int(state.step), float(state.opt_state["dense"]["u_product"]))
-        self.seen["steps"] = int(state.step)
         if self.accumulation is not None:
             self.accumulation.write()
 
@@ -243,7 +232,7 @@ def open_session(model: Any, sequence_length: int | None) -> tuple[Session, Labe
     labels = Labels(network.vocab_size, network.last_only, masked, loss.ignore_class, loss.reduction, allows_empty)
     optimizer.build(model)  # before the first step, so that nothing fails after the last one
     accumulation = None if optimizer.rule.batches == 1 else Accumulation(optimizer, network.trained)
-    return Session(model, network, optimizer, {}, accumulation), labels
+    return Session(model, network, optimizer, LiveVariables(), accumulation), labels
 
 
 def _slot_path(path: Path, slot: str) -> Path:

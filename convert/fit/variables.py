@@ -13,50 +13,63 @@ from convert.keras_models.live_layers import as_array
 transpose = jax.jit(jnp.transpose)
 
 
-def read_variable(variable: Any, transposed: bool) -> jax.Array:
-    """Returns a copy of a variable's value: a step donates it, and Keras keeps its own."""
-    value = _held(variable)
-    array = value if isinstance(value, jax.Array) else _memory(value) if _is_tensorflow(value) else as_array(variable)
-    return transpose(array) if transposed else jnp.array(array, copy=True)
+class LiveVariables:
+    """Reads and writes variables of Keras, and tells which of them have changed in between."""
+
+    def __init__(self) -> None:
+        self.versions: dict[int, Any] = {}  # of each variable when it was last read or written
+
+    def has_changed(self, variable: Any) -> bool:
+        """Whether a variable has another value than when it was last read or written, without comparing numbers."""
+        before, now = self.versions.get(id(variable)), _version(variable)
+        if isinstance(before, np.ndarray) and isinstance(now, np.ndarray):
+            return before.ctypes.data != now.ctypes.data
+        return before != now if isinstance(before, tuple) else before is not now
+
+    def mark(self, variable: Any) -> None:
+        """Takes the value of a variable for the one that was last read."""
+        self.versions[id(variable)] = _version(variable)
+
+    def read(self, variable: Any, transposed: bool) -> jax.Array:
+        """Returns a copy of a variable's value: a step donates it, and Keras keeps its own."""
+        self.mark(variable)
+        value = _held(variable)
+        array = (
+            value if isinstance(value, jax.Array) else _memory(value) if _is_tensorflow(value) else as_array(variable)
+        )
+        return transpose(array) if transposed else jnp.array(array, copy=True)
+
+    def write(self, variable: Any, array: jax.Array, transposed: bool, last: bool) -> None:
+        """Assigns an array to a variable.
+
+        Args:
+          variable: of Keras.
+          array: its value.
+          transposed: whether the variable holds the transposed array.
+          last: whether no step follows, which would overwrite an array that Keras still reads.
+        """
+        on_jax = isinstance(variable, keras.Variable) and keras.backend.backend() == "jax"
+        shared = _is_tensorflow(_held(variable)) and _is_shared(_held(variable))
+        if transposed:
+            array = transpose(array)
+        elif not last and (on_jax or shared):
+            array = jnp.array(array, copy=True)
+        if shared:
+            capsule = jax.block_until_ready(array).__dlpack__()
+            variable.assign(sys.modules["tensorflow"].experimental.dlpack.from_dlpack(capsule))
+        else:
+            variable.assign(array if on_jax else np.asarray(array))
+        self.mark(variable)
 
 
-def write_variable(variable: Any, array: jax.Array, transposed: bool, last: bool) -> None:
-    """Assigns an array to a variable.
-
-    Args:
-      variable: of Keras.
-      array: its value.
-      transposed: whether the variable holds the transposed array.
-      last: whether no step follows, which would overwrite an array that Keras still reads.
-    """
-    on_jax = isinstance(variable, keras.Variable) and keras.backend.backend() == "jax"
-    shared = _is_tensorflow(_held(variable)) and _is_shared(_held(variable))
-    if transposed:
-        array = transpose(array)
-    elif not last and (on_jax or shared):
-        array = jnp.array(array, copy=True)
-    if shared:
-        capsule = jax.block_until_ready(array).__dlpack__()
-        variable.assign(sys.modules["tensorflow"].experimental.dlpack.from_dlpack(capsule))
-    else:
-        variable.assign(array if on_jax else np.asarray(array))
-
-
-def version_of(variable: Any) -> Any:
-    """Returns an object by which `is_same_version` can tell a later value, without comparing numbers."""
+def _version(variable: Any) -> Any:
+    """Returns an object by which a later value of a variable can be told apart."""
     value = _held(variable)
     if _is_tensorflow(value):  # a variable that is assigned anew has other memory while this is kept
         return _memory(value)
     if hasattr(value, "_version"):  # PyTorch, which assigns in place
         return value.data_ptr(), value._version
     return value
-
-
-def is_same_version(first: Any, second: Any) -> bool:
-    """Whether two results of `version_of` belong to the same value."""
-    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        return first.ctypes.data == second.ctypes.data
-    return first == second if isinstance(first, tuple) else first is second
 
 
 def _held(variable: Any) -> Any:
