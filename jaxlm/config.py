@@ -153,6 +153,10 @@ class TrainConfig:
       clip_each: whether `clip_norm` limits the norm of each parameter's gradient separately, like Keras' `clipnorm`,
         instead of the global norm.
       train_embedding: whether the embedding is trained.
+      weight_decay: factor of the parameters that are added to their gradients after clipping (L2); for table rows only
+        in steps that touch them.
+      average_after: number of steps after which the parameters are averaged over all later steps; evaluation and
+        export use the averages (Polyak and Juditsky 1992, https://doi.org/10.1137/0330046). 0 for no averages.
       variational_dropout: whether the model's dropout draws one mask for all time steps of a sequence (Gal and
         Ghahramani 2016, https://arxiv.org/abs/1512.05287), instead of one per time step.
       embedding_dropout: rate at which whole words are dropped: all occurrences of a word in a batch share one draw, and
@@ -179,6 +183,8 @@ class TrainConfig:
     clip_norm: float = 10.0
     clip_each: bool = False
     train_embedding: bool = True
+    weight_decay: float = 0.0
+    average_after: int = 0
     variational_dropout: bool = False
     embedding_dropout: float = 0.0
     weight_dropout: float = 0.0
@@ -188,7 +194,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require_at_least(self, 1, "batch_size", "sequence_length", "num_sampled")
-        require_at_least(self, 0, "initial_accumulator_value", "clip_norm")
+        require_at_least(self, 0, "initial_accumulator_value", "clip_norm", "weight_decay", "average_after")
         for name in ("embedding_dropout", "weight_dropout"):
             rate = getattr(self, name)
             require(0.0 <= rate < 1.0, name, "a rate in [0, 1)", rate)

@@ -21,7 +21,7 @@ from jaxlm.parallel.mesh import Mesh, leaf_name, map_data
 from jaxlm.parallel.processes import is_first, is_peer_death, wait_for_all
 from jaxlm.runs.orbax_arrays import OrbaxArrays, require_space
 from jaxlm.runs.progress import PROGRESS_FILE, Progress, read_progress, write_progress
-from jaxlm.training.optimizer import initial_opt_state
+from jaxlm.training.optimizer import averaged, initial_opt_state
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
 STATE_DIRECTORY = "state"
@@ -199,11 +199,18 @@ class Checkpoints:
         """Reads the progress of a checkpoint, after checking that it was not changed."""
         return read_progress(self.directory / str(step))
 
-    def restore_model(self, step: int, config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
-        """Reads the parameters, without the optimizer state, onto one device or a mesh."""
+    def restore_model(
+        self, step: int, config: ModelConfig, mesh: Mesh | None = None, train: TrainConfig | None = None
+    ) -> LanguageModel:
+        """Reads the parameters onto one device or a mesh; their averages if `train` has `average_after`."""
         _, tables, dense = split_params(abstract_model(config, mesh))
         restored = self.restore(step, {"tables": tables, "dense": dense}, mesh)  # as in TrainState
-        return merge_params(config, mesh, restored["tables"], restored["dense"])
+        params = restored["tables"] | {"dense": restored["dense"]}
+        averages = self.restore_optimizer(step, config, train, mesh) if train and train.average_after else None
+        if train and averages:
+            params = averaged(params, averages, train.average_after)
+        dense = params.pop("dense")
+        return merge_params(config, mesh, params, dense)
 
     def restore_optimizer(
         self, step: int, model: ModelConfig, train: TrainConfig, mesh: Mesh | None = None

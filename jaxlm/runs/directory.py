@@ -167,4 +167,5 @@ def load_model(directory: PathLike, *, mesh: Mesh | None = None) -> Run:
     if not (directory / CHECKPOINTS_DIRECTORY).is_dir():
         raise InputError(f"{directory} has no checkpoint yet; train longer with `jaxlm train`.")
     checkpoints = Checkpoints(directory)
-    return Run(checkpoints.restore_model(checkpoints.best_step(), config.model, mesh), vocabulary, config)
+    model = checkpoints.restore_model(checkpoints.best_step(), config.model, mesh, config.train)
+    return Run(model, vocabulary, config)

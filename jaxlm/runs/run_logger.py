@@ -187,7 +187,7 @@ class RunLogger:
 
     def evaluate(self, state: TrainState) -> Evaluation:
         """Computes the exact loss on the validation text."""
-        return evaluate(state.model, self.valid, max_tokens=self.schedule.eval_tokens, progress=self.progress)
+        return evaluate(state.averaged_model, self.valid, max_tokens=self.schedule.eval_tokens, progress=self.progress)
 
     def evaluate_and_save(self, step: int, state: TrainState, progress: Progress, next_batch: Batch) -> Evaluation:
         """Evaluates, writes a checkpoint, and reports the result and the gap to the sampled loss of the next batch."""

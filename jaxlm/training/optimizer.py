@@ -1,9 +1,11 @@
 """The Optax transformation of a training step, for table rows and dense parameters alike."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxlm.config import TrainConfig
@@ -16,6 +18,14 @@ def optimizer(
     config: TrainConfig, learning_rate: Any, tx: Transformation | None = None
 ) -> optax.GradientTransformation:
     """Returns the transformation of a config with a learning rate, or `tx` if it is given."""
+    tx = _plain_optimizer(config, learning_rate, tx)
+    tx = _with_weight_decay(tx, config.weight_decay) if config.weight_decay else tx
+    return _with_averages(tx, config.average_after) if config.average_after else tx
+
+
+def _plain_optimizer(
+    config: TrainConfig, learning_rate: Any, tx: Transformation | None
+) -> optax.GradientTransformation:
     if tx is not None:
         return tx if isinstance(tx, optax.GradientTransformation) else tx(learning_rate)
     if config.optimizer == "adagrad":
@@ -30,3 +40,50 @@ def initial_opt_state(
     transformation = optimizer(config, 0.0, tx)
     states = {name: transformation.init(table) for name, table in tables.items()}
     return states | {"dense": transformation.init(dense)}
+
+
+def _with_weight_decay(tx: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
+    """Adds rate * parameter to each gradient. The state stays that of `tx`."""
+
+    def update(gradients: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        return tx.update(jax.tree.map(lambda g, param: g + rate * param, gradients, params), state, params)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+class Averages(NamedTuple):
+    """The state of an optimizer with averages of the parameters w_1 to w_n after n steps."""
+
+    steps: jax.Array  # int32 scalar, of the run
+    weighted: Any  # as the parameters: the sum of (k - 1) * (w_k - w_(k-1)) over k
+    state: optax.OptState  # of the optimizer
+
+
+def _with_averages(tx: optax.GradientTransformation, start: int) -> optax.GradientTransformation:
+    """Averages parameters after each step beyond the first `start` ones: mean_k(w_k) = w_n - weighted / n.
+
+    A row that a step does not touch has an increment of zero there. So the average is exact, and costs as much as the
+    step in the rows that it touches.
+    """
+
+    def init(params: Any) -> Averages:
+        return Averages(jnp.int32(0), jax.tree.map(jnp.zeros_like, params), tx.init(params))
+
+    def update(gradients: Any, averages: Averages, params: Any = None) -> tuple[Any, Averages]:
+        updates, state = tx.update(gradients, averages.state, params)
+        earlier = jnp.maximum(averages.steps - start, 0).astype(jnp.float32)  # steps that are averaged
+        weighted = jax.tree.map(lambda total, delta: total + earlier * delta, averages.weighted, updates)
+        return updates, Averages(averages.steps + 1, weighted, state)
+
+    return optax.GradientTransformation(init, update)
+
+
+@partial(jax.jit, static_argnums=2)
+def averaged(params: Any, opt_state: dict[str, Averages], start: int) -> Any:
+    """Returns the averages of the tables and of "dense", given their states; the parameters before `start` steps."""
+
+    def average(part: Any, averages: Averages) -> Any:
+        count = jnp.maximum(averages.steps - start, 1).astype(jnp.float32)
+        return jax.tree.map(lambda param, weighted: param - weighted / count, part, averages.weighted)
+
+    return {name: average(part, opt_state[name]) for name, part in params.items()}

@@ -34,7 +34,7 @@ from jaxlm.parallel.mesh import (
 )
 from jaxlm.parallel.processes import require_same
 from jaxlm.training.body import Body, LanguageModelBody, split_tree
-from jaxlm.training.optimizer import Transformation, initial_opt_state
+from jaxlm.training.optimizer import Transformation, averaged, initial_opt_state
 from jaxlm.training.settings import ClassOrder, check_config
 
 
@@ -245,6 +245,15 @@ class TrainState:
     def model(self) -> LanguageModel:
         """The `LanguageModel` with the current parameters. It is stale once the state is donated to the next step."""
         return cast(LanguageModelBody, self.body).model(self.tables, self.dense, self.other)
+
+    @property
+    def averaged_model(self) -> LanguageModel:
+        """The `LanguageModel` with the averages of the parameters, or the current ones without `average_after`."""
+        if not self.config.average_after:
+            return self.model
+        params = averaged(self.tables | {"dense": self.dense}, self.opt_state, self.config.average_after)
+        dense = params.pop("dense")
+        return cast(LanguageModelBody, self.body).model(params, dense, self.other)
 
 
 def sharded_shapes(state: TrainState) -> TrainState:

@@ -262,3 +262,19 @@ def test_messages_go_through_logging_and_nothing_is_printed(corpus, tmp_path, ca
             train(corpus, tmp_path, model_config(corpus), TRAIN, schedule, progress=False)
     assert "step 10: validation perplexity" in caplog.text and "already has its 10 steps" in caplog.text
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_run_with_averages_evaluates_them_and_resumes(corpus, tmp_path):
+    config = dataclasses.replace(TRAIN, optimizer="sgd", average_after=8)
+    schedule = dataclasses.replace(SCHEDULE, steps=16, eval_every=16, eval_tokens=0, learning_rate=1.0)
+    for name, lengths in (("whole", [16]), ("resumed", [9, 16])):
+        for steps in lengths:
+            length = dataclasses.replace(schedule, steps=steps, decay_fraction=0.0)
+            evaluation = train(corpus, tmp_path / name, model_config(corpus), config, length, progress=False)
+    for ours, whole in zip(final_arrays(tmp_path / "resumed"), final_arrays(tmp_path / "whole"), strict=True):
+        np.testing.assert_array_equal(ours, whole)
+    model = load_model(tmp_path / "whole").model
+    np.testing.assert_allclose(evaluate(model, corpus.valid).loss, evaluation.loss, rtol=1e-6)
+    last = Checkpoints(tmp_path / "whole").restore_model(16, model_config(corpus))
+    assert abs(evaluate(last, corpus.valid).loss - evaluation.loss) > 1e-4

@@ -54,7 +54,8 @@ def dense_training(config: TrainConfig, model: LanguageModel, words: list[Batch]
     if config.clip_each:
         clip = [optax.stateless(lambda updates, _: jax.tree.map(lambda g: clip_by_norm(g, config.clip_norm), updates))]
     frozen = [] if config.train_embedding else [optax.masked(optax.set_to_zero(), lambda tree: in_embedding(tree))]
-    transform = optax.chain(*frozen, *clip, rules[config.optimizer])
+    decay = optax.add_decayed_weights(config.weight_decay)
+    transform = optax.chain(*frozen, *clip, decay, rules[config.optimizer])
 
     def loss(params, batch, key, carry):
         model = nnx.merge(graphdef, params)
@@ -81,7 +82,7 @@ def dense_training(config: TrainConfig, model: LanguageModel, words: list[Batch]
     @jax.jit
     def step(params, opt_state, batch, key, carry):
         gradients, carry = jax.grad(loss, has_aux=True)(params, batch, key, carry)
-        updates, opt_state = transform.update(gradients, opt_state)
+        updates, opt_state = transform.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, carry
 
     opt_state, carry = transform.init(params), model.initial_carry(config.batch_size)
@@ -106,7 +107,13 @@ def dense_training(config: TrainConfig, model: LanguageModel, words: list[Batch]
         },
         {"optimizer": "adagrad", "loss": "nce", "clip_norm": 0.02, "labels": labels_somewhere},
         {"optimizer": "adagrad", "model": {"projection_size": 5, "tied": True}, "clip_norm": 0.02},
-        {"optimizer": "sgd", "model": {"embedding_size": 7, "tied": True}, "loss": "full"},
+        {
+            "optimizer": "sgd",
+            "model": {"embedding_size": 7, "tied": True},
+            "loss": "full",
+            "clip_norm": 0.02,
+            "weight_decay": 0.1,
+        },
         {"optimizer": "adagrad", "model": CHAIN, "labels": labels_somewhere},
         *(
             pytest.param(change, marks=pytest.mark.exhaustive)
