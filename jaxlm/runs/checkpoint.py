@@ -205,12 +205,11 @@ class Checkpoints:
         """Reads the parameters onto one device or a mesh; their averages if `train` has `average_after`."""
         _, tables, dense = split_params(abstract_model(config, mesh))
         restored = self.restore(step, {"tables": tables, "dense": dense}, mesh)  # as in TrainState
-        params = restored["tables"] | {"dense": restored["dense"]}
-        averages = self.restore_optimizer(step, config, train, mesh) if train and train.average_after else None
-        if train and averages:
-            params = averaged(params, averages, train.average_after)
-        dense = params.pop("dense")
-        return merge_params(config, mesh, params, dense)
+        tables, dense = restored["tables"], restored["dense"]
+        opt_state = self.restore_optimizer(step, config, train, mesh) if train and train.average_after else None
+        if train and opt_state:
+            tables, dense = averaged(tables, dense, opt_state, train)
+        return merge_params(config, mesh, tables, dense)
 
     def restore_optimizer(
         self, step: int, model: ModelConfig, train: TrainConfig, mesh: Mesh | None = None

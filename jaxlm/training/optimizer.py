@@ -78,10 +78,18 @@ def _with_averages(tx: optax.GradientTransformation, start: int) -> optax.Gradie
     return optax.GradientTransformation(init, update)
 
 
-@partial(jax.jit, static_argnums=2)
-def averaged(params: Any, opt_state: dict[str, Averages], start: int) -> Any:
-    """Returns the averages of the tables and of "dense", given their states; the parameters before `start` steps."""
+def averaged(
+    tables: dict[str, jax.Array], dense: Any, opt_state: dict[str, Any], config: TrainConfig
+) -> tuple[dict[str, jax.Array], Any]:
+    """Returns the averages of tables and dense parameters, or the given ones before `average_after` or without it."""
+    if not config.average_after:
+        return tables, dense
+    params = _averages(tables | {"dense": dense}, opt_state, config.average_after)
+    return {name: params[name] for name in tables}, params["dense"]
 
+
+@partial(jax.jit, static_argnums=2)
+def _averages(params: dict[str, Any], opt_state: dict[str, Averages], start: int) -> dict[str, Any]:
     def average(part: Any, averages: Averages) -> Any:
         count = jnp.maximum(averages.steps - start, 1).astype(jnp.float32)
         return jax.tree.map(lambda param, weighted: param - weighted / count, part, averages.weighted)

@@ -159,8 +159,7 @@ class TrainState:
         """
         require(mesh is None or model.mesh in (None, mesh), "mesh", "that of the model", mesh)
         config, table = check_config(config, model.config.vocab_size, unigram_counts)
-        if mesh is not None and model.mesh is None:
-            model = shard_model(model, mesh)
+        model = shard_model(model, mesh) if mesh is not None and model.mesh is None else model
         if model.mesh is None:
             return cls._of_model(model, config, table, tx, frozenset(frozen), order)
         _, *params = split_params(model)
@@ -248,20 +247,16 @@ class TrainState:
 
     @property
     def averaged_model(self) -> LanguageModel:
-        """The `LanguageModel` with the averages of the parameters, or the current ones without `average_after`."""
-        if not self.config.average_after:
-            return self.model
-        params = averaged(self.tables | {"dense": self.dense}, self.opt_state, self.config.average_after)
-        dense = params.pop("dense")
-        return cast(LanguageModelBody, self.body).model(params, dense, self.other)
+        """The `LanguageModel` with the averages of the parameters; the current ones without `average_after`."""
+        tables, dense = averaged(self.tables, self.dense, self.opt_state, self.config)
+        return cast(LanguageModelBody, self.body).model(tables, dense, self.other)
 
 
 def sharded_shapes(state: TrainState) -> TrainState:
     """Returns a state with the shape, dtype and sharding of each array instead of the array."""
-    mesh = state.mesh
 
     def shape(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
-        sharding = None if mesh is None else NamedSharding(mesh, spec)
+        sharding = None if state.mesh is None else NamedSharding(state.mesh, spec)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(shape, state, state_specs(state))
@@ -269,10 +264,9 @@ def sharded_shapes(state: TrainState) -> TrainState:
 
 def state_specs(state: TrainState) -> TrainState:
     """Returns a state with the `PartitionSpec` of each array instead of the array."""
-    mesh = state.mesh
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
-        return spec_of(leaf_name(path), jnp.ndim(leaf), mesh)
+        return spec_of(leaf_name(path), jnp.ndim(leaf), state.mesh)
 
     return jax.tree_util.tree_map_with_path(spec, state)
 
