@@ -50,7 +50,7 @@ class Accumulation:
         return state, jnp.where(state.skipped[1] > 0, jnp.nan, loss)
 
     def refresh(self, state: TrainState) -> None:
-        """Reads Keras' accumulators, unless they are as they were last read or written."""
+        """Reads Keras' accumulators if one has changed since it was read or written."""
         if not any(self.variables.has_changed(variable) for _, variable in self.links):
             return
         for _, variable in self.links:

@@ -20,13 +20,13 @@ def to_batch(
     name: str,
     class_weights: np.ndarray | None = None,
 ) -> Batch:
-    """Makes a batch for jaxlm from one of examples.
+    """Makes a batch for jaxlm from a batch of examples.
 
     Args:
       batch: inputs, labels and maybe weights.
-      network: that reads them.
-      labels: of the network.
-      shape: the sizes to fill up to, for jaxlm's own LSTM; a body of Keras takes any.
+      network: the model.
+      labels: of the model.
+      shape: the sizes to fill up to, for jaxlm's own LSTM; a Keras body takes any size.
       name: of the argument, for errors.
       class_weights: `[V]`, the weight of the labels of each class; None for 1.
 
@@ -42,11 +42,11 @@ def to_batch(
 
 
 def _packed(found: Read, labels: Labels, shape: Shape, name: str, weights: np.ndarray) -> Batch:
-    """Makes a batch for jaxlm's own LSTM, which knows no masks.
+    """Makes a batch for jaxlm's own LSTM, which takes no mask.
 
-    Masked ids are moved to the end of their sequence, where no state that counts has read them: a Keras LSTM passes
-    over them, so both give the same. What fills the batch up repeats ids and labels that are in it, with weight 0,
-    so that no other row of a table is touched.
+    Masked ids are moved to the end of their sequence, after all outputs that count. A Keras LSTM skips them, so the
+    results are equal. The batch is filled up with its own ids and labels, of weight 0, which touch no other row of a
+    table.
     """
     (x,), y = found.ids, found.labels
     positions = np.full((len(x), 1), x.shape[1] - 1, np.int32) if labels.last_only else None
@@ -67,7 +67,7 @@ def _packed(found: Read, labels: Labels, shape: Shape, name: str, weights: np.nd
 
 
 def as_keras_weights(found: Read, labels: Labels, class_weights: np.ndarray | None, size: int) -> np.ndarray:
-    """Returns float32 weights with which the mean over `size` outputs is Keras' loss, with the compiled reduction."""
+    """Returns float32 weights that make the mean over `size` outputs Keras' loss, with the compiled reduction."""
     weights = found.weights
     if class_weights is not None:
         weights = weights * class_weights[np.where(found.valid, found.labels, 0)]

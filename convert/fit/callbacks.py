@@ -86,7 +86,7 @@ def _looks(callback: Any, hook: str) -> bool:
 
 
 def _overrides(callback: Any, hook: str) -> bool:
-    """Whether a callback does something in a hook."""
+    """Whether a callback implements a hook."""
     if hook in BATCH_HOOKS and getattr(callback, "save_freq", None) == "epoch":
         return False
     base = next((kind for kind in type(callback).__mro__ if kind.__name__ == "Callback"), None)

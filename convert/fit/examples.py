@@ -55,8 +55,8 @@ def scan(
 
     Args:
       examples: to read.
-      network: that reads them.
-      labels: of the network.
+      network: the model.
+      labels: of the model.
       steps: batches to read if there is no end to them.
       keep_ids: whether to return the ids.
 

@@ -61,7 +61,8 @@ def fit_keras(
 
     Args:
       model: live: Embedding, LSTM and Dense layers of Keras 3 or `tf_keras`; or, under Keras' JAX backend, any
-        functional or Sequential one that ends in Dense(V) or ReversibleEmbedding. A stateful one carries its states on.
+        functional or Sequential one that ends in Dense(V) or ReversibleEmbedding. States of stateful layers
+        carry over.
       x: `[N, T]` integer ids, in any order of frequency, or the model's inputs as in `model.fit`; or batches
         (x, y) or (x, y, sample_weight) from a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader` or
         a Python generator. They are read once before training, to count the words; of an endless stream only the

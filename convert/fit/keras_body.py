@@ -71,7 +71,7 @@ def _scale_gradient(tree: Any, scale: float) -> Any:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def output_mask(body: KerasBody, widths: tuple[int, ...], ids: Sequence[jax.Array], features: Any) -> Any:
-    """Computes nothing but the mask: the rest of the body is not needed for it, so that XLA leaves it out."""
+    """Computes only the mask of the outputs; XLA leaves out the rest of the body."""
 
     def zeros(variables: Sequence[Any]) -> list[jax.Array]:
         return [jnp.zeros(variable.shape, variable.dtype) for variable in variables]

@@ -145,7 +145,7 @@ class Session(NamedTuple):
         return dataclasses.replace(state, step=jnp.int32(steps), opt_state=opt_state)
 
     def settle(self, state: TrainState, *, overwrite: bool = False) -> TrainState:
-        """Returns a state whose moving averages are those after its last step, and maybe its weights, too."""
+        """Returns a state with its moving averages after its last step; with `overwrite`, as its weights, too."""
         rule, opt_state = self.optimizer.rule, dict(state.opt_state)
         if not rule.has_averages:
             return state

@@ -43,7 +43,7 @@ class Passes:
     read: int = 0  # batches of the pass so far
 
     def epoch(self, seed: tuple[int, int] | None) -> Iterator[tuple[Any, ...]]:
-        """Yields the batches of an epoch, fewer than `steps` where a pass ends."""
+        """Yields the batches of an epoch, fewer than `steps` if a pass ends."""
         if self.iterator is None or self.steps is None or not self.continues:
             self.iterator, self.read = self.examples.batches(seed), 0
         before = self.read
@@ -154,7 +154,7 @@ class Training:
         class_weights: np.ndarray | None = None,
         labels: Labels | None = None,
     ) -> Batch:
-        """Makes a batch with Keras' weights; one that is larger than those before makes the state's batch larger."""
+        """Makes a batch with Keras' weights; a larger one than before enlarges the state's batch."""
         network, is_stateful = self.network, self.network.batch_size is not None
         if network.structure is not None:
             passes.shape = grown(passes.shape, examples)

@@ -40,7 +40,7 @@ class Network(NamedTuple):
     unused: tuple[str, ...]  # settings without effect, in words
     prepare: Callable[[Sequence[np.ndarray], str], Prepared]  # inputs, name of the argument -> ids, features
     mask: Callable[..., np.ndarray | None]  # ids, features -> which outputs count, [batch_size, P]
-    num_outputs: Callable[[Sequence[np.ndarray]], int | None]  # inputs -> P; None if only the body tells
+    num_outputs: Callable[[Sequence[np.ndarray]], int | None]  # inputs -> P; None if the body decides
     input_names: tuple[str, ...]
     last_only: bool  # one output for an example
     structure: Structure | None = None  # of a chain of layers that jaxlm has itself
@@ -181,7 +181,7 @@ def _any_body(model: Any) -> Network:
 
 
 def integer_ids(values: np.ndarray, name: str) -> np.ndarray:
-    """Returns ids of any numeric type as int32, after checking that none of them is cut."""
+    """Returns ids of any numeric type as int32, after checking that all of them fit."""
     if values.dtype.kind == "f":
         require(bool(np.all(values == np.rint(values))), name, "integer ids", f"{values.dtype} with fractions")
         require(bool(np.all(np.isfinite(values))), name, "finite ids", "an infinite one")

@@ -197,7 +197,7 @@ class KerasOptimizer:
         return {AVERAGE: average, SETTLED: jnp.full_like(slots[SETTLED], steps + self.batches)}
 
     def settle(self, param: jax.Array, average: jax.Array, settled: jax.Array, steps: jax.Array) -> jax.Array:
-        """Returns the averages `[R, ...]` after `steps` of rows that stay since `settled`; from 0 on, the rows."""
+        """Returns the averages `[R, ...]` at `steps`, of rows unchanged since step `settled`; the rows if it is 0."""
         left = jnp.where(settled > 0, dict(self.items)["ema_momentum"] ** (steps - settled).astype(jnp.float32), 0.0)
         return param + left.reshape(left.shape + (1,) * (param.ndim - left.ndim)) * (average - param)
 

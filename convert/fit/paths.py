@@ -8,7 +8,7 @@ from jaxlm.training.state import TrainState
 
 
 def put_path(tree: dict[str, Any], path: Sequence[Any], value: Any) -> None:
-    """Puts a value into nested dicts, which it makes."""
+    """Puts a value into nested dicts; missing ones are made."""
     *folders, name = path
     for folder in folders:
         tree = tree.setdefault(folder, {})

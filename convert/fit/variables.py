@@ -14,7 +14,7 @@ transpose = jax.jit(jnp.transpose)
 
 
 class LiveVariables:
-    """Reads and writes variables of Keras, and tells which of them have changed in between."""
+    """Reads and writes variables of Keras, and detects changes by others in between."""
 
     def __init__(self) -> None:
         self.versions: dict[int, Any] = {}  # of each variable when it was last read or written
@@ -27,7 +27,7 @@ class LiveVariables:
         return before != now if isinstance(before, tuple) else before is not now
 
     def mark(self, variable: Any) -> None:
-        """Takes the value of a variable for the one that was last read."""
+        """Records the current value of a variable as read."""
         self.versions[id(variable)] = _version(variable)
 
     def read(self, variable: Any, transposed: bool) -> jax.Array:
@@ -63,7 +63,7 @@ class LiveVariables:
 
 
 def _version(variable: Any) -> Any:
-    """Returns an object by which a later value of a variable can be told apart."""
+    """Returns an object that differs for each value of a variable."""
     value = _held(variable)
     if _is_tensorflow(value):  # a variable that is assigned anew has other memory while this is kept
         return _memory(value)

@@ -64,6 +64,13 @@ def bidirectional(vocab_size: int, length: int) -> keras.Model:
     return keras.Model(ids, layers.Dense(vocab_size, activation="softmax")(hidden))
 
 
+def tagger(vocab_size: int, length: int) -> keras.Model:
+    """Returns a Bidirectional LSTM with a label for each position, as in tagging and in filling blanks."""
+    ids = keras.Input((length,), dtype="int32")
+    hidden = layers.Bidirectional(layers.LSTM(150, return_sequences=True))(layers.Embedding(vocab_size, 100)(ids))
+    return keras.Model(ids, layers.Dense(vocab_size, activation="softmax")(hidden))
+
+
 def transformer(vocab_size: int, length: int) -> keras.Model:
     """Returns a causal Transformer block."""
     ids = keras.Input((length,), dtype="int32")
@@ -84,6 +91,7 @@ def recommender(vocab_size: int, length: int) -> keras.Model:
 BODIES: dict[str, Callable[[int, int], keras.Model]] = {
     "gru": gru,
     "bidirectional": bidirectional,
+    "tagger": tagger,
     "transformer": transformer,
     "recommender": recommender,
 }
