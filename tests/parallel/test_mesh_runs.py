@@ -157,3 +157,6 @@ def test_fit_keras_trains_on_a_mesh_as_on_one_device(stateful):
         assert len(history.history) == 5  # two losses and three metrics
         results.append([history.history, model.get_weights(), states])
     jax.tree.map(lambda one, many: np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5), *results)
+    model.compile(keras.optimizers.Adam(gradient_accumulation_steps=2), "sparse_categorical_crossentropy")
+    with pytest.raises(InputError, match="`mesh`: expected None with gradient_accumulation_steps"):
+        convert.fit_keras(model, *data, mesh=mesh, **options)
