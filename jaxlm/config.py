@@ -155,6 +155,10 @@ class TrainConfig:
       train_embedding: whether the embedding is trained.
       weight_decay: factor of the parameters that are added to their gradients after clipping (L2); for table rows only
         in steps that touch them.
+      activation_regularization: factor of the mean square of the outputs of the last LSTM, after dropout, in the loss
+        (AR of Merity et al. 2017, https://arxiv.org/abs/1708.01009). A body of one's own adds its own terms.
+      temporal_activation_regularization: the same for the differences of these outputs, before dropout, from one time
+        step to the next (TAR).
       average_after: number of steps after which the parameters are averaged over all later steps; evaluation and
         export use the averages (Polyak and Juditsky 1992, https://doi.org/10.1137/0330046). 0 for no averages.
       variational_dropout: whether the model's dropout draws one mask for all time steps of a sequence (Gal and
@@ -184,6 +188,8 @@ class TrainConfig:
     clip_each: bool = False
     train_embedding: bool = True
     weight_decay: float = 0.0
+    activation_regularization: float = 0.0
+    temporal_activation_regularization: float = 0.0
     average_after: int = 0
     variational_dropout: bool = False
     embedding_dropout: float = 0.0
@@ -195,6 +201,7 @@ class TrainConfig:
         require_types(self)
         require_at_least(self, 1, "batch_size", "sequence_length", "num_sampled")
         require_at_least(self, 0, "initial_accumulator_value", "clip_norm", "weight_decay", "average_after")
+        require_at_least(self, 0, "activation_regularization", "temporal_activation_regularization")
         for name in ("embedding_dropout", "weight_dropout"):
             rate = getattr(self, name)
             require(0.0 <= rate < 1.0, name, "a rate in [0, 1)", rate)

@@ -79,7 +79,7 @@ def test_a_text_without_a_checksum_is_checked_by_its_words(run, tmp_path):
         run("merity2018.py", "--data", tmp_path, "--out", tmp_path / "out", "--text", "wikitext2")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_merity_learns_and_prints_both_perplexities(run, treebank, tmp_path):
     small = ("--no-check", "--epochs", 12, "--average-after", 8, "--divisor", 40)
     output = run("merity2018.py", "--data", treebank, "--out", tmp_path, *small)

@@ -12,6 +12,7 @@ from convert.fit.split_model import Cut, cut_model
 from convert.keras_models.live_layers import read_live_model, states_of, weight_variables
 from convert.keras_models.supported_layers import Structure
 from convert.weights.table import weight_table
+from jaxlm.config import ComputeDtype, TrainConfig
 from jaxlm.errors import InputError, require
 from jaxlm.token_ids import check_ids
 from jaxlm.training.body import Body, LanguageModelBody
@@ -32,7 +33,7 @@ class Link(NamedTuple):
 class Network(NamedTuple):
     """A live Keras model as jaxlm trains it."""
 
-    body: Callable[[str], Body]  # given the data type of products
+    body: Callable[[ComputeDtype], Body]  # given the data type of products
     links: tuple[Link, ...]
     lookups: tuple[str, ...]
     vocab_size: int
@@ -126,7 +127,7 @@ def _chain(model: Any, layers: Sequence[Any], structure: Structure, unused: tupl
         return ids[0] != 0 if structure.mask_zero and not structure.last_only else None
 
     return Network(
-        body=partial(LanguageModelBody, config, None),
+        body=lambda dtype: LanguageModelBody(config, None, TrainConfig(compute_dtype=dtype)),
         links=tuple(links),
         lookups=("embedding",),
         vocab_size=config.vocab_size,

@@ -2,9 +2,10 @@
 
     python examples/reproduce/merity2018.py --data ptb --text ptb
 
-Three LSTMs with tied rows, variational dropout, dropped words and weight-dropped recurrence, trained with SGD, weight
-decay and averaged weights. The settings are those of the authors' code, which begins to average when the validation
-loss stops falling; here it is after --average-after epochs. https://arxiv.org/abs/1708.02182
+Three LSTMs with tied rows, variational dropout, dropped words and weight-dropped recurrence, trained with SGD,
+penalties on weights and activations, and averaged weights. The settings are those of the authors' code, which begins to
+average when the validation loss stops falling; here it is after --average-after epochs.
+https://arxiv.org/abs/1708.02182
 """
 
 from pathlib import Path
@@ -73,6 +74,8 @@ def main(
         embedding_dropout=0.1,
         weight_dropout=0.5,
         weight_decay=1.2e-6,
+        activation_regularization=2.0,
+        temporal_activation_regularization=1.0,
         average_after=average_after * epoch,
     )
     schedule = jaxlm.ScheduleConfig(

@@ -154,16 +154,35 @@ class LanguageModel(nnx.Module):
         Returns:
           outputs `[batch, time, softmax_size]` and the carry after the last time step.
         """
+        _, outputs, carry = self.lstm_outputs(embedded, carry, dropout_keys, dtype, variational)
+        return self.dense_outputs(outputs, dropout_keys, dtype, variational), carry
+
+    def lstm_outputs(
+        self,
+        embedded: jax.Array,
+        carry: tuple[Carry, ...],
+        dropout_keys: jax.Array | None,
+        dtype: ComputeDtype,
+        variational: bool,
+    ) -> tuple[jax.Array, jax.Array, tuple[Carry, ...]]:
+        """Returns the outputs of the last LSTM before and after dropout, and the new carry."""
         rates, keys = self.config.dropout_rates, dropout_keys
-        outputs = _dropout(embedded, rates[0], keys, 0, variational)
+        outputs = dropped = _dropout(embedded, rates[0], keys, 0, variational)
         new_carry = []
         for layer, (lstm, layer_carry) in enumerate(zip(self.lstms, carry, strict=True), start=1):
-            outputs, layer_carry = lstm(outputs, layer_carry, dtype)
-            outputs = _dropout(outputs, rates[layer], keys, layer, variational)
+            outputs, layer_carry = lstm(dropped, layer_carry, dtype)
+            dropped = _dropout(outputs, rates[layer], keys, layer, variational)
             new_carry.append(layer_carry)
+        return outputs, dropped, tuple(new_carry)
+
+    def dense_outputs(
+        self, outputs: jax.Array, dropout_keys: jax.Array | None, dtype: ComputeDtype, variational: bool
+    ) -> jax.Array:
+        """Returns the inputs of the softmax, given the outputs of the last LSTM after dropout."""
         for layer, dense in enumerate(self.dense, start=1 + len(self.lstms)):
-            outputs = _dropout(dense(outputs, dtype), rates[layer], keys, layer, variational)
-        return outputs, tuple(new_carry)
+            rate = self.config.dropout_rates[layer]
+            outputs = _dropout(dense(outputs, dtype), rate, dropout_keys, layer, variational)
+        return outputs
 
     def __call__(
         self, inputs: jax.Array, carry: tuple[Carry, ...] | None = None

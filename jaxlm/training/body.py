@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ComputeDtype, ModelConfig
+from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.matmul import product_dtype
 from jaxlm.model.language_model import LanguageModel, abstract_model, merge_params, split_params
-from jaxlm.parallel.collectives import local_rows
+from jaxlm.parallel.collectives import local_rows, psum
 from jaxlm.parallel.mesh import Mesh, padded_streams, stream_axes
 
 
@@ -36,30 +36,41 @@ class LanguageModelBody:
     Attributes:
       config: of the model.
       mesh: of the model.
-      dtype: of the factors of products in training.
-      variational_dropout: as in `TrainConfig`.
+      train: settings of a training step.
     """
 
     config: ModelConfig
     mesh: Mesh | None
-    dtype: ComputeDtype
-    variational_dropout: bool = False
+    train: TrainConfig
 
     def __call__(
         self, dense: Any, other: Any, rows: tuple[jax.Array, ...], features: Any, carry: Any, key: jax.Array | None
     ) -> BodyOutputs:
         """Returns outputs `[batch, time, softmax_size]`, as a `Body`."""
         (embedded,) = rows
-        keys, dtype = None, product_dtype(self.dtype, embedded.shape[1])
-        if key is None:
-            dtype = "float32"
-        else:  # a key for each stream, whatever device it lies on
-            streams = local_rows(jnp.arange(padded_streams_of(len(embedded), self.mesh)), stream_axes(self.mesh))
-            keys = jax.vmap(lambda stream: jax.random.fold_in(key, stream))(streams)
         _, tables, _ = split_params(abstract_model(self.config, self.mesh))  # which it does not read
         model = self.model(tables, dense, other)
-        hidden, carry = model.hidden(embedded, carry, keys, dtype, self.variational_dropout)
-        return BodyOutputs(hidden, carry, other)
+        if key is None:
+            hidden, carry = model.hidden(embedded, carry)
+            return BodyOutputs(hidden, carry, other)
+        # a key for each stream, whatever device it lies on
+        streams = local_rows(jnp.arange(padded_streams_of(len(embedded), self.mesh)), stream_axes(self.mesh))
+        keys = jax.vmap(lambda stream: jax.random.fold_in(key, stream))(streams)
+        settings = keys, product_dtype(self.train.compute_dtype, embedded.shape[1]), self.train.variational_dropout
+        outputs, dropped, carry = model.lstm_outputs(embedded, carry, *settings)
+        penalty = self._penalty(outputs, dropped, streams < self.train.batch_size)
+        return BodyOutputs(model.dense_outputs(dropped, *settings), carry, other, penalty)
+
+    def _penalty(self, outputs: jax.Array, dropped: jax.Array, is_real: jax.Array) -> jax.Array | float:
+        """Returns the regularization of the outputs `[batch, time, H]` of the last LSTM, without a mesh's padding."""
+
+        def mean_square(x: jax.Array) -> jax.Array:
+            total = psum(jnp.sum(jnp.where(is_real[:, None, None], x * x, 0.0)), stream_axes(self.mesh))
+            return total / max(1, self.train.batch_size * x.shape[1] * x.shape[2])
+
+        alpha, beta = self.train.activation_regularization, self.train.temporal_activation_regularization
+        penalty = alpha * mean_square(dropped) if alpha else 0.0
+        return penalty + beta * mean_square(outputs[:, 1:] - outputs[:, :-1]) if beta else penalty
 
     def model(self, tables: Any, dense: Any, other: Any) -> LanguageModel:
         """Returns the model that has the given arrays."""

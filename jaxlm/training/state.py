@@ -228,7 +228,7 @@ class TrainState:
         kept = {"embedding": config.train_embedding, "biases": model.config.softmax_bias}
         frozen = frozenset(tables) & (frozen | {name for name, trained in kept.items() if not trained})
         carry = model.initial_carry(padded_streams(config.batch_size, model.mesh))
-        body = LanguageModelBody(model.config, model.mesh, config.compute_dtype, config.variational_dropout)
+        body = LanguageModelBody(model.config, model.mesh, config)
         lookups, vocab_size = ("weights" if model.config.tied else "embedding",), model.config.vocab_size
         static = {"body": body, "lookups": lookups, "frozen": tuple(sorted(frozen)), "vocab_size": vocab_size}
         arrays = {"other": other, "carry": carry, "unigrams": table, "order": order}

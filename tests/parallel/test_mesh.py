@@ -23,12 +23,18 @@ from jaxlm.training.step import train_step
 
 TIED = {"projection_size": 5, "tied": True}
 MESHES = [(2, 4), (1, 8), (4, 2), (8, 1), (1, 1)]
-DROPOUTS = {"variational_dropout": True, "embedding_dropout": 0.3, "weight_dropout": 0.5}
+REGULARIZERS = {
+    "variational_dropout": True,
+    "embedding_dropout": 0.3,
+    "weight_dropout": 0.5,
+    "activation_regularization": 2.0,
+    "temporal_activation_regularization": 1.0,
+}
 CASES = [
     {"optimizer": "sgd"},
     {"optimizer": "adam", "clip_norm": 0.0},
-    {"optimizer": "adagrad", "loss": "full", **DROPOUTS},
-    {"optimizer": "sgd", "loss": "nce", "model": TIED, **DROPOUTS},
+    {"optimizer": "adagrad", "loss": "full", **REGULARIZERS},
+    {"optimizer": "sgd", "loss": "nce", "model": TIED, **REGULARIZERS},
     {"optimizer": "adagrad", "loss": "full", "model": TIED, "clip_each": True},
     {"optimizer": "sgd", "compute_dtype": "bfloat16", "model": {"projection_size": 3}},
     {"optimizer": "adam", "sampler": "unigram", "clip_each": True, "labels": True},

@@ -264,7 +264,7 @@ def test_messages_go_through_logging_and_nothing_is_printed(corpus, tmp_path, ca
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_with_averages_evaluates_them_and_resumes(corpus, tmp_path):
     config = dataclasses.replace(TRAIN, optimizer="sgd", average_after=8)
     schedule = dataclasses.replace(SCHEDULE, steps=16, eval_every=16, eval_tokens=0, learning_rate=1.0)

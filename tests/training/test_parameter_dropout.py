@@ -17,7 +17,14 @@ from jaxlm.training.step import train_step
 
 RATES = (0.4, 0.25, 0.5)  # after the embedding and after each LSTM
 REGULARIZED = dataclasses.replace(
-    TRAIN, loss="full", optimizer="sgd", variational_dropout=True, embedding_dropout=0.3, weight_dropout=0.5
+    TRAIN,
+    loss="full",
+    optimizer="sgd",
+    variational_dropout=True,
+    embedding_dropout=0.3,
+    weight_dropout=0.5,
+    activation_regularization=2.0,
+    temporal_activation_regularization=1.0,
 )
 
 
@@ -50,10 +57,11 @@ def awd_lstm_in_torch(tables: Any, lstms: Any, masks: tuple, batch: Batch) -> tu
         zeros = torch.zeros(1, len(batch.inputs), len(recurrent))
         flat = [own["kernel"].T, recurrent.T, own["bias"], torch.zeros_like(own["bias"])]
         hidden, *_ = torch.lstm(hidden, (zeros, zeros), flat, True, 1, 0.0, True, False, True)
-        hidden = hidden * outputs[layer + 1]
+        raw, hidden = hidden, hidden * outputs[layer + 1]
     logits = hidden @ params["weights"].T + params["biases"]
     labels = torch.tensor(batch.labels).long()
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), params
+    penalty = 2 * hidden.pow(2).mean() + (raw[:, 1:] - raw[:, :-1]).pow(2).mean()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()) + penalty, params
 
 
 def test_a_step_with_all_dropouts_equals_pytorch():
