@@ -39,6 +39,8 @@ def test_a_run_with_every_regularizer_is_exported_as_the_plain_model_of_its_aver
         embedding_dropout=0.1,
         weight_dropout=0.5,
         weight_decay=1e-3,
+        activation_regularization=2.0,
+        temporal_activation_regularization=1.0,
         average_after=4,
     )
     model_config = jaxlm.ModelConfig(len(corpus.vocabulary), 7, 7, num_layers=2, tied=True, dropout=0.3)
