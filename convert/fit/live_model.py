@@ -140,8 +140,9 @@ class Session(NamedTuple):
         steps = self.optimizer.steps()
         if self.optimizer.inner is None or steps == int(state.step):
             return state
-        updated = jnp.int32(steps - steps % self.optimizer.rule.batches)
-        opt_state = {name: part | {"step": updated} for name, part in state.opt_state.items()}
+        updated = steps - steps % self.optimizer.rule.batches
+        # an array for each part: a step donates all of them
+        opt_state = {name: part | {"step": jnp.int32(updated)} for name, part in state.opt_state.items()}
         return dataclasses.replace(state, step=jnp.int32(steps), opt_state=opt_state)
 
     def settle(self, state: TrainState, *, overwrite: bool = False) -> TrainState:
