@@ -149,6 +149,8 @@ class TrainConfig:
         "unigram" follows the word counts, "uniform" suits classes of similar frequency.
       optimizer: updates the LSTM (dense) and the table rows (sparse, so that adam is lazy).
       initial_accumulator_value: initial value of Adagrad's sums of squares.
+      beta_2: Adam's decay of the mean of squared gradients. Lazy Adam changes a row that was not updated for long by
+        about learning_rate * 0.1 / sqrt(1 - beta_2), three times the learning rate with the usual 0.999.
       clip_norm: limit on the global norm of the gradients; 0 for no clipping.
       clip_each: whether `clip_norm` limits the norm of each parameter's gradient separately, like Keras' `clipnorm`,
         instead of the global norm.
@@ -184,6 +186,7 @@ class TrainConfig:
     sampler: Sampler = "log_uniform"
     optimizer: Optimizer = "adam"
     initial_accumulator_value: float = 1e-6
+    beta_2: float = 0.99
     clip_norm: float = 10.0
     clip_each: bool = False
     train_embedding: bool = True
@@ -202,7 +205,7 @@ class TrainConfig:
         require_at_least(self, 1, "batch_size", "sequence_length", "num_sampled")
         require_at_least(self, 0, "initial_accumulator_value", "clip_norm", "weight_decay", "average_after")
         require_at_least(self, 0, "activation_regularization", "temporal_activation_regularization")
-        for name in ("embedding_dropout", "weight_dropout"):
+        for name in ("beta_2", "embedding_dropout", "weight_dropout"):
             rate = getattr(self, name)
             require(0.0 <= rate < 1.0, name, "a rate in [0, 1)", rate)
         require_seed(self.seed)

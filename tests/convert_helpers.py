@@ -63,7 +63,7 @@ def assert_models_equal(first: LanguageModel, second: LanguageModel) -> None:
 
 def assert_states_equal(first: OptimizerState, second: OptimizerState) -> None:
     """Asserts that two optimizer states are the same, bit for bit."""
-    assert first[:4] == second[:4]
+    assert first[:-1] == second[:-1]
     jax.tree.map(np.testing.assert_array_equal, first.slots, second.slots)
 
 
@@ -76,7 +76,7 @@ def make_optimizer_state(model: LanguageModel, name: str) -> OptimizerState:
         return {key: (0.01 * np.abs(rng.normal(size=w.shape)) * sign).astype(np.float32) for key, w in weights.items()}
 
     slots = {"mu": moments(-1.0), "nu": moments(1.0)} if name == "adam" else {"sum_of_squares": moments(1.0)}
-    return OptimizerState(name, 7, 0.125, 0.0, slots)
+    return OptimizerState(name, 7, 0.125, 0.0, 0.98 if name == "adam" else 0.99, slots)
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:

@@ -67,6 +67,7 @@ def import_run(
     options = []
     if optimizer:
         options = ["--optimizer", optimizer.name, "--clip-norm", f"{optimizer.clip_norm!r}"]
+        options += ["--beta-2", f"{optimizer.beta_2:g}"] if optimizer.name == "adam" else []
         options += ["--learning-rate", f"{optimizer.learning_rate:g}"]
     yield f"continue with: jaxlm prepare TEXT --vocabulary {shlex.quote(str(run / VOCABULARY_FILE))} --out DATA"
     yield f"               jaxlm train DATA --out {shlex.join([str(run), *options])}"

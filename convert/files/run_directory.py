@@ -101,7 +101,7 @@ def write(
         _, tables, dense = split_params(model)
         saved, config = {"tables": tables, "dense": dense}, RunConfig(model.config)
         if optimizer is not None:
-            train_config = TrainConfig(optimizer=optimizer.name, clip_norm=optimizer.clip_norm)
+            train_config = TrainConfig(optimizer=optimizer.name, clip_norm=optimizer.clip_norm, beta_2=optimizer.beta_2)
             saved["opt_state"] = to_train_state(optimizer, initial_opt_state(tables, dense, train_config))
             config = RunConfig(model.config, train_config, ScheduleConfig(learning_rate=optimizer.learning_rate))
         create_run(partial, config, vocabulary)

@@ -14,7 +14,7 @@ from convert.weights.table import model_from_keras_arrays
 from jaxlm.errors import InputError
 from jaxlm.model.language_model import LanguageModel
 
-KEPT = ("learning_rate", "global_clipnorm")  # by `keep_optimizer`
+KEPT = ("learning_rate", "global_clipnorm", "beta_2")  # by `keep_optimizer`
 
 
 class Source(NamedTuple):

@@ -91,7 +91,9 @@ def compile_model(model: keras.Model, state: OptimizerState, config: ModelConfig
     """
     clip = state.clip_norm or None
     if state.name == "adam":
-        optimizer = keras.optimizers.Adam(state.learning_rate, epsilon=EPSILON["adam"], global_clipnorm=clip)
+        optimizer = keras.optimizers.Adam(
+            state.learning_rate, beta_2=state.beta_2, epsilon=EPSILON["adam"], global_clipnorm=clip
+        )
     elif state.name == "sgd":
         optimizer = keras.optimizers.SGD(state.learning_rate, global_clipnorm=clip)
     else:

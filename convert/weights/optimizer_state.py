@@ -20,7 +20,6 @@ SLOTS: dict[Optimizer, tuple[str, ...]] = {  # Optax's names, in Keras' order
 KERAS_OPTIMIZERS: dict[str, Optimizer] = {"Adam": "adam", "Adagrad": "adagrad", "SGD": "sgd"}
 FIXED = {  # in jaxlm; Keras' defaults
     "beta_1": 0.9,
-    "beta_2": 0.999,
     "amsgrad": False,
     "momentum": 0.0,
     "nesterov": False,
@@ -45,6 +44,7 @@ class OptimizerState(NamedTuple):
     steps: int  # done so far
     learning_rate: float
     clip_norm: float  # of all gradients together; 0 for no clipping
+    beta_2: float  # of adam; the others have jaxlm's default, which they do not use
     slots: dict[str, dict[str, np.ndarray]]  # by Optax's names: an array for each weight, by its jaxlm name
 
 
@@ -68,7 +68,8 @@ def from_train_state(
     for slot in SLOTS[config.optimizer]:
         names, leaves, _ = _slot(opt_state, slot)
         slots[slot] = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
-    return OptimizerState(config.optimizer, steps, learning_rate, config.clip_norm, slots)
+    beta_2 = config.beta_2 if config.optimizer == "adam" else TrainConfig.beta_2
+    return OptimizerState(config.optimizer, steps, learning_rate, config.clip_norm, beta_2, slots)
 
 
 def to_train_state(state: OptimizerState, opt_state: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,8 +123,8 @@ def state_from_keras_arrays(
     if kind not in KERAS_OPTIMIZERS or unsupported:
         description = f"{kind} with {', '.join(unsupported)}" if unsupported else kind
         raise InputError(
-            "Invalid `keep_optimizer`: expected Adam, Adagrad or SGD with default betas, without momentum, amsgrad or"
-            f" weight decay, and a model without tied rows. Received: {description}. Leave out `keep_optimizer` to"
+            "Invalid `keep_optimizer`: expected Adam with a beta_1 of 0.9, Adagrad or SGD, without momentum, amsgrad"
+            f" or weight decay, and a model without tied rows. Received: {description}. Leave out `keep_optimizer` to"
             " start with a fresh optimizer."
         )
     name = KERAS_OPTIMIZERS[kind]
@@ -137,4 +138,5 @@ def state_from_keras_arrays(
     }
     clip_norm = float(settings.get("global_clipnorm") or 0.0)
     learning_rate = float(str(np.float32(arrays[1])))  # 0.03, where float() gives 0.029999999329447746
-    return OptimizerState(name, int(arrays[0]), learning_rate, clip_norm, by_slot)
+    beta_2 = float(settings.get("beta_2", TrainConfig.beta_2))
+    return OptimizerState(name, int(arrays[0]), learning_rate, clip_norm, beta_2, by_slot)

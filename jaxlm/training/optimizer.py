@@ -30,7 +30,7 @@ def _plain_optimizer(
         return tx if isinstance(tx, optax.GradientTransformation) else tx(learning_rate)
     if config.optimizer == "adagrad":
         return optax.adagrad(learning_rate, config.initial_accumulator_value)
-    return optax.adam(learning_rate) if config.optimizer == "adam" else optax.sgd(learning_rate)
+    return optax.adam(learning_rate, b2=config.beta_2) if config.optimizer == "adam" else optax.sgd(learning_rate)
 
 
 def initial_opt_state(

@@ -50,7 +50,7 @@ def test_an_epsilon_other_than_that_of_a_run_is_not_kept():
 def test_a_state_comes_back_from_a_train_state(random_model, name):
     model = random_model(2, projection_size=4)
     state = make_optimizer_state(model, name)
-    config = TrainConfig(num_sampled=5, optimizer=name, clip_norm=0.0, compute_dtype="float32")
+    config = TrainConfig(num_sampled=5, optimizer=name, clip_norm=0.0, beta_2=state.beta_2, compute_dtype="float32")
     opt_state = to_train_state(state, TrainState.create(model, config).opt_state)
     assert name != "adam" or {int(table[0].count) for table in opt_state.values()} == {7}
     assert_states_equal(from_train_state(opt_state, config, 0.125, 7), state)
@@ -75,7 +75,7 @@ def test_a_step_in_keras_is_the_dense_step_of_optax(random_run, tmp_path, name):
 
     before = language_model_weights(run.model)
     gradients = language_model_weights(nnx.merge(graphdef, jax.grad(loss)(params)))
-    tx = optimizer(TrainConfig(optimizer=name), 0.125)
+    tx = optimizer(TrainConfig(optimizer=name, beta_2=state.beta_2), 0.125)
     slots = {slot: jax.tree.map(jnp.asarray, arrays) for slot, arrays in state.slots.items()}
     count = {"count": jnp.int32(7)} if name == "adam" else {}
     first, *rest = tx.init(before)
