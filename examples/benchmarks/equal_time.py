@@ -4,10 +4,11 @@
     python examples/benchmarks/equal_time.py data --minutes 2 5 --plot-file equal_time.png
 
 Every run has a process of its own and the machine for itself, with the same memory settings and threads. All train the
-same model on the same text with Adam and a learning rate that falls linearly over the last half of the time. All but
-keras-full, which has Keras' own initializers, start from jaxlm's unigram biases and word vectors, as far as they have a
-place for them. The torch methods multiply bfloat16 where jaxlm does, and need the extra `torch`; "-compiled" after
-torch-sampled compiles its loss. Compilation is not counted for any of them. Perplexities are exact, on the same words.
+same model on the same text with Adam, with jaxlm's beta_2, and a learning rate that falls linearly over the last half
+of the time; they start from jaxlm's unigram biases and word vectors, as far as they have a place for them. keras-full
+has Keras' own initializers and betas. The torch methods multiply bfloat16 where jaxlm does, and need the extra `torch`;
+"-compiled" after torch-sampled compiles its loss. Compilation is not counted for any of them. Perplexities are exact,
+on the same words.
 """
 
 import dataclasses

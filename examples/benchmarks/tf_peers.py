@@ -69,7 +69,10 @@ def keras_sampled(problem: Problem, start: Start) -> Peer:
     """Keras layers, TensorFlow's sampled softmax, Keras' optimizer."""
 
     def make_apply(variables: list) -> Callable:
-        optimizer = keras.optimizers.get({"class_name": problem.optimizer, "config": {"global_clipnorm": 10.0}})
+        settings = {"beta_2": jaxlm.TrainConfig.beta_2} if problem.optimizer == "adam" else {}
+        optimizer = keras.optimizers.get(
+            {"class_name": problem.optimizer, "config": settings | {"global_clipnorm": 10.0}}
+        )
         optimizer.build(variables)
 
         def apply_gradients(gradients: list, rate: tf.Variable) -> None:

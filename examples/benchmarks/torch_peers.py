@@ -14,6 +14,7 @@ from peers import Peer, Start, perplexity
 from problem import Problem
 from torch.nn.functional import cross_entropy
 
+from jaxlm.config import TrainConfig
 from jaxlm.data.batches import evaluation_batches
 from jaxlm.matmul import fast_dtype
 
@@ -77,7 +78,8 @@ def make_optimizers(problem: Problem, sparse: list, dense: list) -> list[torch.o
     """Returns optimizers of the tables and of the rest."""
     if problem.optimizer == "adagrad":
         return [torch.optim.Adagrad(sparse), torch.optim.Adagrad(dense, fused=True)]
-    return [torch.optim.SparseAdam(sparse), torch.optim.Adam(dense, fused=True)]
+    betas = (0.9, TrainConfig.beta_2)
+    return [torch.optim.SparseAdam(sparse, betas=betas), torch.optim.Adam(dense, betas=betas, fused=True)]
 
 
 def make_peer(name: str, problem: Problem, start: Start) -> Peer:
