@@ -201,3 +201,15 @@ def test_it_runs_outside_the_main_thread():
     thread.start()
     thread.join()
     assert histories[0].history["loss"]
+
+
+def test_a_callback_can_set_the_step_of_the_optimizer():
+    class Restored(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.optimizer.iterations.assign(40)
+
+    model = make()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    fit_keras(model, *sequences(), epochs=2, num_sampled=9, **QUIET, callbacks=[Restored()])
+    assert int(model.optimizer.iterations) == 43
