@@ -9,8 +9,7 @@ weights. https://arxiv.org/abs/1602.02410; the text: Chelba et al. 2013, https:/
 
 from pathlib import Path
 
-import tyro
-from texts import report
+from texts import report, run_script
 
 import jaxlm
 from jaxlm.data.word_lists import read_vocabulary
@@ -25,7 +24,7 @@ def open_corpus(data: Path, out: Path, vocabulary: Path | None, check: bool) -> 
     shards = sorted((data / TRAINING).glob("news.en-*-of-00100"))
     held_out = sorted((data / HELD_OUT).glob("news.en.heldout-*-of-00050"))
     if check and (len(shards), len(held_out)) != (NUM_SHARDS, 50):
-        raise SystemExit(
+        raise jaxlm.InputError(
             "Expected the billion-word benchmark, described in Chelba et al. 2013, https://arxiv.org/abs/1312.3005:"
             f" {NUM_SHARDS} shards in {data / TRAINING} and 50 in {data / HELD_OUT}. Received: {len(shards)} and"
             f" {len(held_out)}."
@@ -67,7 +66,7 @@ def main(
     jaxlm.train(corpus, out / "trial", model, config, trial)
     speeds = sorted(row["words_per_second"] for row in read_metrics(out / "trial") if "words_per_second" in row)
     if not speeds:
-        raise SystemExit(f"{trial_minutes} minutes are too short for a speed; give more with --trial-minutes.")
+        raise jaxlm.InputError(f"{trial_minutes} minutes are too short for a speed; give more with --trial-minutes.")
     speed = speeds[len(speeds) // 2]
     hours = epochs * corpus.train.size / speed / 3600
     print(f"{epochs} epochs of {corpus.train.size:,} words at {speed:,.0f} words/s: {hours:,.1f} hours")
@@ -78,4 +77,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_script(main)

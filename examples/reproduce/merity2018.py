@@ -11,8 +11,7 @@ https://arxiv.org/abs/1708.02182
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import tyro
-from texts import PENN_TREEBANK, WIKITEXT_2, Texts, prepare, report
+from texts import PENN_TREEBANK, WIKITEXT_2, Texts, prepare, report, run_script
 
 import jaxlm
 
@@ -91,4 +90,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_script(main)

@@ -1,9 +1,12 @@
 """Checks of the texts that the papers' models are trained on, which the user brings, and their preparation."""
 
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import tyro
 
 import jaxlm
 
@@ -43,6 +46,15 @@ WIKITEXT_2 = Texts(
 )
 
 
+def run_script(main: Callable[..., None]) -> None:
+    """Runs the command line of a script. Bad input becomes one line on stderr and exit code 2."""
+    try:
+        tyro.cli(main)
+    except (jaxlm.InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def check_text(directory: Path, text: Text) -> str:
     """Returns what differs from the published text; "" if nothing does."""
     path = directory / text.name
@@ -70,7 +82,7 @@ def prepare(directory: Path, texts: Texts, out: Path, check: bool) -> jaxlm.Corp
     """
     problem = next(filter(None, (check_text(directory, text) for text in texts.files)), "") if check else ""
     if problem:
-        raise SystemExit(f"Expected the {texts.source}. Received: {problem}.")
+        raise jaxlm.InputError(f"Expected the {texts.source}. Received: {problem}.")
     if not out.exists():
         train, valid, test = (directory / text.name for text in texts.files)
         settings = {"vocab_size": 10**6, "tokenization": "whitespace"}  # unknown words are <unk> already

@@ -10,8 +10,7 @@ tested. https://arxiv.org/abs/1409.2329
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import tyro
-from texts import PENN_TREEBANK, prepare, report
+from texts import PENN_TREEBANK, prepare, report, run_script
 
 import jaxlm
 
@@ -75,4 +74,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_script(main)
