@@ -150,7 +150,8 @@ class TrainConfig:
       optimizer: updates the LSTM (dense) and the table rows (sparse, so that adam is lazy).
       initial_accumulator_value: initial value of Adagrad's sums of squares.
       beta_2: Adam's decay of the mean of squared gradients. Lazy Adam changes a row that was not updated for long by
-        about learning_rate * 0.1 / sqrt(1 - beta_2), three times the learning rate with the usual 0.999.
+        about learning_rate * 0.1 / sqrt(1 - beta_2), three times the learning rate by default; 0.99 suits short
+        trainings over a very large vocabulary.
       clip_norm: limit on the global norm of the gradients; 0 for no clipping.
       clip_each: whether `clip_norm` limits the norm of each parameter's gradient separately, like Keras' `clipnorm`,
         instead of the global norm.
@@ -186,7 +187,7 @@ class TrainConfig:
     sampler: Sampler = "log_uniform"
     optimizer: Optimizer = "adam"
     initial_accumulator_value: float = 1e-6
-    beta_2: float = 0.99
+    beta_2: float = 0.999
     clip_norm: float = 10.0
     clip_each: bool = False
     train_embedding: bool = True

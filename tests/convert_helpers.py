@@ -16,6 +16,7 @@ from convert.files.format_table import load_predictor
 from convert.weights.optimizer_state import OptimizerState
 from convert.weights.table import language_model_weights
 from jaxlm import cli as jaxlm_cli
+from jaxlm.config import TrainConfig
 from jaxlm.errors import InputError
 from jaxlm.model.language_model import LanguageModel
 
@@ -76,7 +77,7 @@ def make_optimizer_state(model: LanguageModel, name: str) -> OptimizerState:
         return {key: (0.01 * np.abs(rng.normal(size=w.shape)) * sign).astype(np.float32) for key, w in weights.items()}
 
     slots = {"mu": moments(-1.0), "nu": moments(1.0)} if name == "adam" else {"sum_of_squares": moments(1.0)}
-    return OptimizerState(name, 7, 0.125, 0.0, 0.98 if name == "adam" else 0.99, slots)
+    return OptimizerState(name, 7, 0.125, 0.0, 0.98 if name == "adam" else TrainConfig.beta_2, slots)
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:

@@ -138,7 +138,7 @@ def test_commands_parse(page, capsys):
         elif words and words[0] == "python" and words[1].endswith(".py"):
             paths = [ROOT / words[1], ROOT / "examples" / "benchmarks" / "problem.py"]
             source = "".join(path.read_text(encoding="utf-8") for path in paths)
-            for option in re.findall(r"--([a-z-]+)", line):
+            for option in re.findall(r"--([a-z0-9-]+)", line):
                 assert re.search(rf"\b{option.replace('-', '_')}: ", source), line
         elif words and words[0] == "make":
             for target in words[1:]:
@@ -156,7 +156,7 @@ def test_options_exist(page):
     for span in spans(page):
         for flag in re.findall(r"--(xla_\w+)=true", span):
             jax.jit(lambda: 0, compiler_options={flag: True}).lower().compile()  # raises if XLA has no such flag
-        for option in re.findall(r"(?<![\w-])--(?!xla_)([a-z][a-z-]*)", span):
+        for option in re.findall(r"(?<![\w-])--(?!xla_)([a-z][a-z0-9-]*)", span):
             assert option.removeprefix("no-") in known, f"--{option} in {span}"
 
 

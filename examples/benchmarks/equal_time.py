@@ -4,7 +4,7 @@
     python examples/benchmarks/equal_time.py data --minutes 2 5 --plot-file equal_time.png
 
 Every run has a process of its own and the machine for itself, with the same memory settings and threads. All train the
-same model on the same text with Adam, with jaxlm's beta_2, and a learning rate that falls linearly over the last half
+same model on the same text with Adam, with the same beta_2, and a learning rate that falls linearly over the last half
 of the time; they start from jaxlm's unigram biases and word vectors, as far as they have a place for them. keras-full
 has Keras' own initializers and betas. The torch methods multiply bfloat16 where jaxlm does, and need the extra `torch`;
 "-compiled" after torch-sampled compiles its loss. Compilation is not counted for any of them. Perplexities are exact,
@@ -41,7 +41,7 @@ Method = Literal[
 def train_jaxlm(corpus: Corpus, problem: Problem, minutes: float, eval_tokens: int, seed: int) -> tuple[int, float]:
     """Trains as `jaxlm train` does, with its defaults; returns how many words it read, and the perplexity."""
     schedule = jaxlm.ScheduleConfig(minutes=minutes, eval_every=10**9, eval_tokens=eval_tokens)
-    config = jaxlm.TrainConfig(batch_size=default_batch_size(), seed=seed)
+    config = jaxlm.TrainConfig(batch_size=default_batch_size(), beta_2=problem.beta_2, seed=seed)
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
         result = jaxlm.train(corpus, run, problem.model_config, config, schedule, progress=False)

@@ -25,6 +25,7 @@ class Problem:
       batch_size: Streams of text.
       sequence_length: Time steps.
       optimizer: Optimizer, with lazy updates of rows where the peer has them.
+      beta_2: Adam's decay of the mean of squared gradients.
       compute_dtype: Operands of the products of jaxlm and PyTorch; "auto" is bfloat16 where the processor has it.
     """
 
@@ -36,6 +37,7 @@ class Problem:
     batch_size: int = 32
     sequence_length: int = 35
     optimizer: Literal["adagrad", "adam"] = "adagrad"
+    beta_2: float = 0.999
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @property
@@ -77,6 +79,7 @@ class Problem:
             sequence_length=self.sequence_length,
             num_sampled=self.num_sampled,
             optimizer=self.optimizer,
+            beta_2=self.beta_2,
             compute_dtype=self.compute_dtype,
         )
 

@@ -69,7 +69,7 @@ def keras_sampled(problem: Problem, start: Start) -> Peer:
     """Keras layers, TensorFlow's sampled softmax, Keras' optimizer."""
 
     def make_apply(variables: list) -> Callable:
-        settings = {"beta_2": jaxlm.TrainConfig.beta_2} if problem.optimizer == "adam" else {}
+        settings = {"beta_2": problem.beta_2} if problem.optimizer == "adam" else {}
         optimizer = keras.optimizers.get(
             {"class_name": problem.optimizer, "config": settings | {"global_clipnorm": 10.0}}
         )

@@ -14,7 +14,6 @@ from peers import Peer, Start, perplexity
 from problem import Problem
 from torch.nn.functional import cross_entropy
 
-from jaxlm.config import TrainConfig
 from jaxlm.data.batches import evaluation_batches
 from jaxlm.matmul import fast_dtype
 
@@ -78,7 +77,7 @@ def make_optimizers(problem: Problem, sparse: list, dense: list) -> list[torch.o
     """Returns optimizers of the tables and of the rest."""
     if problem.optimizer == "adagrad":
         return [torch.optim.Adagrad(sparse), torch.optim.Adagrad(dense, fused=True)]
-    betas = (0.9, TrainConfig.beta_2)
+    betas = (0.9, problem.beta_2)
     return [torch.optim.SparseAdam(sparse, betas=betas), torch.optim.Adam(dense, betas=betas, fused=True)]
 
 

@@ -48,7 +48,7 @@ def dense_training(config: TrainConfig, model: LanguageModel, words: list[Batch]
     rules = {
         "sgd": optax.sgd(0.1),
         "adagrad": optax.adagrad(0.1, config.initial_accumulator_value),
-        "adam": optax.adam(0.1, b2=0.99),
+        "adam": optax.adam(0.1),
     }
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.clip_each:
