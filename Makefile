@@ -46,7 +46,7 @@ test-gpu:
 	XLA_FLAGS= JAX_DEFAULT_MATMUL_PRECISION=highest $(GPU_PYTHON) -m pytest -p no:xdist -m "not exhaustive" \
 		tests/candidate_sampling tests/losses tests/model tests/training tests/test_matmul.py tests/test_row_updates.py
 
-# the figures of docs/results.md for a GPU, in about 13 minutes; DATA is a prepared corpus
+# the figures of docs/results.md for a GPU; DATA is a prepared corpus
 README_MODEL = --batch-size 128 --optimizer adam
 LSTM_2048_512 = --vocab-size 793471 --embedding-size 512 --hidden-size 2048 --projection-size 512 --num-sampled 8192 \
 	--sequence-length 20 --batch-size 128

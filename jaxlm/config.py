@@ -156,10 +156,10 @@ class TrainConfig:
       clip_each: whether `clip_norm` limits the norm of each parameter's gradient separately, like Keras' `clipnorm`,
         instead of the global norm.
       train_embedding: whether the embedding is trained.
-      weight_decay: factor of the parameters that are added to their gradients after clipping (L2); for table rows only
-        in steps that touch them.
-      activation_regularization: factor of the mean square of the outputs of the last LSTM, after dropout, in the loss
-        (AR of Merity et al. 2017, https://arxiv.org/abs/1708.01009). A body of one's own adds its own terms.
+      weight_decay: weight_decay * parameter is added to each gradient after clipping (L2); for table rows only in
+        steps that touch them.
+      activation_regularization: weight, in the loss, of the mean square of the outputs of the last LSTM, after dropout
+        (AR of Merity et al. 2017, https://arxiv.org/abs/1708.01009). Your own body adds its own terms.
       temporal_activation_regularization: the same for the differences of these outputs, before dropout, from one time
         step to the next (TAR).
       average_after: number of steps after which the parameters are averaged over all later steps; evaluation and

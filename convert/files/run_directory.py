@@ -44,8 +44,10 @@ def load(directory: Path, *, keep_optimizer: bool = False) -> RunModel:
 def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
     if config.train is not None and config.schedule is not None:
         if config.train.average_after:
-            problem = "has averaged weights, which its optimizer state does not belong to; leave out `keep_optimizer`."
-            raise InputError(f"{directory} {problem}")
+            raise InputError(
+                f"{directory} has averaged weights, and its optimizer state is that of the weights before averaging;"
+                " leave out `keep_optimizer`."
+            )
         checkpoints = Checkpoints(directory)
         step = checkpoints.best_step()
         opt_state = checkpoints.restore_optimizer(step, config.model, config.train)

@@ -63,7 +63,7 @@ class LiveOptimizer(NamedTuple):
         return 1.0 if product is None else float(as_array(product))
 
     def overwrites(self, step: int) -> bool:
-        """Whether moving averages replace the weights after a step, from 0; with accumulation, in a whole group."""
+        """Whether moving averages replace the weights after a step, from 0; the same for all batches of an update."""
         frequency = self.overwrite_frequency
         return frequency is not None and (step // self.rule.batches + 1) % frequency == 0
 

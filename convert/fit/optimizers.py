@@ -135,7 +135,7 @@ class KerasOptimizer:
     Attributes:
       kind: name of Keras' class.
       items: its settings, sorted.
-      batches: in an update, of which each is a step.
+      batches: number of batches per update; steps count batches.
     """
 
     kind: str

@@ -51,7 +51,7 @@ class OptimizerState(NamedTuple):
 def unusual_settings(settings: Mapping[str, Any], run_optimizer: Optimizer | None = None) -> Iterator[tuple[str, Any]]:
     """Yields the settings of a Keras optimizer, from its config, that are not Keras' defaults.
 
-    If a run continues with the optimizer, called `run_optimizer` there, its epsilon is compared with that of the run.
+    If a run continues with it as `run_optimizer`, epsilon is compared with that of the run instead.
     """
     usual = USUAL if run_optimizer is None else USUAL | {"epsilon": EPSILON.get(run_optimizer)}
     for name, value in settings.items():

@@ -11,6 +11,7 @@ training step of its own. `--keras-steps 0` leaves `model.fit` out, which holds 
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
 
@@ -57,17 +58,14 @@ def gru(vocab_size: int, length: int) -> keras.Model:
     return keras.Model(ids, layers.Dense(vocab_size, activation="softmax")(hidden))
 
 
-def bidirectional(vocab_size: int, length: int) -> keras.Model:
-    """Returns the most copied next-word tutorial: a Bidirectional LSTM that predicts the last word."""
-    ids = keras.Input((length,), dtype="int32")
-    hidden = layers.Bidirectional(layers.LSTM(150))(layers.Embedding(vocab_size, 100)(ids))
-    return keras.Model(ids, layers.Dense(vocab_size, activation="softmax")(hidden))
+def bidirectional(vocab_size: int, length: int, return_sequences: bool = False) -> keras.Model:
+    """Returns the most copied next-word tutorial: a Bidirectional LSTM that predicts the last word.
 
-
-def tagger(vocab_size: int, length: int) -> keras.Model:
-    """Returns a Bidirectional LSTM with a label for each position, as in tagging and in filling blanks."""
+    With `return_sequences`, it has a label for each position, as in tagging and in filling blanks.
+    """
     ids = keras.Input((length,), dtype="int32")
-    hidden = layers.Bidirectional(layers.LSTM(150, return_sequences=True))(layers.Embedding(vocab_size, 100)(ids))
+    lstm = layers.LSTM(150, return_sequences=return_sequences)
+    hidden = layers.Bidirectional(lstm)(layers.Embedding(vocab_size, 100)(ids))
     return keras.Model(ids, layers.Dense(vocab_size, activation="softmax")(hidden))
 
 
@@ -91,7 +89,7 @@ def recommender(vocab_size: int, length: int) -> keras.Model:
 BODIES: dict[str, Callable[[int, int], keras.Model]] = {
     "gru": gru,
     "bidirectional": bidirectional,
-    "tagger": tagger,
+    "tagger": partial(bidirectional, return_sequences=True),
     "transformer": transformer,
     "recommender": recommender,
 }

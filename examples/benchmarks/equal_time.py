@@ -115,12 +115,8 @@ def main(
     results = {}
     for length in minutes:
         for method in methods:
-            command = [
-                sys.executable,
-                __file__,
-                "run",
-                json.dumps([method, str(data), sizes, length, eval_tokens, seed]),
-            ]
+            arguments = json.dumps([method, str(data), sizes, length, eval_tokens, seed])
+            command = [sys.executable, __file__, "run", arguments]
             print(f"{method}, {length:g} minutes", file=sys.stderr, flush=True)
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             results[method, length] = json.loads(output.splitlines()[-1])

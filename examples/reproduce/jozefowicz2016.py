@@ -7,6 +7,7 @@ Prepares the text, trains for some minutes to measure the speed, and prints the 
 weights. https://arxiv.org/abs/1602.02410; the text: Chelba et al. 2013, https://arxiv.org/abs/1312.3005
 """
 
+import statistics
 from pathlib import Path
 
 from texts import report, run_script
@@ -64,10 +65,10 @@ def main(
     config = jaxlm.TrainConfig(batch_size=128, sequence_length=20, num_sampled=8192 // divisor)
     trial = jaxlm.ScheduleConfig(minutes=trial_minutes, eval_every=10**9, eval_tokens=20_000)
     jaxlm.train(corpus, out / "trial", model, config, trial)
-    speeds = sorted(row["words_per_second"] for row in read_metrics(out / "trial") if "words_per_second" in row)
+    speeds = [row["words_per_second"] for row in read_metrics(out / "trial") if "words_per_second" in row]
     if not speeds:
         raise jaxlm.InputError(f"{trial_minutes} minutes are too short for a speed; give more with --trial-minutes.")
-    speed = speeds[len(speeds) // 2]
+    speed = statistics.median_high(speeds)
     hours = epochs * corpus.train.size / speed / 3600
     print(f"{epochs} epochs of {corpus.train.size:,} words at {speed:,.0f} words/s: {hours:,.1f} hours")
     if full:

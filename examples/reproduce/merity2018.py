@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from texts import PENN_TREEBANK, WIKITEXT_2, Texts, prepare, report, run_script
 
 import jaxlm
+from jaxlm.data.batches import batches_per_epoch
 
 
 class Settings(NamedTuple):
@@ -55,7 +56,7 @@ def main(
     paper = SETTINGS[text]
     corpus = prepare(data, paper.texts, out / f"{text}-data", check)
     narrow, wide, length = 400 // divisor, 1150 // divisor, 70
-    epoch = (corpus.train.size - 1) // paper.batch_size // length  # steps
+    epoch = batches_per_epoch(corpus.train.size, paper.batch_size, length)
     model = jaxlm.ModelConfig(
         len(corpus.vocabulary),
         embedding_size=narrow,

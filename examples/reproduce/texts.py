@@ -9,6 +9,7 @@ from typing import NamedTuple
 import tyro
 
 import jaxlm
+from jaxlm.cli.command_line import run_command
 
 
 class Text(NamedTuple):
@@ -48,11 +49,8 @@ WIKITEXT_2 = Texts(
 
 def run_script(main: Callable[..., None]) -> None:
     """Runs the command line of a script. Bad input becomes one line on stderr and exit code 2."""
-    try:
-        tyro.cli(main)
-    except (jaxlm.InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if code := run_command(lambda: tyro.cli(main), main):
+        sys.exit(code)
 
 
 def check_text(directory: Path, text: Text) -> str:

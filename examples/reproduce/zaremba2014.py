@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from texts import PENN_TREEBANK, prepare, report, run_script
 
 import jaxlm
+from jaxlm.data.batches import batches_per_epoch
 
 
 class Size(NamedTuple):
@@ -66,7 +67,7 @@ def main(
         epochs=epochs,
         decay_fraction=max(0.0, 1 - paper.constant_epochs / epochs),
         epoch_decay=paper.divisor,
-        eval_every=(corpus.train.size - 1) // 20 // length,  # once per epoch
+        eval_every=batches_per_epoch(corpus.train.size, config.batch_size, length),
         eval_tokens=0,
     )
     if jaxlm.train(corpus, out / size, model, config, schedule):  # unless it was stopped

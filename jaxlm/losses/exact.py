@@ -95,7 +95,7 @@ def exact_losses(
 
 
 def mask_padding(biases: jax.Array, num_classes: int, axes: Axes) -> jax.Array:
-    """Returns the biases `[R]` of a device's rows, so low for rows from `num_classes` on that these add nothing."""
+    """Returns the biases `[R]` of a device's rows, with `FLOAT_MIN` for padding, the rows from `num_classes` on."""
     num_rows = biases.shape[0] * (jax.lax.axis_size(axes) if axes else 1)
     if num_rows == num_classes:
         return biases

@@ -205,11 +205,11 @@ class Checkpoints:
         """Reads the parameters onto one device or a mesh; their averages if `train` has `average_after`."""
         _, tables, dense = split_params(abstract_model(config, mesh))
         restored = self.restore(step, {"tables": tables, "dense": dense}, mesh)  # as in TrainState
-        tables, dense = restored["tables"], restored["dense"]
-        opt_state = self.restore_optimizer(step, config, train, mesh) if train and train.average_after else None
-        if train and opt_state:
-            tables, dense = averaged(tables, dense, opt_state, train)
-        return merge_params(config, mesh, tables, dense)
+        params = restored["tables"], restored["dense"]
+        if train is not None and train.average_after:
+            opt_state = self.restore_optimizer(step, config, train, mesh)
+            params = params if opt_state is None else averaged(*params, opt_state, train)
+        return merge_params(config, mesh, *params)
 
     def restore_optimizer(
         self, step: int, model: ModelConfig, train: TrainConfig, mesh: Mesh | None = None

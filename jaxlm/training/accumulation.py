@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxlm.data.batches import Batch
 from jaxlm.errors import require
@@ -82,4 +83,4 @@ def _gradients(state: TrainState, batch: Batch) -> tuple[Any, ...]:
     return state.step + 1, other, carry, gradients, dense, jnp.where(finite, loss, jnp.nan)
 
 
-_add = jax.jit(lambda first, second: jax.tree.map(jnp.add, first, second), donate_argnums=0)
+_add = jax.jit(optax.tree.add, donate_argnums=0)
