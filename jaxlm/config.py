@@ -141,6 +141,9 @@ class TrainConfig:
     Args:
       batch_size: number of contiguous streams of text.
       sequence_length: time steps of truncated backpropagation.
+      random_offsets: whether each epoch begins at a random one of the first `sequence_length` words of each stream, so
+        that backpropagation is truncated at other words in each epoch (the purpose of the random lengths of Merity et
+        al. 2018, https://arxiv.org/abs/1708.02182, section 4.1).
       loss: "sampled_softmax", "nce" (noise-contrastive estimation), or "full" for the exact softmax, the slow
         baseline to compare with.
       num_sampled: classes sampled per step and shared by the batch, at most the whole vocabulary; not used by loss
@@ -163,7 +166,10 @@ class TrainConfig:
       temporal_activation_regularization: the same for the differences of these outputs, before dropout, from one time
         step to the next (TAR).
       average_after: number of steps after which the parameters are averaged over all later steps; evaluation and
-        export use the averages (Polyak and Juditsky 1992, https://doi.org/10.1137/0330046). 0 for no averages.
+        export use the averages (Polyak and Juditsky 1992, https://doi.org/10.1137/0330046). 0 for none.
+      average_patience: number n of evaluations without improvement after which a run begins to average: at the first
+        evaluation whose loss is above the lowest of those more than n evaluations ago (NT-ASGD of Merity et al. 2018,
+        section 3). Averaging begins after `average_after` steps at the latest if both are given. 0 for none.
       variational_dropout: whether the model's dropout draws one mask for all time steps of a sequence (Gal and
         Ghahramani 2016, https://arxiv.org/abs/1512.05287), instead of one per time step.
       embedding_dropout: rate at which whole words are dropped: all occurrences of a word in a batch share one draw, and
@@ -182,6 +188,7 @@ class TrainConfig:
 
     batch_size: int = 32
     sequence_length: int = 35
+    random_offsets: bool = False
     loss: Loss = "sampled_softmax"
     num_sampled: int = 1000
     sampler: Sampler = "log_uniform"
@@ -195,6 +202,7 @@ class TrainConfig:
     activation_regularization: float = 0.0
     temporal_activation_regularization: float = 0.0
     average_after: int = 0
+    average_patience: int = 0
     variational_dropout: bool = False
     embedding_dropout: float = 0.0
     weight_dropout: float = 0.0
@@ -204,12 +212,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require_at_least(self, 1, "batch_size", "sequence_length", "num_sampled")
-        require_at_least(self, 0, "initial_accumulator_value", "clip_norm", "weight_decay", "average_after")
+        require_at_least(self, 0, "initial_accumulator_value", "clip_norm", "weight_decay")
+        require_at_least(self, 0, "average_after", "average_patience")
         require_at_least(self, 0, "activation_regularization", "temporal_activation_regularization")
         for name in ("beta_2", "embedding_dropout", "weight_dropout"):
             rate = getattr(self, name)
             require(0.0 <= rate < 1.0, name, "a rate in [0, 1)", rate)
         require_seed(self.seed)
+
+    @property
+    def has_averages(self) -> bool:
+        """Whether the parameters are averaged, from some step on."""
+        return self.average_after > 0 or self.average_patience > 0
 
 
 @dataclass(frozen=True)

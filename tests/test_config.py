@@ -68,6 +68,8 @@ def test_the_short_and_the_long_form_describe_the_same_chain():
         (TrainConfig, {"weight_dropout": -0.1}),
         (TrainConfig, {"weight_decay": -1e-6}),
         (TrainConfig, {"average_after": 1.5}),
+        (TrainConfig, {"average_patience": -1}),
+        (TrainConfig, {"random_offsets": 3}),
         (TrainConfig, {"activation_regularization": -2.0}),
         (TrainConfig, {"temporal_activation_regularization": -1.0}),
         (TrainConfig, {"variational_dropout": 0.5}),

@@ -1,10 +1,11 @@
 """The scripts of examples/reproduce: they refuse other texts in one line, and run on small ones in the same forms."""
 
+import logging
 import re
 import runpy
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,15 @@ FOLDER = Path(__file__).parent.parent / "examples" / "reproduce"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys) -> Callable[..., str]:
+def run(monkeypatch, capsys) -> Iterator[Callable[..., str]]:
     """Runs a script in this process, and returns its output, or its error."""
     monkeypatch.syspath_prepend(str(FOLDER))
+    logger = logging.getLogger("jaxlm")
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
 
     def run_script(name: str, *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        logger.handlers = []
         try:
             runpy.run_path(str(FOLDER / name), run_name="__main__")
         except SystemExit as end:
@@ -26,7 +30,9 @@ def run(monkeypatch, capsys) -> Callable[..., str]:
             return capsys.readouterr().err
         return capsys.readouterr().out
 
-    return run_script
+    yield run_script
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +50,7 @@ def treebank(text_file, tmp_path_factory) -> Path:
 def test_zaremba_learns_and_prints_both_perplexities(run, treebank, tmp_path):
     output = run("zaremba2014.py", "--data", treebank, "--out", tmp_path, "--no-check", "--epochs", 6, "--divisor", 8)
     *_, last = output.strip().splitlines()
+    assert len(re.findall(r"^step \d+: validation perplexity ", output, re.MULTILINE)) == 6  # once each
     assert last.startswith("test perplexity ") and last.endswith("(published: 114.5)")
     assert float(last.split()[2]) < 14  # the unigram model has 26
 
@@ -85,8 +92,7 @@ def test_a_text_without_a_checksum_is_checked_by_its_words(run, tmp_path):
 
 @pytest.mark.exhaustive
 def test_merity_learns_and_prints_both_perplexities(run, treebank, tmp_path):
-    small = ("--no-check", "--epochs", 12, "--average-after", 8, "--divisor", 40)
-    output = run("merity2018.py", "--data", treebank, "--out", tmp_path, *small)
+    output = run("merity2018.py", "--data", treebank, "--out", tmp_path, "--no-check", "--epochs", 12, "--divisor", 40)
     *_, last = output.strip().splitlines()
     assert last.startswith("test perplexity ") and last.endswith("(published: 57.3)")
     assert float(last.split()[2]) < 24  # the unigram model has 26

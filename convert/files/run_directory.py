@@ -43,7 +43,7 @@ def load(directory: Path, *, keep_optimizer: bool = False) -> RunModel:
 
 def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
     if config.train is not None and config.schedule is not None:
-        if config.train.average_after:
+        if config.train.has_averages:
             raise InputError(
                 f"{directory} has averaged weights, and its optimizer state is that of the weights before averaging;"
                 " leave out `keep_optimizer`."

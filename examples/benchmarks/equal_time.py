@@ -60,11 +60,11 @@ def train_peer(
     assert peer.evaluate
     schedule = jaxlm.ScheduleConfig()
     rate_at = learning_rate_schedule(dataclasses.replace(schedule, warmup_steps=0), total_steps=10_000)
-    first = train_batch(corpus.train, 0, problem.batch_size, problem.sequence_length)
+    first = train_batch(corpus.train, 0, problem.train_config)
     float(peer.step(first.inputs, first.labels, 0.0))  # compiles
     begin, step = time.perf_counter(), 0
     while (share := (time.perf_counter() - begin) / (60 * minutes)) < 1:
-        batch = train_batch(corpus.train, step, problem.batch_size, problem.sequence_length)
+        batch = train_batch(corpus.train, step, problem.train_config)
         warm_up = min(1.0, (step + 1) / schedule.warmup_steps)
         peer.step(batch.inputs, batch.labels, warm_up * float(rate_at(int(10_000 * share))))
         step += 1

@@ -3,8 +3,8 @@
     python examples/reproduce/merity2018.py --data ptb --text ptb
 
 Three LSTMs with tied rows, variational dropout, dropped words and weight-dropped recurrence, trained with SGD,
-penalties on weights and activations, and averaged weights. The settings are those of the authors' code, which begins to
-average when the validation loss stops falling; here it is after --average-after epochs.
+penalties on weights and activations, and weights that are averaged once the validation loss stops falling. The settings
+are those of the authors' code. In place of its random sequence lengths, each epoch begins at a random offset.
 https://arxiv.org/abs/1708.02182
 """
 
@@ -38,7 +38,6 @@ def main(
     text: Literal["ptb", "wikitext2"] = "ptb",
     out: Path = Path("runs/merity2018"),
     epochs: int = 0,
-    average_after: int = 100,
     divisor: int = 1,
     check: bool = True,
 ) -> None:
@@ -49,14 +48,12 @@ def main(
       text: Data set.
       out: Directory of the corpora and the runs.
       epochs: Length in epochs, if not that of the authors.
-      average_after: Number of epochs after which the weights are averaged; 0 for no averages.
       divisor: Divides the widths, for a trial.
       check: Stop at texts that differ from the published ones.
     """
     paper = SETTINGS[text]
     corpus = prepare(data, paper.texts, out / f"{text}-data", check)
     narrow, wide, length = 400 // divisor, 1150 // divisor, 70
-    epoch = batches_per_epoch(corpus.train.size, paper.batch_size, length)
     model = jaxlm.ModelConfig(
         len(corpus.vocabulary),
         embedding_size=narrow,
@@ -67,6 +64,7 @@ def main(
     config = jaxlm.TrainConfig(
         batch_size=paper.batch_size,
         sequence_length=length,
+        random_offsets=True,
         loss="full",
         optimizer="sgd",
         clip_norm=0.25,
@@ -76,14 +74,14 @@ def main(
         weight_decay=1.2e-6,
         activation_regularization=2.0,
         temporal_activation_regularization=1.0,
-        average_after=average_after * epoch,
+        average_patience=5,  # epochs
     )
     schedule = jaxlm.ScheduleConfig(
         learning_rate=30.0,
         warmup_steps=0,
         decay_fraction=0.0,
         epochs=epochs or paper.epochs,
-        eval_every=epoch,
+        eval_every=batches_per_epoch(corpus.train.size, paper.batch_size, length),
         eval_tokens=0,
     )
     if jaxlm.train(corpus, out / text, model, config, schedule):  # unless it was stopped

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import tyro
 
 import jaxlm
-from jaxlm.cli.command_line import run_command
+from jaxlm.cli.command_line import run_command, show_messages
 
 
 class Text(NamedTuple):
@@ -48,7 +48,8 @@ WIKITEXT_2 = Texts(
 
 
 def run_script(main: Callable[..., None]) -> None:
-    """Runs the command line of a script. Bad input becomes one line on stderr and exit code 2."""
+    """Runs the command line of a script, with the messages of `jaxlm train`. Bad input becomes one line on stderr."""
+    show_messages()
     if code := run_command(lambda: tyro.cli(main), main):
         sys.exit(code)
 

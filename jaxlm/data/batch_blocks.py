@@ -33,7 +33,7 @@ class BatchBlocks:
     """The blocks of a training text of ids `[N]`, of which it holds one. Each process reads its own streams."""
 
     def __init__(self, tokens: np.ndarray, config: TrainConfig, mesh: Mesh | None):
-        self.tokens, self.mesh, self.sizes = tokens, mesh, (config.batch_size, config.sequence_length)
+        self.tokens, self.config, self.mesh = tokens, config, mesh
         self.streams = local_streams(config.batch_size, mesh)
         self.first = -1
         self.schedule: Callable[[np.ndarray], jax.Array] | None = None
@@ -49,7 +49,7 @@ class BatchBlocks:
 
     def batch(self, step: int) -> Batch:
         """Returns the batch of a step on the host, with all streams."""
-        return train_batch(self.tokens, step, *self.sizes)
+        return train_batch(self.tokens, step, self.config)
 
     def shapes(self) -> BatchBlock:
         """Returns a block with the shape, dtype and sharding of each array instead of the array."""
@@ -63,7 +63,7 @@ class BatchBlocks:
 
     def _block(self, first: int, schedule: Callable[[np.ndarray], jax.Array]) -> BatchBlock:
         steps = np.arange(first, first + BLOCK_STEPS, dtype=np.int32)
-        batches = [train_batch(self.tokens, int(step), *self.sizes, self.streams) for step in steps]
+        batches = [train_batch(self.tokens, int(step), self.config, self.streams) for step in steps]
         return BatchBlock(shard_batches(batches, self.mesh), schedule(steps))
 
 

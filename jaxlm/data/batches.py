@@ -104,20 +104,28 @@ def batches_per_epoch(num_tokens: int, batch_size: int, sequence_length: int) ->
     return batches
 
 
-def train_batch(
-    tokens: np.ndarray, step: int, batch_size: int, sequence_length: int, streams: np.ndarray | None = None
-) -> Batch:
+def train_batch(tokens: np.ndarray, step: int, config: TrainConfig, streams: np.ndarray | None = None) -> Batch:
     """Returns the batch of a step, from 0: the text is cut into contiguous streams, read side by side.
 
-    Row b of batch n + 1 continues row b of batch n. Each epoch starts over. Only the rows `streams` are read, as from
-    `local_streams`; the others are zeros.
+    Row b of batch n + 1 continues row b of batch n. Each epoch starts over; with `random_offsets`, all of its batches
+    are moved by the same number of words. Only the rows `streams` are read, as from `local_streams`; the others are
+    zeros.
     """
-    index = step % batches_per_epoch(tokens.size, batch_size, sequence_length)
-    streams = np.arange(batch_size) if streams is None else streams
-    starts = streams * ((tokens.size - 1) // batch_size) + index * sequence_length
-    words = np.zeros((batch_size, sequence_length + 1), tokens.dtype)
-    words[streams] = tokens[starts[:, None] + np.arange(sequence_length + 1)]
+    epoch, index = divmod(step, batches_per_epoch(tokens.size, config.batch_size, config.sequence_length))
+    streams = np.arange(config.batch_size) if streams is None else streams
+    starts = streams * ((tokens.size - 1) // config.batch_size) + index * config.sequence_length
+    positions = (starts + _offset(config, epoch))[:, None] + np.arange(config.sequence_length + 1)
+    words = np.zeros((config.batch_size, config.sequence_length + 1), tokens.dtype)
+    words[streams] = tokens[positions % tokens.size]  # a moved batch may go on with the beginning of the text
     return Batch(words[:, :-1], words[:, 1:], index == 0)
+
+
+def _offset(config: TrainConfig, epoch: int) -> int:
+    """Returns the number of words by which the batches of an epoch are moved, below `sequence_length`."""
+    if not config.random_offsets:
+        return 0
+    # NumPy guarantees the numbers of a SeedSequence, and not those of a Generator, in all of its versions
+    return int(np.random.SeedSequence((config.seed, epoch)).generate_state(1)[0]) % config.sequence_length
 
 
 def train_batches(tokens: np.ndarray, config: TrainConfig, num_steps: int, first_step: int = 0) -> Iterator[Batch]:
@@ -125,7 +133,7 @@ def train_batches(tokens: np.ndarray, config: TrainConfig, num_steps: int, first
 
     Args:
       tokens: `[N]` integer ids, such as `Corpus.train`.
-      config: its `batch_size` and `sequence_length` are used.
+      config: its `batch_size`, `sequence_length`, `random_offsets` and `seed` are used.
       num_steps: number of batches.
       first_step: number of steps already done.
 
@@ -133,7 +141,7 @@ def train_batches(tokens: np.ndarray, config: TrainConfig, num_steps: int, first
       InputError: the text is too short for one batch.
     """
     for step in range(first_step, first_step + num_steps):
-        yield train_batch(tokens, step, config.batch_size, config.sequence_length)
+        yield train_batch(tokens, step, config)
 
 
 def evaluation_batches(tokens: Ids, batch_size: int, sequence_length: int, max_tokens: int = 0) -> Iterator[Batch]:

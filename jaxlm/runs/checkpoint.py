@@ -202,11 +202,11 @@ class Checkpoints:
     def restore_model(
         self, step: int, config: ModelConfig, mesh: Mesh | None = None, train: TrainConfig | None = None
     ) -> LanguageModel:
-        """Reads the parameters onto one device or a mesh; their averages if `train` has `average_after`."""
+        """Reads the parameters onto one device or a mesh; their averages if `train` has them."""
         _, tables, dense = split_params(abstract_model(config, mesh))
         restored = self.restore(step, {"tables": tables, "dense": dense}, mesh)  # as in TrainState
         params = restored["tables"], restored["dense"]
-        if train is not None and train.average_after:
+        if train is not None and train.has_averages:
             opt_state = self.restore_optimizer(step, config, train, mesh)
             params = params if opt_state is None else averaged(*params, opt_state, train)
         return merge_params(config, mesh, *params)

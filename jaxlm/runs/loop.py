@@ -192,7 +192,7 @@ def _run_steps(
                 with watch.paused():
                     so_far = Progress(watch.seconds())
                     if evaluates:
-                        evaluation = run.evaluate_and_save(step, state, so_far, blocks.batch(step))
+                        evaluation, state = run.evaluate_and_save(step, state, so_far, blocks.batch(step))
                     else:
                         run.save(step, state, so_far)
         if step != run.config.total_steps and step != run.saved_step:

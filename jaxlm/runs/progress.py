@@ -15,6 +15,7 @@ class Progress(NamedTuple):
 
     seconds: float  # spent on training steps
     valid_loss: float | None = None  # exact; None between evaluations
+    valid_losses: tuple[float, ...] = ()  # of all evaluations before averaging begins, with `average_patience`
     losses: tuple[float, ...] = ()  # of steps since the last line of metrics.jsonl
     logged: tuple[int, float] = (0, 0.0)  # steps and seconds at that line
     jax_version: str = jax.__version__

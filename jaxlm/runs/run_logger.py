@@ -15,6 +15,7 @@ from jaxlm.errors import InputError
 from jaxlm.inference.perplexity import DIVERGED, Evaluation, evaluate
 from jaxlm.parallel.mesh import Mesh, mesh_shape
 from jaxlm.parallel.processes import is_first
+from jaxlm.runs.averaging import AveragingTrigger
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.deferred_losses import MAX_SKIPPED
 from jaxlm.runs.directory import RunConfig, save_config
@@ -60,6 +61,7 @@ class RunLogger:
         self.logged = resumed.logged  # steps and seconds at the last line of metrics.jsonl
         self.unwritten: list[dict[str, float]] = []
         self.losses = list(resumed.losses)  # since that line
+        self.averaging = AveragingTrigger(self.train.average_patience, resumed.valid_losses)
         self.config_is_saved = True
         self.saved_step, self.saved_at = first_step, time.perf_counter()
         if self.writes:
@@ -160,7 +162,11 @@ class RunLogger:
         """Adds the state of the metrics and the devices."""
         place = {"mesh": mesh_shape(self.mesh), "num_processes": jax.process_count()}
         return progress._replace(
-            logged=self.logged, losses=tuple(self.losses), device=jax.devices()[0].device_kind, **place
+            logged=self.logged,
+            losses=tuple(self.losses),
+            valid_losses=tuple(self.averaging.losses),
+            device=jax.devices()[0].device_kind,
+            **place,
         )
 
     def close(self) -> None:
@@ -189,27 +195,33 @@ class RunLogger:
         """Computes the exact loss on the validation text."""
         return evaluate(state.averaged_model, self.valid, max_tokens=self.schedule.eval_tokens, progress=self.progress)
 
-    def evaluate_and_save(self, step: int, state: TrainState, progress: Progress, next_batch: Batch) -> Evaluation:
-        """Evaluates, writes a checkpoint, and reports the result and the gap to the sampled loss of the next batch."""
+    def evaluate_and_save(
+        self, step: int, state: TrainState, progress: Progress, next_batch: Batch
+    ) -> tuple[Evaluation, TrainState]:
+        """Evaluates, writes a checkpoint, and reports the result and the gap to the sampled loss of the next batch.
+
+        In the state that it returns and saves, averaging may have begun.
+        """
         evaluation = self.evaluate(state)
         if not math.isfinite(evaluation.loss):
             raise InputError(self._advice(f"The exact loss is {evaluation.loss} at step {step}."))
         exact, training = map(float, exact_and_training_loss(state, shard_batch(next_batch, self.mesh)))
         values = {"valid_loss": evaluation.loss, "valid_perplexity": evaluation.perplexity}
         self.log(step, **values, exact_train_loss=exact, loss_gap=exact - training)
+        state = self.averaging.after_evaluation(step, state, evaluation.loss)
         self.save(step, state, progress._replace(valid_loss=evaluation.loss))
         if evaluation.loss > self.unigram_loss + DIVERGED:
             logger.warning(
                 f"step {step}: the exact loss is {evaluation.loss:.2f} nats per word, far above the"
                 f" {self.unigram_loss:.2f} of the unigram model: the model has diverged. Lower the learning rate."
             )
-            return evaluation
+            return evaluation, state
         logger.info(
             f"step {step}: validation perplexity {evaluation.perplexity:.2f}"
             f" (exact, {evaluation.num_tokens:,} words, loss {evaluation.loss:.4f};"
             f" the training loss is {exact - training:.3f} below the exact one)"
         )
-        return evaluation
+        return evaluation, state
 
     def record_loss(self, loss: float, step: int, skipped_in_a_row: int) -> None:
         """Keeps the loss of a step for the next line of metrics, or warns that the step was skipped.

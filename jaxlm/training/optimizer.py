@@ -1,11 +1,11 @@
 """The Optax transformation of a training step, for table rows and dense parameters alike."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxlm.config import TrainConfig
@@ -20,7 +20,7 @@ def optimizer(
     """Returns the transformation of a config with a learning rate, or `tx` if it is given."""
     tx = _plain_optimizer(config, learning_rate, tx)
     tx = _with_weight_decay(tx, config.weight_decay) if config.weight_decay else tx
-    return _with_averages(tx, config.average_after) if config.average_after else tx
+    return _with_averages(tx, config.average_after) if config.has_averages else tx
 
 
 def _plain_optimizer(
@@ -52,9 +52,12 @@ def _with_weight_decay(tx: optax.GradientTransformation, rate: float) -> optax.G
 
 
 class Averages(NamedTuple):
-    """The state of an optimizer with averages of the parameters w_1 to w_n after n steps."""
+    """The state of an optimizer with averages of the parameters w_1 to w_n after n steps.
 
-    steps: jax.Array  # int32 scalar, of the run
+    Averaging begins once `steps` is 0. Until then it is the negative number of steps to go.
+    """
+
+    steps: jax.Array  # int32 scalar: n
     weighted: Any  # as the parameters: the sum of (k - 1) * (w_k - w_(k-1)) over k
     state: optax.OptState  # of the optimizer
 
@@ -62,36 +65,50 @@ class Averages(NamedTuple):
 def _with_averages(tx: optax.GradientTransformation, start: int) -> optax.GradientTransformation:
     """Averages parameters after each step beyond the first `start` ones: mean_k(w_k) = w_n - weighted / n.
 
+    If `start` is 0, averaging begins with `start_averages`.
+
     A row that a step does not touch has an increment of zero there. So the average is exact, and costs as much as the
     step in the rows that it touches.
     """
 
+    steps = -start or jnp.iinfo(jnp.int32).min
+
     def init(params: Any) -> Averages:
-        return Averages(jnp.int32(0), jax.tree.map(jnp.zeros_like, params), tx.init(params))
+        return Averages(jnp.int32(steps), jax.tree.map(jnp.zeros_like, params), tx.init(params))
 
     def update(gradients: Any, averages: Averages, params: Any = None) -> tuple[Any, Averages]:
         updates, state = tx.update(gradients, averages.state, params)
-        earlier = jnp.maximum(averages.steps - start, 0).astype(jnp.float32)  # steps that are averaged
+        earlier = jnp.maximum(averages.steps, 0).astype(jnp.float32)
         weighted = jax.tree.map(lambda total, delta: total + earlier * delta, averages.weighted, updates)
         return updates, Averages(averages.steps + 1, weighted, state)
 
     return optax.GradientTransformation(init, update)
 
 
+def averaging_has_begun(opt_state: dict[str, Any]) -> bool:
+    """Returns whether the steps of an optimizer with averages are averaged."""
+    return int(np.asarray(opt_state["dense"].steps)) >= 0
+
+
+def start_averages(opt_state: dict[str, Averages]) -> dict[str, Averages]:
+    """Returns a state of an optimizer with averages, from which on all steps are averaged."""
+    return {name: averages._replace(steps=jnp.zeros_like(averages.steps)) for name, averages in opt_state.items()}
+
+
 def averaged(
     tables: dict[str, jax.Array], dense: Any, opt_state: dict[str, Any], config: TrainConfig
 ) -> tuple[dict[str, jax.Array], Any]:
-    """Returns the averages of tables and dense parameters, or the given ones before `average_after` or without it."""
-    if not config.average_after:
+    """Returns the averages of tables and dense parameters; the given ones before averaging begins or without it."""
+    if not config.has_averages:
         return tables, dense
-    params = _averages(tables | {"dense": dense}, opt_state, config.average_after)
+    params = _averages(tables | {"dense": dense}, opt_state)
     return {name: params[name] for name in tables}, params["dense"]
 
 
-@partial(jax.jit, static_argnums=2)
-def _averages(params: dict[str, Any], opt_state: dict[str, Averages], start: int) -> dict[str, Any]:
+@jax.jit
+def _averages(params: dict[str, Any], opt_state: dict[str, Averages]) -> dict[str, Any]:
     def average(part: Any, averages: Averages) -> Any:
-        count = jnp.maximum(averages.steps - start, 1).astype(jnp.float32)
+        count = jnp.maximum(averages.steps, 1).astype(jnp.float32)
         return jax.tree.map(lambda param, weighted: param - weighted / count, part, averages.weighted)
 
     return {name: average(part, opt_state[name]) for name, part in params.items()}

@@ -247,7 +247,7 @@ class TrainState:
 
     @property
     def averaged_model(self) -> LanguageModel:
-        """The `LanguageModel` with the averages of the parameters; the current ones without `average_after`."""
+        """The `LanguageModel` with the averages of the parameters; the current ones if there are none."""
         tables, dense = averaged(self.tables, self.dense, self.opt_state, self.config)
         return cast(LanguageModelBody, self.body).model(tables, dense, self.other)
 

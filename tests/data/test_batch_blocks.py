@@ -11,7 +11,9 @@ from jaxlm.data.batches import shard_batch, train_batch
 from jaxlm.parallel.mesh import make_mesh
 
 TOKENS = np.random.default_rng(0).integers(0, 31, 700).astype(np.int32)
-CONFIG = TrainConfig(batch_size=6, sequence_length=5, num_sampled=7, compute_dtype="float32")  # 23 batches in an epoch
+CONFIG = TrainConfig(  # 23 batches in an epoch
+    batch_size=6, sequence_length=5, random_offsets=True, num_sampled=7, compute_dtype="float32"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +33,7 @@ def test_a_block_holds_the_batches_of_its_steps(shape):
     for step in (0, 13, 19, 20, 23, 46, 21):  # 23 and 46 begin an epoch
         block = blocks.with_step(step, schedule)
         batch, rate = at_step(block, step)
-        expected = shard_batch(train_batch(TOKENS, step, CONFIG.batch_size, CONFIG.sequence_length), mesh)
+        expected = shard_batch(train_batch(TOKENS, step, CONFIG), mesh)
         jax.tree.map(np.testing.assert_array_equal, batch, expected)
         assert (batch.weights is not None) == (shape == (2, 4))  # six streams on eight devices
         assert bool(batch.starts_epoch) == (step in (0, 23, 46))

@@ -1,5 +1,7 @@
 """Training streams are contiguous, and evaluation predicts each word once."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,21 +9,41 @@ from jaxlm.config import TrainConfig
 from jaxlm.data.batches import batches_per_epoch, evaluation_batches, train_batch, train_batches
 from jaxlm.errors import InputError
 
+OFFSETS = TrainConfig(batch_size=4, sequence_length=6, random_offsets=True, seed=7)
+
 
 def test_training_batches_are_contiguous_streams():
     tokens = np.arange(1000, 1101, dtype=np.int32)
+    config = TrainConfig(batch_size=4, sequence_length=6)
     assert batches_per_epoch(tokens.size, 4, 6) == 4
-    rows = [train_batch(tokens, step, 4, 6) for step in range(5)]
+    rows = [train_batch(tokens, step, config) for step in range(5)]
     stream = np.concatenate([batch.inputs for batch in rows[:4]], axis=1)
     np.testing.assert_array_equal(stream, 1000 + np.arange(4)[:, None] * 25 + np.arange(24))
     for batch in rows:
         np.testing.assert_array_equal(batch.labels, batch.inputs + 1)
     np.testing.assert_array_equal(rows[4].inputs, rows[0].inputs)  # the next epoch
     assert [batch.starts_epoch for batch in rows] == [True, False, False, False, True]
-    resumed = list(train_batches(tokens, TrainConfig(batch_size=4, sequence_length=6), num_steps=2, first_step=3))
+    resumed = list(train_batches(tokens, config, num_steps=2, first_step=3))
     np.testing.assert_equal(resumed, rows[3:])
     with pytest.raises(InputError, match="too few"):
         batches_per_epoch(24, 4, 6)
+
+
+@pytest.mark.parametrize("size", [97, 101, 119])  # 4 streams of 24, 25 and 29 words in batches of 6
+def test_random_offsets_move_the_batches_of_an_epoch_alike(size):
+    tokens, offsets = np.arange(size, dtype=np.int32), []
+    for epoch in range(60):
+        batches = list(train_batches(tokens, OFFSETS, num_steps=4, first_step=4 * epoch))
+        stream = np.concatenate([batch.inputs for batch in batches], axis=1)
+        offsets.append(stream[0, 0])
+        expected = offsets[-1] + np.arange(4)[:, None] * ((size - 1) // 4) + np.arange(24)
+        np.testing.assert_array_equal(stream, expected % size)  # after the last word comes the first one
+        for batch in batches:
+            np.testing.assert_array_equal(batch.labels, (batch.inputs + 1) % size)
+        assert [batch.starts_epoch for batch in batches] == [True, False, False, False]
+    assert set(offsets) == set(range(6)) and max(np.bincount(offsets)) < 25  # about 10 of each
+    other = train_batches(tokens, dataclasses.replace(OFFSETS, seed=1), num_steps=240)
+    assert [batch.inputs[0, 0] for batch in other][::4] != offsets
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(2, 1), (101, 4), (103, 4), (50, 49), (98, 7)])

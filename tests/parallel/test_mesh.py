@@ -11,7 +11,7 @@ from flax import nnx
 from helpers import quick_if
 from mesh_helpers import BATCH_SIZE, MODEL, TRAIN, VOCAB_SIZE, make_batch, make_model
 
-from jaxlm.config import ModelConfig
+from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.batches import local_streams, train_batch
 from jaxlm.device_config import MeshConfig
 from jaxlm.errors import InputError
@@ -173,7 +173,8 @@ def test_a_new_state_is_that_of_one_device_in_shards(corpus):
 
 def test_a_process_reads_its_own_streams_alone():
     tokens = np.arange(1, 1000, dtype=np.int32)
-    whole, part = train_batch(tokens, 3, 6, 5), train_batch(tokens, 3, 6, 5, np.array([4, 1]))
+    config = TrainConfig(batch_size=6, sequence_length=5, random_offsets=True)
+    whole, part = train_batch(tokens, 40, config), train_batch(tokens, 40, config, np.array([4, 1]))
     np.testing.assert_array_equal(part.inputs[[1, 4]], whole.inputs[[1, 4]])
     assert not part.inputs[[0, 2, 3, 5]].any()
     np.testing.assert_array_equal(local_streams(6, make_mesh(2, 4)), np.arange(6))  # one process has all devices

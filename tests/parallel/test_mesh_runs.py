@@ -22,6 +22,7 @@ from jaxlm.inference.neighbors import nearest_words
 from jaxlm.inference.perplexity import evaluate
 from jaxlm.inference.scoring import score
 from jaxlm.parallel.mesh import make_mesh
+from jaxlm.runs import averaging
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import RunConfig, load_model
 from jaxlm.runs.initial_state import mesh_of_run
@@ -58,16 +59,18 @@ def test_generation_draws_the_words_of_one_device(options):
     assert texts[0] == texts[1] and len(texts[0].split()) == 23
 
 
-def test_a_run_may_move_between_meshes_and_to_keras(corpus, corpus_dir, tmp_path, caplog):
+def test_a_run_may_move_between_meshes_and_to_keras(corpus, corpus_dir, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(averaging, "no_longer_improves", lambda losses, patience: True)  # from step 5 on
     model = ModelConfig(len(corpus.vocabulary), embedding_size=7, hidden_size=11, dropout=0.2)
-    config = TrainConfig(batch_size=6, sequence_length=5, num_sampled=21, compute_dtype="float32", optimizer="adagrad")
-    schedule = ScheduleConfig(0.03, steps=10, eval_every=10, eval_tokens=400, decay_fraction=0.0)
+    sizes = {"batch_size": 6, "sequence_length": 5, "num_sampled": 21}
+    config = TrainConfig(**sizes, compute_dtype="float32", optimizer="adagrad", average_patience=1)
+    schedule = ScheduleConfig(0.03, steps=10, eval_every=5, eval_tokens=400, decay_fraction=0.0)
     losses = []
     for name, places in (("one", [None, None]), ("many", [make_mesh(2, 4), make_mesh(1, 7)])):
         run = tmp_path / name
         train(corpus, run, model, config, schedule, data=corpus_dir, progress=False, mesh=places[0])
         assert mesh_of_run(run) == (MeshConfig() if places[0] is None else MeshConfig(4, 2))
-        losses.append(resume(run, steps=20, mesh=places[1], progress=False).loss)
+        losses.append(resume(run, steps=20, eval_every=10, mesh=places[1], progress=False).loss)
     for one, many in zip(*(final_arrays(tmp_path / name) for name in ("one", "many")), strict=True):
         np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
     assert "was saved by 1 process(es) on 2 x 4 devices" in caplog.text

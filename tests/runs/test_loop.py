@@ -264,17 +264,27 @@ def test_messages_go_through_logging_and_nothing_is_printed(corpus, tmp_path, ca
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.exhaustive
-def test_a_run_with_averages_evaluates_them_and_resumes(corpus, tmp_path):
-    config = dataclasses.replace(TRAIN, optimizer="sgd", average_after=8)
-    schedule = dataclasses.replace(SCHEDULE, steps=16, eval_every=16, eval_tokens=0, learning_rate=1.0)
-    for name, lengths in (("whole", [16]), ("resumed", [9, 16])):
+@pytest.mark.slow
+def test_averaging_begins_when_validation_no_longer_improves_and_the_run_resumes(corpus, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "jaxlm")
+    changes = {"optimizer": "sgd", "compute_dtype": "float32", "average_patience": 2, "random_offsets": True}
+    config = dataclasses.replace(TRAIN, **changes)
+    schedule = dataclasses.replace(SCHEDULE, learning_rate=10.0, eval_every=2, eval_tokens=0, decay_fraction=0.0)
+    for name, lengths in (("whole", [20]), ("resumed", [6, 16, 20])):
         for steps in lengths:
-            length = dataclasses.replace(schedule, steps=steps, decay_fraction=0.0)
+            length = dataclasses.replace(schedule, steps=steps)
             evaluation = train(corpus, tmp_path / name, model_config(corpus), config, length, progress=False)
     for ours, whole in zip(final_arrays(tmp_path / "resumed"), final_arrays(tmp_path / "whole"), strict=True):
         np.testing.assert_array_equal(ours, whole)
-    model = load_model(tmp_path / "whole").model
-    np.testing.assert_allclose(evaluate(model, corpus.valid).loss, evaluation.loss, rtol=1e-6)
-    last = Checkpoints(tmp_path / "whole").restore_model(16, model_config(corpus))
+    earlier, rows = [], (row for row in read_metrics(tmp_path / "whole") if "valid_loss" in row)
+    for row in rows:
+        if len(earlier) > 2 and row["valid_loss"] > min(earlier[:-2]):  # as in the authors' main.py
+            break
+        earlier.append(row["valid_loss"])
+    assert 6 < row["step"] < 20 and caplog.text.count(f"step {row['step']}: no better validation loss") == 2
+    assert caplog.text.count("averaging begins") == 2  # once in each run
+    checkpoints = Checkpoints(tmp_path / "whole")
+    averages = checkpoints.restore_model(20, model_config(corpus), train=config)
+    np.testing.assert_allclose(evaluate(averages, corpus.valid).loss, evaluation.loss, rtol=1e-6)
+    last = checkpoints.restore_model(20, model_config(corpus))
     assert abs(evaluate(last, corpus.valid).loss - evaluation.loss) > 1e-4
