@@ -173,8 +173,7 @@ class TrainConfig:
       variational_dropout: whether the model's dropout draws one mask for all time steps of a sequence (Gal and
         Ghahramani 2016, https://arxiv.org/abs/1512.05287), instead of one per time step.
       embedding_dropout: rate at which whole words are dropped: all occurrences of a word in a batch share one draw, and
-        the rows of the others are scaled by 1 / (1 - rate) (Merity et al. 2018, https://arxiv.org/abs/1708.02182,
-        section 4.3).
+        the rows of the others are scaled by 1 / (1 - rate) (Merity et al. 2018, section 4.3).
       weight_dropout: rate of DropConnect on the trained recurrent kernels, with one mask per step (Merity et al. 2018,
         section 2).
       compute_dtype: data type of the operands of training's matrix products: "auto" is bfloat16 on GPUs, TPUs and

@@ -45,8 +45,8 @@ def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
     if config.train is not None and config.schedule is not None:
         if config.train.has_averages:
             raise InputError(
-                f"{directory} has averaged weights, and its optimizer state is that of the weights before averaging;"
-                " leave out `keep_optimizer`."
+                f"{directory} was trained with averaged weights, and its optimizer state is that of the weights"
+                " before averaging; leave out `keep_optimizer`."
             )
         checkpoints = Checkpoints(directory)
         step = checkpoints.best_step()
