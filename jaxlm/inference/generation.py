@@ -14,6 +14,7 @@ from jaxlm.errors import InputError, require
 from jaxlm.matmul import in_float32
 from jaxlm.model.language_model import LanguageModel, place_like
 from jaxlm.model.lstm import Carry
+from jaxlm.parallel.mesh import map_data
 
 
 def generate(
@@ -70,7 +71,7 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        keys=(jax.random.key(0) if key is None else key)[None],
+        keys=map_data(lambda words: np.asarray(words)[None], jax.random.key(0) if key is None else key),
     )
     *_, (ids,) = texts
     return vocabulary.decode(ids).rstrip(" \n")
@@ -168,7 +169,7 @@ def _words(
     carry = place_like(model, model.initial_carry(1))
     for word in ids[:-1]:
         _, carry = read_word(graphdef, params, np.int32(word), carry)
-    carry = jax.tree.map(lambda state: jnp.repeat(state, keys.shape[0], axis=0), carry)
+    carry = place_like(model, jax.tree.map(lambda state: np.repeat(np.asarray(state), keys.shape[0], axis=0), carry))
     words = place_like(model, np.full(keys.shape, ids[-1], np.int32))
     numbers = np.float32(temperature), np.float32(top_p)
     for n in range(num_words):

@@ -1,6 +1,7 @@
 """Exact evaluation: full softmax over all classes, LSTM state carried, logits in blocks of classes."""
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,9 +29,10 @@ from jaxlm.model.language_model import LanguageModel, split_params
 from jaxlm.model.lstm import Carry
 from jaxlm.parallel.collectives import all_gather_invariant, lookup, nan_unless_valid, on_mesh
 from jaxlm.parallel.mesh import row_spec, stream_spec, vocab_axes
-from jaxlm.token_ids import check_ids
+from jaxlm.token_ids import Ids, check_ids
 
 DIVERGED = 2.0  # nats above the unigram model
+BATCH_SIZE, SEQUENCE_LENGTH = 32, 35  # of an evaluation
 
 
 class Evaluation(NamedTuple):
@@ -49,8 +51,8 @@ def evaluate(
     model: LanguageModel,
     tokens: jax.Array | ArrayLike,
     *,
-    batch_size: int = 32,
-    sequence_length: int = 35,
+    batch_size: int = BATCH_SIZE,
+    sequence_length: int = SEQUENCE_LENGTH,
     max_tokens: int = 0,
     progress: bool = True,
 ) -> Evaluation:
@@ -80,19 +82,39 @@ def evaluate(
     for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
         require(value >= 1, name, "at least 1", value)
     require(max_tokens >= 0, "max_tokens", "at least 0", max_tokens)
+    batches, carry = _read(model, ids, batch_size, sequence_length, max_tokens)
     graphdef, *params = split_params(model)
-    batch_size = min(batch_size, ids.size - 1)
-    carry = jax.tree.map(partial(place_streams, mesh=model.mesh), model.initial_carry(batch_size))
     total, count = 0.0, 0
     expected = min(max_tokens or ids.size, ids.size - 1)
     with tqdm(total=expected, desc="evaluating", unit=" words", disable=None if progress else True, leave=False) as bar:
-        for batch in evaluation_batches(ids, batch_size, sequence_length, max_tokens):
-            loss, carry = exact_loss(graphdef, params, shard_batch(batch, model.mesh), carry)
+        for batch in batches:
+            loss, carry = exact_loss(graphdef, params, batch, carry)
             total += float(loss) * batch.labels.size
             words = int(np.asarray(batch.weights).sum())
             count += words
             bar.update(words)
     return Evaluation(total / count, count)
+
+
+def lower_evaluation(model: LanguageModel, ids: np.ndarray, max_tokens: int) -> jax.stages.Lowered:
+    """Returns the program of an evaluation with the default sizes of batches, to compile it ahead of time.
+
+    `model` may have the shape, type and sharding of each array instead of the array. The other arguments are those of
+    `evaluate`.
+    """
+    batches, carry = _read(model, ids, BATCH_SIZE, SEQUENCE_LENGTH, max_tokens)
+    graphdef, *params = split_params(model)
+    return exact_loss.lower(graphdef, params, next(batches), carry)
+
+
+def _read(
+    model: LanguageModel, ids: Ids, batch_size: int, sequence_length: int, max_tokens: int
+) -> tuple[Iterator[Batch], tuple[Carry, ...]]:
+    """Returns the batches of a text as `exact_loss` reads them, and the carry before the first one."""
+    batch_size = min(batch_size, ids.size - 1)
+    batches = evaluation_batches(ids, batch_size, sequence_length, max_tokens)
+    carry = jax.tree.map(partial(place_streams, mesh=model.mesh), model.initial_carry(batch_size))
+    return map(partial(shard_batch, mesh=model.mesh), batches), carry
 
 
 @partial(jax.jit, static_argnums=0)

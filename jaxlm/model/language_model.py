@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
@@ -120,8 +121,9 @@ class LanguageModel(nnx.Module):
 
     def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
         """Returns the zero state: a (c, h) for each layer, each `[batch_size, hidden_size]` float32."""
-        shapes = [(batch_size, lstm.size) for lstm in self.config.lstms]
-        return tuple((jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)) for shape in shapes)
+        # copied from the host, since jnp.zeros would compile a program for each shape
+        zeros = [np.zeros((batch_size, lstm.size), np.float32) for lstm in self.config.lstms]
+        return jax.device_put(tuple((state, state) for state in zeros))
 
     @property
     def input_rows(self) -> jax.Array:

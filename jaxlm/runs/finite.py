@@ -10,9 +10,17 @@ from jaxlm.training.state import TrainState
 
 def not_finite(state: TrainState) -> list[str]:
     """Returns readable names of the weights and moments that are not finite."""
+    return [name for name, finite in _all_finite(_parts(state)).items() if not finite]
+
+
+def lower_not_finite(state: TrainState) -> jax.stages.Lowered:
+    """Returns the program of `not_finite` for a state, which may be abstract, to compile it ahead of time."""
+    return _all_finite.lower(_parts(state))
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
     parts: dict[str, Any] = {name: table for name, table in state.tables.items()} | {"the LSTM": state.dense}
-    parts |= {f"the optimizer state of {name}": part for name, part in state.opt_state.items()}
-    return [name for name, finite in _all_finite(parts).items() if not finite]
+    return parts | {f"the optimizer state of {name}": part for name, part in state.opt_state.items()}
 
 
 @jax.jit

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import Mesh, mesh_shape
 from jaxlm.parallel.processes import Decision, Decisions, require_same
 from jaxlm.runs.checkpoint import Checkpoints
-from jaxlm.runs.compilation import CompiledStep, start_compilation
+from jaxlm.runs.compilation import Compilation
 from jaxlm.runs.deferred_losses import DeferredLosses
 from jaxlm.runs.directory import RunConfig, corpus_of_run, load_config
 from jaxlm.runs.initial_state import starting_state
@@ -98,11 +97,11 @@ def train(
     require_memory(model_config, train_config, mesh)
     with locked_run(directory, config, corpus.vocabulary) as config:
         blocks, checkpoints = BatchBlocks(corpus.train, train_config, mesh), Checkpoints(directory)
-        compilation = start_compilation(abstract, blocks)
-        step, state, resumed = starting_state(checkpoints, abstract, corpus, config, mesh)
-        run = RunLogger(directory, config, checkpoints, corpus, step, resumed, progress, mesh)
-        with closing(run):
-            return _run_steps(run, state, blocks, compilation, resumed)
+        with closing(Compilation(abstract, blocks, corpus.valid, schedule.eval_tokens)) as compilation:
+            step, state, resumed = starting_state(checkpoints, abstract, corpus, config, mesh)
+            run = RunLogger(directory, config, checkpoints, compilation, corpus, step, resumed, progress, mesh)
+            with closing(run):
+                return _run_steps(run, state, blocks, resumed)
 
 
 def resume(
@@ -154,9 +153,7 @@ def _directory_of(corpus: Corpus) -> PathLike:
     return Path(filename).parent if filename else ""
 
 
-def _run_steps(
-    run: RunLogger, state: TrainState, blocks: BatchBlocks, compilation: Future[CompiledStep], resumed: Progress
-) -> Evaluation | None:
+def _run_steps(run: RunLogger, state: TrainState, blocks: BatchBlocks, resumed: Progress) -> Evaluation | None:
     """Runs the steps from the first one of this process to the last one of the run."""
     step, schedule, decisions, decision = run.first_step, run.schedule, Decisions(run.mesh), Decision()
     if step >= run.config.total_steps > 0:
@@ -165,7 +162,7 @@ def _run_steps(
     evaluation, losses = None, DeferredLosses(run.record_loss, int(np.asarray(state.skipped)[1]))
     with StopSignals() as stop, run.progress_bar() as bar:
         bar.set_postfix_str("compiling the training step")
-        compiled_step = compilation.result()
+        compiled_step = run.compilation.step.result()
         watch = Stopwatch(resumed.seconds)
         while not decision.stop and not (run.config.total_steps and step >= run.config.total_steps):
             # one step; its loss is fetched while the next one runs

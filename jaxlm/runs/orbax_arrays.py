@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 
@@ -118,7 +118,7 @@ def _quiet() -> Iterator[None]:
 def _sharding(name: str, ndim: int, mesh: Mesh | None) -> jax.sharding.Sharding:
     """Returns the sharding of an array of a `TrainState` on a mesh, or on JAX's default device."""
     if mesh is None:
-        (default,) = jnp.zeros(()).devices()
+        (default,) = jax.device_put(np.float32(0)).devices()
         return jax.sharding.SingleDeviceSharding(default)
     return jax.sharding.NamedSharding(mesh, spec_of(name, ndim, mesh))
 

@@ -17,6 +17,7 @@ from jaxlm.parallel.mesh import Mesh, mesh_shape
 from jaxlm.parallel.processes import is_first
 from jaxlm.runs.averaging import AveragingTrigger
 from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.compilation import Compilation
 from jaxlm.runs.deferred_losses import MAX_SKIPPED
 from jaxlm.runs.directory import RunConfig, save_config
 from jaxlm.runs.finite import not_finite
@@ -44,6 +45,7 @@ class RunLogger:
         directory: Path,
         config: RunConfig,
         checkpoints: Checkpoints,
+        compilation: Compilation,
         corpus: Corpus,
         first_step: int,
         resumed: Progress,
@@ -53,6 +55,7 @@ class RunLogger:
         if config.train is None or config.schedule is None:
             raise InputError(f"{directory} has no training settings.")
         self.directory, self.config, self.checkpoints, self.valid = directory, config, checkpoints, corpus.valid
+        self.compilation = compilation
         self.train, self.schedule, self.first_step, self.mesh = config.train, config.schedule, first_step, mesh
         self.writes, self.progress = is_first(), progress and is_first()
         self.unigram_loss = unigram_loss(corpus.valid, corpus.counts)
@@ -144,6 +147,7 @@ class RunLogger:
         Raises:
           InputError: a weight or a moment is not finite.
         """
+        self.compilation.wait("not finite")
         broken = not_finite(state)
         if broken:
             raise InputError(self._advice(f"The values of {', '.join(broken)} are no longer finite at step {step}."))
@@ -193,6 +197,7 @@ class RunLogger:
 
     def evaluate(self, state: TrainState) -> Evaluation:
         """Computes the exact loss on the validation text."""
+        self.compilation.wait("evaluation")
         return evaluate(state.averaged_model, self.valid, max_tokens=self.schedule.eval_tokens, progress=self.progress)
 
     def evaluate_and_save(
@@ -205,6 +210,7 @@ class RunLogger:
         evaluation = self.evaluate(state)
         if not math.isfinite(evaluation.loss):
             raise InputError(self._advice(f"The exact loss is {evaluation.loss} at step {step}."))
+        self.compilation.wait("sampling gap")
         exact, training = map(float, exact_and_training_loss(state, shard_batch(next_batch, self.mesh)))
         values = {"valid_loss": evaluation.loss, "valid_perplexity": evaluation.perplexity}
         self.log(step, **values, exact_train_loss=exact, loss_gap=exact - training)
