@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxlm.config import ComputeDtype
 from jaxlm.errors import require
+from jaxlm.matmul import cast_operand, dot_f32, transposed
 from jaxlm.parallel.collectives import local_ids, local_rows, pmax, psum, take_local_rows
 from jaxlm.parallel.mesh import Axes
 
@@ -65,6 +67,7 @@ def exact_losses(
     biases: jax.Array,
     num_classes: int,
     axes: Axes = (),
+    dtype: ComputeDtype = "float32",
     block_size: int = 2048,
 ) -> jax.Array:
     """Computes `linear_cross_entropy` of classes whose rows are sharded along axes of a mesh.
@@ -75,6 +78,7 @@ def exact_losses(
       labels: `[N]` integer, the true classes; a label outside all shards gives the logit 0.
       num_classes: number of classes V; rows from there on are padding.
       axes: axes along which the rows are sharded.
+      dtype: data type of the operands of the products.
       block_size: as in `linear_cross_entropy`.
 
     Returns:
@@ -84,9 +88,9 @@ def exact_losses(
       Shoeybi et al. 2019, Megatron-LM, https://arxiv.org/abs/1909.08053, section 3.
     """
     biases = mask_padding(biases, num_classes, axes)
-    normalizer, label_logits = _normalizer_and_label_logits(
-        inputs, weights, labels, biases, min(block_size, weights.shape[0]), axes
-    )
+    # at least two blocks: where XLA sees no loop, it chooses layouts that processors lack in bfloat16
+    block_size = min(block_size, -(-weights.shape[0] // 2))
+    normalizer, label_logits = _normalizer_and_label_logits(inputs, weights, labels, biases, block_size, axes, dtype)
     if axes:
         highest = pmax(normalizer, axes)
         normalizer = highest + jnp.log(psum(jnp.exp(normalizer - highest), axes))
@@ -102,16 +106,27 @@ def mask_padding(biases: jax.Array, num_classes: int, axes: Axes) -> jax.Array:
     return jnp.where(local_rows(jnp.arange(num_rows) < num_classes, axes), biases, FLOAT_MIN)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _normalizer_and_label_logits(
-    inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, block_size: int, axes: Axes
+    inputs: jax.Array,
+    weights: jax.Array,
+    labels: jax.Array,
+    biases: jax.Array,
+    block_size: int,
+    axes: Axes,
+    dtype: ComputeDtype,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the log-sum-exp of the logits of a shard, and the logits of labels in it, both `[N]`."""
-    return _forward(inputs, weights, labels, biases, block_size, axes)[0]
+    return _forward(inputs, weights, labels, biases, block_size, axes, dtype)[0]
 
 
 def block_logits(
-    block: jax.Array, weights: jax.Array, biases: jax.Array, inputs_t: jax.Array, block_size: int
+    block: jax.Array,
+    weights: jax.Array,
+    biases: jax.Array,
+    inputs_t: jax.Array,
+    block_size: int,
+    dtype: ComputeDtype = "float32",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the start of a block, its rows `[block_size, D]` and its logits `[block_size, N]`.
 
@@ -121,20 +136,27 @@ def block_logits(
     first = block * block_size
     start = jnp.minimum(first, weights.shape[0] - block_size)
     rows = jax.lax.dynamic_slice_in_dim(weights, start, block_size)
-    logits = rows @ inputs_t + jax.lax.dynamic_slice_in_dim(biases, start, block_size)[:, None]
+    block_biases = jax.lax.dynamic_slice_in_dim(biases, start, block_size)
+    logits = dot_f32(cast_operand(rows, dtype), inputs_t) + block_biases[:, None]
     repeated = start + jnp.arange(block_size) < first
     return start, rows, jnp.where(repeated[:, None], FLOAT_MIN, logits)
 
 
 def _forward(
-    inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, block_size: int, axes: Axes
+    inputs: jax.Array,
+    weights: jax.Array,
+    labels: jax.Array,
+    biases: jax.Array,
+    block_size: int,
+    axes: Axes,
+    dtype: ComputeDtype,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
     num_classes = weights.shape[0]
-    inputs_t = inputs.T  # [D, N]: rows @ inputs_t is the fast orientation of the product
+    inputs_t = cast_operand(transposed(inputs), dtype)  # [D, N]: rows @ inputs_t is the fast orientation
 
     def add_block(block: jax.Array, running: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         highest, total = running
-        logits = block_logits(block, weights, biases, inputs_t, block_size)[2]
+        logits = block_logits(block, weights, biases, inputs_t, block_size, dtype)[2]
         new_highest = jnp.maximum(highest, logits.max(axis=0))
         total = total * jnp.exp(highest - new_highest) + jnp.exp(logits - new_highest[None, :]).sum(axis=0)
         return new_highest, total
@@ -148,26 +170,32 @@ def _forward(
 
 
 def _backward(
-    block_size: int, axes: Axes, residuals: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
+    block_size: int,
+    axes: Axes,
+    dtype: ComputeDtype,
+    residuals: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, None, jax.Array]:
     inputs, weights, labels, biases, normalizer = residuals
     d_normalizer, d_label_logits = cotangents
     num_classes = weights.shape[0]
-    inputs_t = inputs.T
+    operand, inputs_t = cast_operand(inputs, dtype), cast_operand(transposed(inputs), dtype)
 
     def add_block(block: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         d_weights, d_biases, d_inputs_t = gradients
-        start, rows, logits = block_logits(block, weights, biases, inputs_t, block_size)
+        start, rows, logits = block_logits(block, weights, biases, inputs_t, block_size, dtype)
         d_logits = jnp.exp(logits - normalizer[None, :]) * d_normalizer[None, :]  # [block_size, N]
 
         def add(total: jax.Array, value: jax.Array) -> jax.Array:
             value += jax.lax.dynamic_slice_in_dim(total, start, block_size)
             return jax.lax.dynamic_update_slice_in_dim(total, value, start, axis=0)
 
-        d_inputs_t += rows.T @ d_logits
-        return add(d_weights, d_logits @ inputs), add(d_biases, d_logits.sum(axis=1)), d_inputs_t
+        d_biases = add(d_biases, d_logits.sum(axis=1))
+        d_logits = cast_operand(d_logits, dtype)
+        d_inputs_t += dot_f32(cast_operand(transposed(rows), dtype), d_logits)
+        return add(d_weights, dot_f32(d_logits, operand)), d_biases, d_inputs_t
 
-    zeros = (jnp.zeros_like(weights), jnp.zeros_like(biases), jnp.zeros_like(inputs_t))
+    zeros = (jnp.zeros_like(weights), jnp.zeros_like(biases), jnp.zeros_like(inputs.T))
     gradients = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, zeros)
     d_weights, d_biases, d_inputs_t = gradients
     indices = local_ids(labels, num_classes, axes)

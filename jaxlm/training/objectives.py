@@ -12,7 +12,7 @@ from jaxlm.candidate_sampling.samplers import (
     log_uniform_candidate_sampler,
     uniform_candidate_sampler,
 )
-from jaxlm.config import TrainConfig
+from jaxlm.config import ComputeDtype, TrainConfig
 from jaxlm.losses.exact import exact_losses
 from jaxlm.losses.sampled import ClassRows, nce_loss_of_rows, sampled_softmax_loss_of_rows
 from jaxlm.matmul import product_dtype
@@ -30,12 +30,13 @@ class ExactLoss(NamedTuple):
     rows: tuple[jax.Array, jax.Array]  # weights [R, D], biases [R]
     labels: jax.Array  # [N], of all devices along `vocab`
     vocab_size: int
+    dtype: ComputeDtype
     mesh: Mesh | None
 
     def losses(self, rows: Any, hidden: jax.Array) -> jax.Array:
         """Returns the loss of each output `[N, D]`, given weights and biases."""
         weights, biases = as_varying(rows, data_axes(self.mesh))
-        return exact_losses(hidden, weights, self.labels, biases, self.vocab_size, vocab_axes(self.mesh))
+        return exact_losses(hidden, weights, self.labels, biases, self.vocab_size, vocab_axes(self.mesh), self.dtype)
 
     def table_gradients(self, d_rows: Any) -> dict[str, Gradient]:
         """Returns the gradient of each table."""
@@ -76,21 +77,25 @@ class SampledLoss(NamedTuple):
         return {"weights": RowGradient(indices, weights), "biases": RowGradient(indices, biases)}
 
 
-def exact_loss_of(state: TrainState, labels: jax.Array) -> ExactLoss:
-    """Returns the exact loss of a device's labels `[b, P]`, and of those of the others along `vocab`."""
+def exact_loss_of(state: TrainState, labels: jax.Array, dtype: ComputeDtype = "float32") -> ExactLoss:
+    """Returns the exact loss of a device's labels `[b, P]`, and of those of the others along `vocab`.
+
+    `dtype` is the data type of the operands of its products.
+    """
     rows = state.tables["weights"], state.tables["biases"]
     labels = all_gather_invariant(labels.reshape(-1), vocab_axes(state.mesh))
-    return ExactLoss(rows, labels, state.vocab_size, state.mesh)
+    return ExactLoss(rows, labels, state.vocab_size, dtype, state.mesh)
 
 
 def training_loss_of(state: TrainState, key: jax.Array, labels: jax.Array) -> ExactLoss | SampledLoss:
     """Returns the loss of the config, for sampled ones after drawing candidates and gathering rows."""
     config, mesh = state.config, state.mesh
+    dtype = product_dtype(config.compute_dtype, labels.shape[1])
     if config.loss == "full":
-        return exact_loss_of(state, labels)
+        return exact_loss_of(state, labels, dtype)
     axes, streams = vocab_axes(mesh), config.batch_size if stream_axes(mesh) else len(labels)  # a mesh may add some
     num_labels = streams * (labels.size // len(labels))
-    config = dataclasses.replace(config, compute_dtype=product_dtype(config.compute_dtype, labels.shape[1]))
+    config = dataclasses.replace(config, compute_dtype=dtype)
     labels = all_gather_invariant(labels.reshape(-1, 1), axes)
     values = _draw(state, key, labels)
     candidates, share = values.sampled_candidates, _share_of(values, axes)

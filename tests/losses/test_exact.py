@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxlm.errors import InputError
-from jaxlm.losses.exact import linear_cross_entropy
+from jaxlm.losses.exact import exact_losses, linear_cross_entropy
 
 
 @pytest.mark.parametrize(("vocab_size", "block_size"), [(1, 4), (7, 7), (23, 5), (20, 5), (23, 100)])
@@ -37,6 +37,37 @@ def test_losses_and_gradients_equal_those_of_full_logits(vocab_size, block_size)
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
     for gradient, correct in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(gradient, correct, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_size", [5, 2048])
+def test_bfloat16_operands_are_rounded_once_and_summed_in_float32(block_size):
+    rng = np.random.default_rng(4)
+    inputs, weights, cotangent = (rng.standard_normal(shape).astype(np.float32) for shape in ((11, 6), (23, 6), 11))
+    biases, labels = jnp.asarray(rng.standard_normal(23), jnp.float32), jnp.asarray(rng.integers(0, 23, 11))
+    rounded_inputs, rounded_weights = (x.astype(jnp.bfloat16).astype(np.float64) for x in (inputs, weights))
+    logits = rounded_inputs @ rounded_weights.T + np.asarray(biases)
+    normalizer = np.log(np.exp(logits).sum(axis=1))
+    expected = (
+        normalizer - (inputs * weights[labels]).sum(axis=1) - np.asarray(biases[labels])
+    )  # the label's logit is no product
+    d_logits = cotangent[:, None] * np.exp(logits - normalizer[:, None])
+    d_logits = d_logits.astype(np.float32).astype(jnp.bfloat16).astype(np.float64)
+    one_hot = -cotangent[:, None] * np.eye(23)[labels]
+    gradients = d_logits @ rounded_weights + one_hot @ weights, d_logits.T @ rounded_inputs + one_hot.T @ inputs
+
+    @jax.jit
+    def losses_and_gradients(inputs, weights):
+        losses, pullback = jax.vjp(
+            lambda inputs, weights: exact_losses(inputs, weights, labels, biases, 23, (), "bfloat16", block_size),
+            inputs,
+            weights,
+        )
+        return losses, pullback(cotangent)
+
+    losses, found = losses_and_gradients(inputs, weights)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for gradient, correct in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(gradient, correct, rtol=1e-2, atol=1e-3)  # a probability can round the other way
 
 
 def test_full_logits_are_never_held():
