@@ -21,6 +21,7 @@ class Problem:
       embedding_size: Width of an embedding row.
       hidden_size: Width of the LSTM.
       projection_size: Width of a bottleneck between LSTM and softmax; 0 for none.
+      loss: Loss of jaxlm; the others have theirs in their names.
       num_sampled: Sampled classes.
       batch_size: Streams of text.
       sequence_length: Time steps.
@@ -33,6 +34,7 @@ class Problem:
     embedding_size: int = 256
     hidden_size: int = 1024
     projection_size: int = 0
+    loss: Literal["sampled_softmax", "full"] = "sampled_softmax"
     num_sampled: int = 1000
     batch_size: int = 32
     sequence_length: int = 35
@@ -57,8 +59,9 @@ class Problem:
 
     @property
     def loss_flop(self) -> int:
-        """FLOP of the products of the sampled loss and its gradient."""
-        return 6 * self.words * self.softmax_size * self.num_sampled
+        """FLOP of the products of the loss and its gradient, each computed once."""
+        classes = self.vocab_size if self.loss == "full" else self.num_sampled
+        return 6 * self.words * self.softmax_size * classes
 
     @property
     def flop(self) -> int:
@@ -77,6 +80,7 @@ class Problem:
         return jaxlm.TrainConfig(
             batch_size=self.batch_size,
             sequence_length=self.sequence_length,
+            loss=self.loss,
             num_sampled=self.num_sampled,
             optimizer=self.optimizer,
             beta_2=self.beta_2,
@@ -98,7 +102,7 @@ class Problem:
     def __str__(self) -> str:
         return (
             f"V {self.vocab_size:,}, E {self.embedding_size}, H {self.hidden_size}, projection {self.projection_size},"
-            f" S {self.num_sampled:,}, B {self.batch_size}, T {self.sequence_length}, {self.optimizer},"
+            f" {self.loss}, S {self.num_sampled:,}, B {self.batch_size}, T {self.sequence_length}, {self.optimizer},"
             f" {self.compute_dtype}"
         )
 
