@@ -5,8 +5,9 @@
 Each peer runs in a process of its own, with the same memory settings and threads. They take turns in random order, one
 step at a time (`--steps` for more), so that noise affects all of them alike. The floor is that of the matrix products
 of jaxlm's loss (`--loss full` beside torch-full), at the speed of a 2048 x 2048 product (on a GPU 8192 x 8192) in the
-same run. The torch peers need the extra `torch`. Peers take turns with Adagrad; "-adam" after a name gives Adam, "-float32" and "-bfloat16" another
-data type of products, and "torch-sampled-compiled" has its loss compiled by `torch.compile`.
+same run. The torch peers need the extra `torch`. Peers take turns with Adagrad; "-adam" after a name gives Adam,
+"-float32" and "-bfloat16" another data type of products, and "torch-sampled-compiled" has its loss compiled by
+`torch.compile`.
 """
 
 import dataclasses
@@ -108,8 +109,8 @@ def main(
     """Prints a table.
 
     Args:
-      peers: Of jaxlm, jax-dense, keras-full, keras-sampled, tf-sparse, torch-sampled, torch-adaptive and torch-full, with
-        the endings above; tf-sparse has Adagrad alone. The default ones together take about 12 GB of memory.
+      peers: Of jaxlm, jax-dense, keras-full, keras-sampled, tf-sparse, torch-sampled, torch-adaptive and torch-full,
+        with the endings above; tf-sparse has Adagrad alone. The default ones together take about 12 GB of memory.
       problem: Sizes of the step.
       steps: Steps before a peer waits for its device; some more fit a GPU.
       repeats: Timed turns of each.
