@@ -88,7 +88,7 @@ def evaluate(
     expected = min(max_tokens or ids.size, ids.size - 1)
     with tqdm(total=expected, desc="evaluating", unit=" words", disable=None if progress else True, leave=False) as bar:
         for batch in batches:
-            loss, carry = exact_loss(graphdef, params, batch, carry)
+            loss, carry = exact_loss(graphdef, params, shard_batch(batch, model.mesh), carry)
             total += float(loss) * batch.labels.size
             words = int(np.asarray(batch.weights).sum())
             count += words
@@ -104,17 +104,17 @@ def lower_evaluation(model: LanguageModel, ids: np.ndarray, max_tokens: int) -> 
     """
     batches, carry = _read(model, ids, BATCH_SIZE, SEQUENCE_LENGTH, max_tokens)
     graphdef, *params = split_params(model)
-    return exact_loss.lower(graphdef, params, next(batches), carry)
+    return exact_loss.lower(graphdef, params, shard_batch(next(batches), model.mesh), carry)
 
 
 def _read(
     model: LanguageModel, ids: Ids, batch_size: int, sequence_length: int, max_tokens: int
 ) -> tuple[Iterator[Batch], tuple[Carry, ...]]:
-    """Returns the batches of a text as `exact_loss` reads them, and the carry before the first one."""
+    """Returns the batches of a text on the host, and the carry before the first one."""
     batch_size = min(batch_size, ids.size - 1)
     batches = evaluation_batches(ids, batch_size, sequence_length, max_tokens)
     carry = jax.tree.map(partial(place_streams, mesh=model.mesh), model.initial_carry(batch_size))
-    return map(partial(shard_batch, mesh=model.mesh), batches), carry
+    return batches, carry
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,6 +1,7 @@
 """Runs on eight devices: trained, moved between meshes, evaluated, used, and given to Keras."""
 
 import dataclasses
+from unittest.mock import Mock
 
 import jax
 import keras
@@ -24,6 +25,7 @@ from jaxlm.inference.scoring import score
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.runs import averaging
 from jaxlm.runs.checkpoint import Checkpoints
+from jaxlm.runs.compilation import Compilation
 from jaxlm.runs.directory import RunConfig, load_model
 from jaxlm.runs.initial_state import mesh_of_run
 from jaxlm.runs.loop import resume, train
@@ -117,7 +119,8 @@ def test_a_run_keeps_its_mesh_if_there_are_as_many_devices(corpus_dir, tmp_path,
 
 def test_the_length_that_the_clock_gives_is_given_once(corpus, corpus_dir, tmp_path):
     config = RunConfig(ModelConfig(len(corpus.vocabulary)), TRAIN, ScheduleConfig(minutes=1.0), str(corpus_dir))
-    run = RunLogger(tmp_path, config, Checkpoints(tmp_path), corpus, 0, Progress(0.0), False)
+    checkpoints, compilation = Checkpoints(tmp_path), Mock(spec=Compilation)
+    run = RunLogger(tmp_path, config, checkpoints, compilation, corpus, 0, Progress(0.0), False)
     assert [run.estimate_length(step, seconds) for step, seconds in ((3, 3.0), (4, 20.0))] == [0, 0]
     first = run.estimate_length(40, 40.0)
     assert first == run.estimate_length(41, 55.0) > 0  # several processes learn of it a step later
