@@ -84,7 +84,7 @@ def main(
         eval_every=batches_per_epoch(corpus.train.size, paper.batch_size, length),
         eval_tokens=0,
     )
-    if jaxlm.train(corpus, out / text, model, config, schedule):  # unless it was stopped
+    if jaxlm.train(corpus, out / text, model, config, schedule, use_word_vectors=False):  # unless it was stopped
         report(out / text, corpus.test, paper.published)
 
 

@@ -3,8 +3,8 @@
     python examples/reproduce/zaremba2014.py --data ptb --size small
 
 The paper adds the losses of the time steps of a batch, and jaxlm takes their mean: a learning rate of 1 and a gradient
-norm of 5 become 20 and 0.25 for 20 time steps. Initial values are those of jaxlm, and the best model by validation is
-tested. https://arxiv.org/abs/1409.2329
+norm of 5 become 20 and 0.25 for 20 time steps. The rows start at random, as in the paper, and the best model by
+validation is tested. https://arxiv.org/abs/1409.2329
 """
 
 from pathlib import Path
@@ -70,7 +70,7 @@ def main(
         eval_every=batches_per_epoch(corpus.train.size, config.batch_size, length),
         eval_tokens=0,
     )
-    if jaxlm.train(corpus, out / size, model, config, schedule):  # unless it was stopped
+    if jaxlm.train(corpus, out / size, model, config, schedule, use_word_vectors=False):  # unless it was stopped
         report(out / size, corpus.test, paper.published)
 
 
