@@ -166,10 +166,11 @@ class TrainConfig:
       temporal_activation_regularization: the same for the differences of these outputs, before dropout, from one time
         step to the next (TAR).
       average_after: number of steps after which the parameters are averaged over all later steps; evaluation and
-        export use the averages (Polyak and Juditsky 1992, https://doi.org/10.1137/0330046). 0 for none.
-      average_patience: number n of evaluations without improvement after which a run begins to average: at the first
-        evaluation whose loss is above the lowest of those more than n evaluations ago (NT-ASGD of Merity et al. 2018,
-        section 3). Averaging begins after `average_after` steps at the latest if both are given. 0 for none.
+        export use the averages (Polyak and Juditsky 1992, https://doi.org/10.1137/0330046). 0 for never.
+      average_patience: number n for which a run begins to average at the first evaluation whose loss is above the
+        lowest of those more than n evaluations ago (NT-ASGD of Merity et al. 2018, section 3), or after
+        `average_after` steps, whichever is earlier. 0 for never. `train_step` alone evaluates nothing, and so does not
+        begin.
       variational_dropout: whether the model's dropout draws one mask for all time steps of a sequence (Gal and
         Ghahramani 2016, https://arxiv.org/abs/1512.05287), instead of one per time step.
       embedding_dropout: rate at which whole words are dropped: all occurrences of a word in a batch share one draw, and

@@ -1,5 +1,6 @@
 """The scripts of examples/reproduce: they refuse other texts in one line, and run on small ones in the same forms."""
 
+import json
 import logging
 import re
 import runpy
@@ -96,3 +97,5 @@ def test_merity_learns_and_prints_both_perplexities(run, treebank, tmp_path):
     *_, last = output.strip().splitlines()
     assert last.startswith("test perplexity ") and last.endswith("(published: 57.3)")
     assert float(last.split()[2]) < 24  # the unigram model has 26
+    config = json.loads((tmp_path / "ptb" / "config.json").read_text(encoding="utf-8"))["train"]
+    assert config["random_offsets"] and config["average_patience"] == 5

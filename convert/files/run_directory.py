@@ -45,7 +45,7 @@ def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
     if config.train is not None and config.schedule is not None:
         if config.train.has_averages:
             raise InputError(
-                f"{directory} was trained with averaged weights, and its optimizer state is that of the weights"
+                f"{directory} has settings for averaged weights, and its optimizer state is that of the weights"
                 " before averaging; leave out `keep_optimizer`."
             )
         checkpoints = Checkpoints(directory)

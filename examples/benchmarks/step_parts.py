@@ -117,7 +117,8 @@ def softmax_parts(problem: Problem) -> dict[str, Part]:
 
     return {
         "loss and its gradient": Part(
-            lambda: jax.block_until_ready(loss_and_gradient(table, biases, outputs)), problem.loss_flop
+            lambda: jax.block_until_ready(loss_and_gradient(table, biases, outputs)),
+            dataclasses.replace(problem, loss="sampled_softmax").loss_flop,
         ),
         "sampler": Part(lambda: jax.block_until_ready(sample(jax.random.key(1)))),
         "duplicates and row updates": Part(update_in_place),

@@ -3,16 +3,20 @@
     python examples/reproduce/zaremba2014.py --data ptb --size small
 
 The paper adds the losses of the time steps of a batch, and jaxlm takes their mean: a learning rate of 1 and a gradient
-norm of 5 become 20 and 0.25 for 20 time steps. The rows start at random, as in the paper, and the best model by
-validation is tested. https://arxiv.org/abs/1409.2329
+norm of 5 become 20 and 0.25 for 20 time steps. All parameters start at uniform numbers, as in the authors' code. The
+best model by validation is tested. https://arxiv.org/abs/1409.2329
 """
 
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import jax
+import numpy as np
+from flax import nnx
 from texts import PENN_TREEBANK, prepare, report, run_script
 
 import jaxlm
+from convert.files.run_directory import write
 from jaxlm.data.batches import batches_per_epoch
 
 
@@ -26,13 +30,14 @@ class Size(NamedTuple):
     epochs: int
     constant_epochs: int  # with the first learning rate
     divisor: float  # of the learning rate, in each epoch afterwards
+    limit: float  # of the initial values
     published: float  # test perplexity
 
 
 SIZES = {
-    "small": Size(200, 0.0, 20, 5.0, 13, 4, 2.0, 114.5),
-    "medium": Size(650, 0.5, 35, 5.0, 39, 6, 1.2, 82.7),
-    "large": Size(1500, 0.65, 35, 10.0, 55, 14, 1.15, 78.4),
+    "small": Size(200, 0.0, 20, 5.0, 13, 4, 2.0, 0.1, 114.5),
+    "medium": Size(650, 0.5, 35, 5.0, 39, 6, 1.2, 0.05, 82.7),
+    "large": Size(1500, 0.65, 35, 10.0, 55, 14, 1.15, 0.04, 78.4),
 }
 
 
@@ -70,8 +75,18 @@ def main(
         eval_every=batches_per_epoch(corpus.train.size, config.batch_size, length),
         eval_tokens=0,
     )
-    if jaxlm.train(corpus, out / size, model, config, schedule, use_word_vectors=False):  # unless it was stopped
+    if not (out / size).exists():
+        write(out / size, uniform_model(model, paper.limit), corpus.vocabulary)
+    if jaxlm.train(corpus, out / size, model, config, schedule):  # unless it was stopped
         report(out / size, corpus.test, paper.published)
+
+
+def uniform_model(config: jaxlm.ModelConfig, limit: float) -> jaxlm.LanguageModel:
+    """Returns a model whose parameters are uniform in [-limit, limit]."""
+    model, rng = jaxlm.LanguageModel(config, rngs=nnx.Rngs(0)), np.random.default_rng(0)
+    draw = jax.tree.map(lambda x: rng.uniform(-limit, limit, x.shape).astype(np.float32), nnx.state(model))
+    nnx.update(model, jax.device_put(draw))
+    return model
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def linear_cross_entropy(
       weights: `[V, D]` float32, one row per class.
       labels: `[...]` integer, the true classes; a label that is not in [0, V) gives NaN.
       biases: `[V]` float32; None for no biases.
-      block_size: number of classes in a block; memory is `[block_size, N]`.
+      block_size: maximum number of classes in a block; memory is `[block_size, N]`.
 
     Returns:
       `[...]` float32, the loss of each example in nats.
@@ -79,7 +79,7 @@ def exact_losses(
       num_classes: number of classes V; rows from there on are padding.
       axes: axes along which the rows are sharded.
       dtype: data type of the operands of the products.
-      block_size: as in `linear_cross_entropy`.
+      block_size: maximum number of classes in a block, of which there are two or more.
 
     Returns:
       `[N]` float32.
@@ -88,7 +88,7 @@ def exact_losses(
       Shoeybi et al. 2019, Megatron-LM, https://arxiv.org/abs/1909.08053, section 3.
     """
     biases = mask_padding(biases, num_classes, axes)
-    # at least two blocks: where XLA sees no loop, it chooses layouts that processors lack in bfloat16
+    # two blocks or more, for a loop: see `product_dtype`
     block_size = min(block_size, -(-weights.shape[0] // 2))
     normalizer, label_logits = _normalizer_and_label_logits(inputs, weights, labels, biases, block_size, axes, dtype)
     if axes:

@@ -122,7 +122,7 @@ class LanguageModel(nnx.Module):
     def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
         """Returns the zero state: a (c, h) for each layer, each `[batch_size, hidden_size]` float32."""
         # copied from the host, since jnp.zeros would compile a program for each shape
-        zeros = [np.zeros((batch_size, lstm.size), np.float32) for lstm in self.config.lstms]
+        zeros = [np.broadcast_to(np.float32(0), (batch_size, lstm.size)) for lstm in self.config.lstms]
         return jax.device_put(tuple((state, state) for state in zeros))
 
     @property

@@ -29,7 +29,11 @@ class AveragingTrigger:
         self.losses.append(loss)
         if not from_first(no_longer_improves(self.losses, self.patience)):
             return state
-        logger.info("step %d: no better validation loss in %d evaluations: averaging begins", step, self.patience)
+        logger.info(
+            "step %d: above the lowest loss of those more than %d evaluations ago: averaging begins",
+            step,
+            self.patience,
+        )
         return dataclasses.replace(state, opt_state=start_averages(state.opt_state))
 
 

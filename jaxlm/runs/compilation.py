@@ -66,8 +66,8 @@ class Compilation:
 def compiles_ahead() -> bool:
     """Returns whether the programs of evaluations and checkpoints are compiled before their first calls.
 
-    On a processor that would delay the first steps, which need all cores. Several processes may share the measurements
-    of XLA's autotuner, and would wait for one that was stopped before it compiles the same program.
+    On a processor this would delay the first steps, which need all cores. Several processes may share the measurements
+    of XLA's autotuner, so that one waits for another that stopped before it compiled the same program.
     """
     return jax.default_backend() != "cpu" and jax.process_count() == 1
 

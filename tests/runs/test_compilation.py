@@ -150,7 +150,8 @@ def test_a_program_that_is_not_begun_is_left_to_its_first_call(ahead, monkeypatc
     assert evaluation.done()
 
 
-def test_a_processor_compiles_the_step_alone_ahead():
+def test_a_processor_compiles_the_step_alone_ahead(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     programs = start_compilation()
-    programs.close()
     assert programs.step.result() and not programs.others
+    programs.close()

@@ -281,7 +281,7 @@ def test_averaging_begins_when_validation_no_longer_improves_and_the_run_resumes
         if len(earlier) > 2 and row["valid_loss"] > min(earlier[:-2]):  # as in the authors' main.py
             break
         earlier.append(row["valid_loss"])
-    assert 6 < row["step"] < 20 and caplog.text.count(f"step {row['step']}: no better validation loss") == 2
+    assert 6 < row["step"] < 20 and caplog.text.count(f"step {row['step']}: above the lowest loss") == 2
     assert caplog.text.count("averaging begins") == 2  # once in each run
     checkpoints = Checkpoints(tmp_path / "whole")
     averages = checkpoints.restore_model(20, model_config(corpus), train=config)
