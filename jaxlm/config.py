@@ -144,8 +144,8 @@ class TrainConfig:
       random_offsets: whether each epoch begins at a random one of the first `sequence_length` words of each stream, so
         that backpropagation is truncated at other words in each epoch (the purpose of the random lengths of Merity et
         al. 2018, https://arxiv.org/abs/1708.02182, section 4.1).
-      loss: "sampled_softmax", "nce" (noise-contrastive estimation), or "full" for the exact softmax, the slow
-        baseline to compare with.
+      loss: "sampled_softmax", "nce" (noise-contrastive estimation), or "full" for the exact softmax, whose
+        cost grows with the vocabulary.
       num_sampled: classes sampled per step and shared by the batch, at most the whole vocabulary; not used by loss
         "full".
       sampler: distribution of the sampled classes: "log_uniform" suits words sorted by frequency (Zipf's law),
@@ -158,7 +158,7 @@ class TrainConfig:
       clip_norm: limit on the global norm of the gradients; 0 for no clipping.
       clip_each: whether `clip_norm` limits the norm of each parameter's gradient separately, like Keras' `clipnorm`,
         instead of the global norm.
-      train_embedding: whether the embedding is trained.
+      train_embedding: whether the embedding is trained; tied rows must be.
       weight_decay: weight_decay * parameter is added to each gradient after clipping (L2); for table rows only in
         steps that touch them.
       activation_regularization: weight, in the loss, of the mean square of the outputs of the last LSTM, after dropout

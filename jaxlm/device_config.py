@@ -33,8 +33,8 @@ class ProcessConfig:
     """Several processes that train one model together, each with its own devices.
 
     Args:
-      distributed: whether this is one of several processes, all started with the same command. Under SLURM and
-        Kubernetes the next three settings are detected.
+      distributed: whether this is one of several processes, all started with the same command. Under SLURM,
+        Open MPI and Kubernetes the next three settings are detected.
       coordinator_address: host:port of process 0.
       num_processes: number of processes; 0 to detect.
       process_id: number of this process, from 0; -1 to detect.

@@ -71,8 +71,8 @@ class LanguageModel(nnx.Module):
       word_vectors: `[vocab_size, embedding_size]` float32 with a mean square of 1, from which embedding and
         softmax rows start (`jaxlm.word_vectors`), the next largest gain. None starts them at random.
       rngs: with a `params` stream.
-      mesh: the mesh of the tables (`jaxlm.make_mesh`): rows of zeros pad them to shards of equal size, and random
-        numbers differ from those without one. `TrainState.from_corpus` moves the tables onto it.
+      mesh: the mesh of the tables (`jaxlm.make_mesh`): rows of zeros pad them to shards of equal size. The other
+        rows are those without a mesh. `TrainState.from_corpus` moves the tables onto it.
 
     Attributes:
       embedding: `[vocab_size, embedding_size]` float32, the word vectors or uniform in [-1, 1]. Both are wider

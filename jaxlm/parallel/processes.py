@@ -24,7 +24,7 @@ def initialize_processes(config: ProcessConfig) -> None:
     """Connects to the other processes. Call it before any other function of JAX. Only process 0 shows messages.
 
     Args:
-      config: the address of process 0 and the number of this process; under SLURM and Kubernetes JAX detects omitted
+      config: the address of process 0 and the number of this process; under SLURM, Open MPI and Kubernetes JAX detects omitted
         values.
 
     Raises:
@@ -44,7 +44,7 @@ def initialize_processes(config: ProcessConfig) -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(
-            f"The processes of this run cannot find each other: {reason(error)} Outside of SLURM and Kubernetes, give"
+            f"The processes of this run cannot find each other: {reason(error)} Outside of SLURM, Open MPI and Kubernetes, give"
             " each of them `coordinator_address`, `num_processes` and `process_id`."
         ) from error
     if not is_first():

@@ -222,10 +222,11 @@ class RunLogger:
                 f" {self.unigram_loss:.2f} of the unigram model: the model has diverged. Lower the learning rate."
             )
             return evaluation, state
+        gap = f"; the training loss is {exact - training:.3f} below the exact one"
         logger.info(
             f"step {step}: validation perplexity {evaluation.perplexity:.2f}"
-            f" (exact, {evaluation.num_tokens:,} words, loss {evaluation.loss:.4f};"
-            f" the training loss is {exact - training:.3f} below the exact one)"
+            f" (exact, {evaluation.num_tokens:,} words, loss {evaluation.loss:.4f}"
+            f"{gap if self.train.loss != 'full' else ''})"
         )
         return evaluation, state
 
