@@ -24,8 +24,8 @@ def initialize_processes(config: ProcessConfig) -> None:
     """Connects to the other processes. Call it before any other function of JAX. Only process 0 shows messages.
 
     Args:
-      config: the address of process 0 and the number of this process; under SLURM, Open MPI and Kubernetes JAX detects omitted
-        values.
+      config: the address of process 0 and the number of this process; under SLURM, Open MPI and Kubernetes JAX detects
+        omitted values.
 
     Raises:
       InputError: the other processes cannot be found or reached.
@@ -44,8 +44,8 @@ def initialize_processes(config: ProcessConfig) -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(
-            f"The processes of this run cannot find each other: {reason(error)} Outside of SLURM, Open MPI and Kubernetes, give"
-            " each of them `coordinator_address`, `num_processes` and `process_id`."
+            f"The processes of this run cannot find each other: {reason(error)} Outside of SLURM, Open MPI and"
+            " Kubernetes, give each of them `coordinator_address`, `num_processes` and `process_id`."
         ) from error
     if not is_first():
         logging.getLogger("jaxlm").setLevel(logging.ERROR)
