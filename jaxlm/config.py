@@ -144,8 +144,8 @@ class TrainConfig:
       random_offsets: whether each epoch begins at a random one of the first `sequence_length` words of each stream, so
         that backpropagation is truncated at other words in each epoch (the purpose of the random lengths of Merity et
         al. 2018, https://arxiv.org/abs/1708.02182, section 4.1).
-      loss: "sampled_softmax", "nce" (noise-contrastive estimation), or "full" for the exact softmax, whose
-        cost grows with the vocabulary.
+      loss: "sampled_softmax", "nce" (noise-contrastive estimation), or "full" for the exact softmax, whose cost grows
+        with the vocabulary.
       num_sampled: classes sampled per step and shared by the batch, at most the whole vocabulary; not used by loss
         "full".
       sampler: distribution of the sampled classes: "log_uniform" suits words sorted by frequency (Zipf's law),
@@ -169,8 +169,8 @@ class TrainConfig:
         export use the averages (Polyak and Juditsky 1992, https://doi.org/10.1137/0330046). 0 for never.
       average_patience: number n for which a run begins to average at the first evaluation whose loss is above the
         lowest of those more than n evaluations ago (NT-ASGD of Merity et al. 2018, section 3), or after
-        `average_after` steps, whichever is earlier. 0 for never. `train_step` alone evaluates nothing, and so does not
-        begin.
+        `average_after` steps, whichever is earlier. 0 for never. It has no effect on a loop of your own around
+        `train_step`.
       variational_dropout: whether the model's dropout draws one mask for all time steps of a sequence (Gal and
         Ghahramani 2016, https://arxiv.org/abs/1512.05287), instead of one per time step.
       embedding_dropout: rate at which whole words are dropped: all occurrences of a word in a batch share one draw, and

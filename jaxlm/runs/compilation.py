@@ -67,7 +67,7 @@ def compiles_ahead() -> bool:
     """Returns whether the programs of evaluations and checkpoints are compiled before their first calls.
 
     On a processor this would delay the first steps, which need all cores. Several processes may share the measurements
-    of XLA's autotuner, so that one waits for another that stopped before it compiled the same program.
+    of XLA's autotuner: if one of them stopped before it compiled a program, the others would wait for it.
     """
     return jax.default_backend() != "cpu" and jax.process_count() == 1
 

@@ -222,11 +222,11 @@ class RunLogger:
                 f" {self.unigram_loss:.2f} of the unigram model: the model has diverged. Lower the learning rate."
             )
             return evaluation, state
-        gap = f"; the training loss is {exact - training:.3f} below the exact one"
+        is_exact = self.train.loss == "full"
+        gap = "" if is_exact else f"; the training loss is {exact - training:.3f} below the exact one"
         logger.info(
             f"step {step}: validation perplexity {evaluation.perplexity:.2f}"
-            f" (exact, {evaluation.num_tokens:,} words, loss {evaluation.loss:.4f}"
-            f"{gap if self.train.loss != 'full' else ''})"
+            f" (exact, {evaluation.num_tokens:,} words, loss {evaluation.loss:.4f}{gap})"
         )
         return evaluation, state
 

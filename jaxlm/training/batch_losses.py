@@ -59,8 +59,8 @@ def _batch_statistics(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.A
 def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Computes the exact loss and the training loss of a batch, as from `shard_batch`, in nats and without dropout.
 
-    Their difference is the sampling gap, or, with loss "full", that of rounding operands. If the sampling gap grows,
-    sample more classes.
+    Their difference is the sampling gap. If it grows, sample more classes. With loss "full", only the rounding of
+    operands differs.
     """
     specs = state_specs(state), batch_specs(batch, state.mesh)
     return on_mesh(_exact_and_training_loss, state.mesh, specs, EVERYWHERE)(state, batch)
