@@ -61,9 +61,8 @@ def test_transposed_is_the_transpose(shape):
 def test_every_product_of_a_step_has_bfloat16_factors_in_row_major_order(loss):
     text = jit_train_step.lower(make_state(loss=loss), make_batch(), 0.1).as_text()
     products = re.findall(r"stablehlo.dot_general.*", text)
-    # of two layers: forward loop, backward loop, two kernels, inputs; of the bottleneck; of the softmax, whose exact
-    # logits the backward pass computes again
-    assert len(products) == 2 * (1 + 1 + 2 + 1) + 3 + (4 if loss == "full" else 3)
+    # of two layers: forward loop, backward loop, two kernels, inputs; of the bottleneck; of the softmax
+    assert len(products) == 2 * (1 + 1 + 2 + 1) + 3 + 3
     for line in products:
         assert re.search(r"contracting_dims = \[1\] x \[0\]", line), line
         assert re.search(r"\(tensor<[\dx]+xbf16>, tensor<[\dx]+xbf16>\) -> tensor<[\dx]+xf32>", line), line

@@ -1,6 +1,7 @@
 """The exact softmax cross-entropy over all classes, block by block."""
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxlm.parallel.collectives import local_ids, local_rows, pmax, psum, take_l
 from jaxlm.parallel.mesh import Axes
 
 FLOAT_MIN = np.finfo(np.float32).min
+KEPT_BYTES = 2**29  # of exponentials that training keeps for its gradient; more of them are computed twice
 
 
 def linear_cross_entropy(
@@ -57,7 +59,7 @@ def linear_cross_entropy(
     require(inputs.shape == shape, "inputs", f"shape {shape}, that of the labels and the width D", inputs.shape)
     require(biases.shape == weights.shape[:1], "biases", f"shape {weights.shape[:1]}", biases.shape)
     flat = (inputs.reshape(-1, inputs.shape[-1]), weights, labels.reshape(-1), biases)
-    return exact_losses(*flat, weights.shape[0], block_size=block_size).reshape(labels.shape)
+    return exact_losses(*flat, weights.shape[0], block_size=block_size, kept_bytes=0).reshape(labels.shape)
 
 
 def exact_losses(
@@ -69,6 +71,7 @@ def exact_losses(
     axes: Axes = (),
     dtype: ComputeDtype = "float32",
     block_size: int = 2048,
+    kept_bytes: int = KEPT_BYTES,
 ) -> jax.Array:
     """Computes `linear_cross_entropy` of classes whose rows are sharded along axes of a mesh.
 
@@ -80,6 +83,8 @@ def exact_losses(
       axes: axes along which the rows are sharded.
       dtype: data type of the operands of the products.
       block_size: maximum number of classes in a block, of which there are two or more.
+      kept_bytes: maximum size of the exponentials of all logits that are kept for the gradient, in bytes. If they
+        need more, the backward pass computes them again.
 
     Returns:
       `[N]` float32.
@@ -90,7 +95,9 @@ def exact_losses(
     biases = mask_padding(biases, num_classes, axes)
     # two blocks or more, for a loop: see `product_dtype`
     block_size = min(block_size, -(-weights.shape[0] // 2))
-    normalizer, label_logits = _normalizer_and_label_logits(inputs, weights, labels, biases, block_size, axes, dtype)
+    keeps = weights.shape[0] * inputs.shape[0] * jnp.dtype(dtype).itemsize <= kept_bytes
+    plan = _Plan(block_size, axes, dtype, keeps)
+    normalizer, label_logits = _normalizer_and_label_logits(inputs, weights, labels, biases, plan)
     if axes:
         highest = pmax(normalizer, axes)
         normalizer = highest + jnp.log(psum(jnp.exp(normalizer - highest), axes))
@@ -106,18 +113,60 @@ def mask_padding(biases: jax.Array, num_classes: int, axes: Axes) -> jax.Array:
     return jnp.where(local_rows(jnp.arange(num_rows) < num_classes, axes), biases, FLOAT_MIN)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+class _Plan(NamedTuple):
+    """How to compute the losses of a shard."""
+
+    block_size: int
+    axes: Axes
+    dtype: ComputeDtype
+    keeps_exponentials: bool  # for the backward pass, which computes them again otherwise
+
+    def num_blocks(self, num_classes: int) -> int:
+        return -(-num_classes // self.block_size)
+
+
+class _Sums(NamedTuple):
+    """A running log-sum-exp: highest + log(total), each `[N]`."""
+
+    highest: jax.Array
+    total: jax.Array
+
+    @classmethod
+    def of_nothing(cls, inputs: jax.Array) -> "_Sums":
+        return cls(jnp.full_like(inputs[:, 0], FLOAT_MIN), jnp.zeros_like(inputs[:, 0]))
+
+    def add(self, logits: jax.Array) -> tuple["_Sums", jax.Array, jax.Array]:
+        """Adds logits `[block_size, N]`. Returns also exp(logits - new highest), and the factor of earlier ones."""
+        highest = jnp.maximum(self.highest, logits.max(axis=0))
+        factor = jnp.exp(self.highest - highest)
+        exponentials = jnp.exp(logits - highest[None, :])
+        return _Sums(highest, self.total * factor + exponentials.sum(axis=0)), exponentials, factor
+
+    def normalizer(self) -> jax.Array:
+        return self.highest + jnp.log(self.total)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _normalizer_and_label_logits(
-    inputs: jax.Array,
-    weights: jax.Array,
-    labels: jax.Array,
-    biases: jax.Array,
-    block_size: int,
-    axes: Axes,
-    dtype: ComputeDtype,
+    inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, plan: _Plan
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the log-sum-exp of the logits of a shard, and the logits of labels in it, both `[N]`."""
-    return _forward(inputs, weights, labels, biases, block_size, axes, dtype)[0]
+    inputs_t = cast_operand(transposed(inputs), plan.dtype)  # [D, N]: rows @ inputs_t is the fast orientation
+
+    def add_block(block: jax.Array, sums: _Sums) -> _Sums:
+        return sums.add(block_logits(block, weights, biases, inputs_t, plan.block_size, plan.dtype)[2])[0]
+
+    sums = jax.lax.fori_loop(0, plan.num_blocks(len(weights)), add_block, _Sums.of_nothing(inputs))
+    return sums.normalizer(), _label_logits(inputs, weights, labels, biases, plan.axes)
+
+
+def _label_logits(inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, axes: Axes) -> jax.Array:
+    label_rows, label_biases = take_local_rows(weights, labels, axes), take_local_rows(biases, labels, axes)
+    return jnp.sum(inputs * label_rows, axis=-1) + label_biases
+
+
+def _start(block: jax.Array, block_size: int, num_classes: int) -> jax.Array:
+    return jnp.minimum(block * block_size, num_classes - block_size)
 
 
 def block_logits(
@@ -133,75 +182,69 @@ def block_logits(
     The last block is shifted to end at V, because a ragged one would copy the table. Classes that it shares
     with the block before are masked.
     """
-    first = block * block_size
-    start = jnp.minimum(first, weights.shape[0] - block_size)
+    start = _start(block, block_size, weights.shape[0])
     rows = jax.lax.dynamic_slice_in_dim(weights, start, block_size)
     block_biases = jax.lax.dynamic_slice_in_dim(biases, start, block_size)
     logits = dot_f32(cast_operand(rows, dtype), inputs_t) + block_biases[:, None]
-    repeated = start + jnp.arange(block_size) < first
+    repeated = start + jnp.arange(block_size) < block * block_size
     return start, rows, jnp.where(repeated[:, None], FLOAT_MIN, logits)
 
 
 def _forward(
-    inputs: jax.Array,
-    weights: jax.Array,
-    labels: jax.Array,
-    biases: jax.Array,
-    block_size: int,
-    axes: Axes,
-    dtype: ComputeDtype,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    num_classes = weights.shape[0]
-    inputs_t = cast_operand(transposed(inputs), dtype)  # [D, N]: rows @ inputs_t is the fast orientation
+    inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, plan: _Plan
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    """Computes the outputs, and each example's mean row under the softmax: the gradient of its normalizer."""
+    inputs_t = cast_operand(transposed(inputs), plan.dtype)
 
-    def add_block(block: jax.Array, running: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        highest, total = running
-        logits = block_logits(block, weights, biases, inputs_t, block_size, dtype)[2]
-        new_highest = jnp.maximum(highest, logits.max(axis=0))
-        total = total * jnp.exp(highest - new_highest) + jnp.exp(logits - new_highest[None, :]).sum(axis=0)
-        return new_highest, total
+    def add_block(running: tuple[_Sums, jax.Array], block: jax.Array) -> tuple[tuple[_Sums, jax.Array], Any]:
+        sums, total_rows = running
+        _, rows, logits = block_logits(block, weights, biases, inputs_t, plan.block_size, plan.dtype)
+        sums, exponentials, factor = sums.add(logits)
+        exponentials = cast_operand(exponentials, plan.dtype)
+        block_rows = dot_f32(cast_operand(transposed(rows), plan.dtype), exponentials)  # [D, N]
+        total_rows = factor[None, :] * total_rows + block_rows
+        return (sums, total_rows), (exponentials, sums.highest) if plan.keeps_exponentials else None
 
-    start = (jnp.full_like(inputs[:, 0], FLOAT_MIN), jnp.zeros_like(inputs[:, 0]))
-    highest, total = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, start)
-    normalizer = highest + jnp.log(total)
-    label_rows, label_biases = take_local_rows(weights, labels, axes), take_local_rows(biases, labels, axes)
-    label_logits = jnp.sum(inputs * label_rows, axis=-1) + label_biases
-    return (normalizer, label_logits), (inputs, weights, labels, biases, normalizer)
+    start = _Sums.of_nothing(inputs), jnp.zeros_like(inputs.T)
+    (sums, total_rows), kept = jax.lax.scan(add_block, start, jnp.arange(plan.num_blocks(len(weights))))
+    mean_rows = (total_rows / sums.total[None, :]).T
+    outputs = sums.normalizer(), _label_logits(inputs, weights, labels, biases, plan.axes)
+    return outputs, (inputs, weights, labels, biases, outputs[0], mean_rows, kept)
 
 
 def _backward(
-    block_size: int,
-    axes: Axes,
-    dtype: ComputeDtype,
-    residuals: tuple[jax.Array, ...],
-    cotangents: tuple[jax.Array, jax.Array],
+    plan: _Plan, residuals: tuple, cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, None, jax.Array]:
-    inputs, weights, labels, biases, normalizer = residuals
+    inputs, weights, labels, biases, normalizer, mean_rows, kept = residuals
     d_normalizer, d_label_logits = cotangents
-    num_classes = weights.shape[0]
-    operand, inputs_t = cast_operand(inputs, dtype), cast_operand(transposed(inputs), dtype)
+    num_classes, block_size, axes, dtype = len(weights), plan.block_size, plan.axes, plan.dtype
+    inputs_t = cast_operand(transposed(inputs), dtype)
 
-    def add_block(block: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        d_weights, d_biases, d_inputs_t = gradients
-        start, rows, logits = block_logits(block, weights, biases, inputs_t, block_size, dtype)
-        d_logits = jnp.exp(logits - normalizer[None, :]) * d_normalizer[None, :]  # [block_size, N]
+    def add_block(gradients: tuple[jax.Array, jax.Array], xs: tuple) -> tuple[tuple[jax.Array, jax.Array], None]:
+        d_weights, d_biases = gradients
+        block, kept = xs
+        if kept is None:
+            logits = block_logits(block, weights, biases, inputs_t, block_size, dtype)[2]
+            kept = cast_operand(jnp.exp(logits - normalizer[None, :]), dtype), normalizer
+        exponentials, highest = kept  # the gradient of a logit is exponential * scale
+        scale = jnp.exp(highest - normalizer) * d_normalizer
+        start = _start(block, block_size, num_classes)
 
         def add(total: jax.Array, value: jax.Array) -> jax.Array:
             value += jax.lax.dynamic_slice_in_dim(total, start, block_size)
             return jax.lax.dynamic_update_slice_in_dim(total, value, start, axis=0)
 
-        d_biases = add(d_biases, d_logits.sum(axis=1))
-        d_logits = cast_operand(d_logits, dtype)
-        d_inputs_t += dot_f32(cast_operand(transposed(rows), dtype), d_logits)
-        return add(d_weights, dot_f32(d_logits, operand)), d_biases, d_inputs_t
+        d_biases = add(d_biases, (exponentials * scale[None, :]).sum(axis=1))
+        d_rows = dot_f32(exponentials, cast_operand(inputs * scale[:, None], dtype))
+        return (add(d_weights, d_rows), d_biases), None
 
-    zeros = (jnp.zeros_like(weights), jnp.zeros_like(biases), jnp.zeros_like(inputs.T))
-    gradients = jax.lax.fori_loop(0, -(-num_classes // block_size), add_block, zeros)
-    d_weights, d_biases, d_inputs_t = gradients
+    zeros = jnp.zeros_like(weights), jnp.zeros_like(biases)
+    (d_weights, d_biases), _ = jax.lax.scan(add_block, zeros, (jnp.arange(plan.num_blocks(num_classes)), kept))
     indices = local_ids(labels, num_classes, axes)
     d_weights = d_weights.at[indices].add(d_label_logits[:, None] * inputs, mode="drop")
     d_biases = d_biases.at[indices].add(d_label_logits, mode="drop")
-    return d_inputs_t.T + d_label_logits[:, None] * take_local_rows(weights, labels, axes), d_weights, None, d_biases
+    d_inputs = d_normalizer[:, None] * mean_rows + d_label_logits[:, None] * take_local_rows(weights, labels, axes)
+    return d_inputs, d_weights, None, d_biases
 
 
 _normalizer_and_label_logits.defvjp(_forward, _backward)

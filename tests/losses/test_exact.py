@@ -9,11 +9,12 @@ import optax
 import pytest
 
 from jaxlm.errors import InputError
-from jaxlm.losses.exact import exact_losses, linear_cross_entropy
+from jaxlm.losses.exact import KEPT_BYTES, exact_losses, linear_cross_entropy
 
 
+@pytest.mark.parametrize("kept_bytes", [0, KEPT_BYTES])
 @pytest.mark.parametrize(("vocab_size", "block_size"), [(1, 4), (7, 7), (23, 5), (20, 5), (23, 100)])
-def test_losses_and_gradients_equal_those_of_full_logits(vocab_size, block_size):
+def test_losses_and_gradients_equal_those_of_full_logits(vocab_size, block_size, kept_bytes):
     rng = np.random.default_rng(2)
     labels = rng.integers(0, vocab_size, 11)
     weights, biases, inputs, cotangent = (
@@ -26,7 +27,8 @@ def test_losses_and_gradients_equal_those_of_full_logits(vocab_size, block_size)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
     def blocks(weights, biases, inputs):
-        return linear_cross_entropy(inputs, weights, labels, biases=biases, block_size=block_size)
+        options = {"block_size": block_size, "kept_bytes": kept_bytes}
+        return exact_losses(inputs, weights, jnp.asarray(labels), biases, vocab_size, **options)
 
     @partial(jax.jit, static_argnums=0)
     def losses_and_gradients(function):
@@ -39,28 +41,38 @@ def test_losses_and_gradients_equal_those_of_full_logits(vocab_size, block_size)
         np.testing.assert_allclose(gradient, correct, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kept_bytes", [0, KEPT_BYTES])
 @pytest.mark.parametrize("block_size", [5, 2048])
-def test_bfloat16_operands_are_rounded_once_and_summed_in_float32(block_size):
+def test_bfloat16_operands_are_rounded_once_and_summed_in_float32(block_size, kept_bytes):
+    def rounded(x):
+        return np.asarray(x, np.float32).astype(jnp.bfloat16).astype(np.float64)
+
     rng = np.random.default_rng(4)
     inputs, weights, cotangent = (rng.standard_normal(shape).astype(np.float32) for shape in ((11, 6), (23, 6), 11))
     biases, labels = jnp.asarray(rng.standard_normal(23), jnp.float32), jnp.asarray(rng.integers(0, 23, 11))
-    rounded_inputs, rounded_weights = (x.astype(jnp.bfloat16).astype(np.float64) for x in (inputs, weights))
-    logits = rounded_inputs @ rounded_weights.T + np.asarray(biases)
+    logits = rounded(inputs) @ rounded(weights).T + np.asarray(biases)
     normalizer = np.log(np.exp(logits).sum(axis=1))
     # the logit of the label is no product of matrices, and not rounded
     expected = normalizer - (inputs * weights[labels]).sum(axis=1) - np.asarray(biases[labels])
-    d_logits = cotangent[:, None] * np.exp(logits - normalizer[:, None])
-    d_logits = d_logits.astype(np.float32).astype(jnp.bfloat16).astype(np.float64)
+    # the exponentials are relative to the highest logit up to the end of their block
+    ends = np.minimum((np.arange(23) // min(block_size, 12) + 1) * min(block_size, 12), 23) - 1
+    highest = np.maximum.accumulate(logits, axis=1)[:, ends]
+    mean_rows = (rounded(np.exp(logits - highest)) * np.exp(highest - normalizer[:, None])) @ rounded(weights)
+    highest = highest if kept_bytes else np.broadcast_to(normalizer[:, None], logits.shape)
+    exponentials = rounded(np.exp(logits - highest))
+    scaled = rounded(inputs[:, None] * (cotangent[:, None] * np.exp(highest - normalizer[:, None]))[..., None])
     one_hot = -cotangent[:, None] * np.eye(23)[labels]
-    gradients = d_logits @ rounded_weights + one_hot @ weights, d_logits.T @ rounded_inputs + one_hot.T @ inputs
+    gradients = (
+        cotangent[:, None] * mean_rows + one_hot @ weights,
+        np.einsum("nv,nvd->vd", exponentials, scaled) + one_hot.T @ inputs,
+    )
 
     @jax.jit
     def losses_and_gradients(inputs, weights):
-        losses, pullback = jax.vjp(
-            lambda inputs, weights: exact_losses(inputs, weights, labels, biases, 23, (), "bfloat16", block_size),
-            inputs,
-            weights,
-        )
+        def losses(inputs, weights):
+            return exact_losses(inputs, weights, labels, biases, 23, (), "bfloat16", block_size, kept_bytes)
+
+        losses, pullback = jax.vjp(losses, inputs, weights)
         return losses, pullback(cotangent)
 
     losses, found = losses_and_gradients(inputs, weights)
@@ -69,14 +81,25 @@ def test_bfloat16_operands_are_rounded_once_and_summed_in_float32(block_size):
         assert np.linalg.norm(gradient - correct) < 2e-4 * np.linalg.norm(correct)  # without rounding, 1e-3
 
 
-def test_full_logits_are_never_held():
+def test_training_alone_holds_full_logits():
     def shape(*sizes):
         return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
-    labels = jax.ShapeDtypeStruct((320,), jnp.int32)
-    arguments = shape(320, 256), shape(200_000, 256), labels
-    compiled = jax.jit(linear_cross_entropy).lower(*arguments, biases=shape(200_000)).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 20e6  # the logits would be 256 MB
+    def temporary_bytes(function):
+        arguments = shape(320, 256), shape(200_000, 256), jax.ShapeDtypeStruct((320,), jnp.int32), shape(200_000)
+        return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    def loss(inputs, weights, labels, biases):
+        return linear_cross_entropy(inputs, weights, labels, biases=biases).sum()
+
+    def training_loss(*arguments):
+        return exact_losses(*arguments, 200_000).sum()
+
+    logits = 4 * 320 * 200_000
+    assert temporary_bytes(loss) < logits / 10
+    assert temporary_bytes(jax.grad(loss, argnums=(0, 1, 3))) < logits / 10
+    assert temporary_bytes(training_loss) < logits / 10
+    assert logits < temporary_bytes(jax.grad(training_loss, argnums=(0, 1, 3))) < 1.1 * logits
 
 
 def test_leading_dimensions_lists_and_missing_biases():
