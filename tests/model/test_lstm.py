@@ -82,3 +82,19 @@ def test_begins_as_keras_does():
     assert layer.kernel.shape == kernel.shape
     product = layer.recurrent_kernel[...] @ layer.recurrent_kernel[...].T
     np.testing.assert_allclose(product, recurrent_kernel @ recurrent_kernel.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [17, 20, 50])
+def test_streams_do_not_depend_on_the_others_whatever_their_number(batch):
+    """In bfloat16, whose products with some numbers of streams have columns that are filled up."""
+    layer, inputs, carry, d_outputs, d_carry = make(64, 3, 5, 4)
+
+    @jax.jit
+    def results_and_gradients(inputs, carry, d_outputs, d_carry):
+        results, pullback = jax.vjp(lambda inputs, carry: layer(inputs, carry, "bfloat16"), inputs, carry)
+        return results, pullback((d_outputs, d_carry))
+
+    arguments = inputs, carry, d_outputs, d_carry
+    found = results_and_gradients(*jax.tree.map(lambda x: x[:batch], arguments))
+    expected = jax.tree.map(lambda x: x[:batch], results_and_gradients(*arguments))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected)
