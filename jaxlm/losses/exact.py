@@ -94,7 +94,7 @@ def exact_losses(
     """
     biases = mask_padding(biases, num_classes, axes)
     # two blocks or more, for a loop: see `product_dtype`
-    block_size = min(block_size, -(-weights.shape[0] // 2))
+    block_size = even_block_size(weights.shape[0], min(block_size, -(-weights.shape[0] // 2)))
     keeps = weights.shape[0] * inputs.shape[0] * jnp.dtype(dtype).itemsize <= kept_bytes
     plan = _Plan(block_size, axes, dtype, keeps)
     normalizer, label_logits = _normalizer_and_label_logits(inputs, weights, labels, biases, plan)
@@ -111,6 +111,11 @@ def mask_padding(biases: jax.Array, num_classes: int, axes: Axes) -> jax.Array:
     if num_rows == num_classes:
         return biases
     return jnp.where(local_rows(jnp.arange(num_rows) < num_classes, axes), biases, FLOAT_MIN)
+
+
+def even_block_size(num_classes: int, block_size: int) -> int:
+    """Returns the size of equal blocks, as few as those of `block_size`: the last one is as large as the others."""
+    return -(-num_classes // -(-num_classes // block_size))
 
 
 class _Plan(NamedTuple):

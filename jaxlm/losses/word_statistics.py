@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxlm.losses.exact import FLOAT_MIN, block_logits, mask_padding
+from jaxlm.losses.exact import FLOAT_MIN, block_logits, even_block_size, mask_padding
 from jaxlm.parallel.collectives import local_ids, pmax, psum, take_local_rows
 from jaxlm.parallel.mesh import Axes
 
@@ -37,7 +37,7 @@ def word_statistics(
       weights: `[V, D]` float32, one row per class.
       labels: `[N]` integer, the true classes; a label that is not in [0, V) gives a log-probability of NaN.
       biases: `[V]` float32; None for no biases.
-      block_size: number of classes in a block; memory is `[block_size, N]`.
+      block_size: maximum number of classes in a block; memory is `[block_size, N]`.
 
     Returns:
       `WordStatistics`.
@@ -64,7 +64,7 @@ def local_word_statistics(
 ) -> WordStatistics:
     """Computes `word_statistics` of classes whose rows are sharded along axes of a mesh, as in `exact_losses`."""
     num_rows = weights.shape[0]
-    block_size, biases = min(block_size, num_rows), mask_padding(biases, num_classes, axes)
+    block_size, biases = even_block_size(num_rows, block_size), mask_padding(biases, num_classes, axes)
     inputs_t = inputs.T  # [D, N]
     label_rows, label_biases = take_local_rows(weights, labels, axes), take_local_rows(biases, labels, axes)
     label_logits = psum(jnp.sum(inputs * label_rows, axis=-1) + label_biases, axes)
