@@ -32,17 +32,17 @@ def linear_cross_entropy(
     running log-sum-exp. The backward pass computes each block's logits again.
 
     Args:
-      inputs: `[..., D]` float32.
-      weights: `[V, D]` float32, one row per class.
+      inputs: `[..., D]` float32 or bfloat16, which is cast to float32.
+      weights: `[V, D]` float32 or bfloat16, one row per class.
       labels: `[...]` integer, the true classes; a label that is not in [0, V) gives NaN.
-      biases: `[V]` float32; None for no biases.
+      biases: `[V]` float32 or bfloat16; None for no biases.
       block_size: maximum number of classes in a block; memory is `[block_size, N]`.
 
     Returns:
       `[...]` float32, the loss of each example in nats.
 
     Raises:
-      InputError: the shapes do not fit each other.
+      InputError: the shapes do not fit each other, labels are not integers, or `block_size` is below 1.
 
     References:
       `optax.softmax_cross_entropy_with_integer_labels` of the full logits; Wijmans et al. 2024, Cut Your
@@ -53,11 +53,15 @@ def linear_cross_entropy(
     ((2, 5), 1.9459)
     """
     inputs, weights, labels = jnp.asarray(inputs), jnp.asarray(weights), jnp.asarray(labels)
-    biases = jnp.zeros(weights.shape[0], weights.dtype) if biases is None else jnp.asarray(biases)
     require(weights.ndim == 2, "weights", "shape [V, D]", weights.shape)
+    biases = jnp.zeros(weights.shape[0], weights.dtype) if biases is None else jnp.asarray(biases)
     shape = (*labels.shape, weights.shape[1])
     require(inputs.shape == shape, "inputs", f"shape {shape}, that of the labels and the width D", inputs.shape)
     require(biases.shape == weights.shape[:1], "biases", f"shape {weights.shape[:1]}", biases.shape)
+    require(jnp.issubdtype(labels.dtype, jnp.integer), "labels", "integer ids", f"dtype {labels.dtype}")
+    require(block_size >= 1, "block_size", "at least 1", block_size)
+    dtype = jnp.promote_types(jnp.result_type(inputs, weights, biases), jnp.float32)
+    inputs, weights, biases = inputs.astype(dtype), weights.astype(dtype), biases.astype(dtype)
     flat = (inputs.reshape(-1, inputs.shape[-1]), weights, labels.reshape(-1), biases)
     return exact_losses(*flat, weights.shape[0], block_size=block_size, kept_bytes=0).reshape(labels.shape)
 

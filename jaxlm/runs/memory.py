@@ -4,16 +4,18 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import psutil
 from flax import nnx
 
 from jaxlm.config import DenseConfig, ModelConfig, TrainConfig
 from jaxlm.errors import InputError
+from jaxlm.losses.exact import KEPT_BYTES
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import Mesh, leaf_name, mesh_shape, sharded_dim
 from jaxlm.training.state import TrainState
 
-WORKSPACE = 600e6  # bytes of temporaries, compiled programs and buffers of the disk; measured at V = 200,000
+WORKSPACE = 600_000_000  # bytes of temporaries, compiled programs and buffers of the disk; measured at V = 200,000
 
 
 def state_bytes(model_config: ModelConfig, train_config: TrainConfig, num_shards: int = 1) -> int:
@@ -30,6 +32,17 @@ def state_bytes(model_config: ModelConfig, train_config: TrainConfig, num_shards
     return sum(jax.tree.leaves(sizes))
 
 
+def workspace_bytes(model_config: ModelConfig, train_config: TrainConfig, num_shards: int = 1) -> int:
+    """Returns the size of a device's temporaries; those of loss "full" grow with the vocabulary."""
+    if train_config.loss != "full":
+        return WORKSPACE
+    rows = -(-model_config.vocab_size // num_shards)
+    words = train_config.batch_size * train_config.sequence_length
+    exponentials = rows * words * jnp.dtype(train_config.compute_dtype).itemsize
+    gradient = 4 * rows * model_config.softmax_size
+    return WORKSPACE + gradient + (exponentials if exponentials <= KEPT_BYTES else 0)
+
+
 def available_bytes() -> int:
     """Returns the memory that is free for training on a device of this process."""
     stats = jax.local_devices()[0].memory_stats()
@@ -44,13 +57,13 @@ def require_memory(model_config: ModelConfig, train_config: TrainConfig, mesh: M
     # the devices of a processor share its memory
     sharing = len(mesh.local_devices) if mesh is not None and jax.default_backend() == "cpu" else 1
 
-    def total(part: int) -> float:
-        return sharing * part + WORKSPACE
+    def total(model: ModelConfig, train: TrainConfig) -> int:
+        return sharing * state_bytes(model, train, shards) + workspace_bytes(model, train, shards)
 
-    needed = total(state_bytes(model_config, train_config, shards))
+    needed = total(model_config, train_config)
     if needed <= available:
         return
-    fitting = [text for text, size in _alternatives(model_config, train_config, shards) if total(size) <= available]
+    fitting = [text for text, *smaller in _alternatives(model_config, train_config) if total(*smaller) <= available]
     advice = f"These would fit: {'; '.join(fitting)}." if fitting else "Use a smaller vocabulary or a smaller model."
     raise InputError(
         f"Training this model needs about {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are free."
@@ -58,16 +71,16 @@ def require_memory(model_config: ModelConfig, train_config: TrainConfig, mesh: M
     )
 
 
-def _alternatives(model: ModelConfig, train: TrainConfig, shards: int) -> Iterator[tuple[str, int]]:
-    """Yields smaller settings, in words, and their sizes."""
+def _alternatives(model: ModelConfig, train: TrainConfig) -> Iterator[tuple[str, ModelConfig, TrainConfig]]:
+    """Yields smaller settings, in words, and their configs."""
     for optimizer in ("adagrad", "sgd"):
         if train.optimizer == "adam":
-            smaller = dataclasses.replace(train, optimizer=optimizer)
-            yield f"`optimizer` {optimizer}", state_bytes(model, smaller, shards)
+            yield f"`optimizer` {optimizer}", model, dataclasses.replace(train, optimizer=optimizer)
     for width in (512, 256, 128):
         if width < model.softmax_size and not model.tied and not model.dense:
-            narrow = dataclasses.replace(model, dense=(DenseConfig(width, use_bias=False),), dropout_rates=())
-            yield f"`projection_size` {width}", state_bytes(narrow, train, shards)
+            bottleneck = (DenseConfig(width, use_bias=False),)
+            narrow = dataclasses.replace(model, dense=bottleneck, dropout_rates=())
+            yield f"`projection_size` {width}", narrow, train
     for size in (model.vocab_size // 2, model.vocab_size // 4, model.vocab_size // 8):
         fewer = dataclasses.replace(model, vocab_size=max(1, size))
-        yield f"a vocabulary of {size:,} words", state_bytes(fewer, train, shards)
+        yield f"a vocabulary of {size:,} words", fewer, train

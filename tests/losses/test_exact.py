@@ -119,16 +119,30 @@ def test_a_label_out_of_range_gives_nan_and_spares_the_others(label):
     np.testing.assert_array_equal(jnp.isnan(losses), [False, True])
 
 
+def test_bfloat16_is_cast_to_float32():
+    rng = np.random.default_rng(6)
+    inputs, weights, biases = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in ((5, 4), (9, 4), 9))
+    labels = jnp.arange(5)
+    found = linear_cross_entropy(inputs, weights, labels, biases=biases)
+    inputs, weights, biases = (x.astype(jnp.float32) for x in (inputs, weights, biases))
+    expected = optax.softmax_cross_entropy_with_integer_labels(inputs @ weights.T + biases[None], labels)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
-    ("change", "name"),
+    ("change", "error"),
     [
-        ({"labels": [1]}, "inputs"),
-        ({"weights": jnp.ones((4, 9))}, "inputs"),
-        ({"weights": jnp.ones(4)}, "weights"),
-        ({"biases": jnp.ones(8)}, "biases"),
+        ({"labels": [1]}, "`inputs`: expected shape"),
+        ({"labels": [1.0, 2.0]}, "`labels`: expected integer ids"),
+        ({"weights": jnp.ones((4, 9))}, "`inputs`: expected shape"),
+        ({"weights": jnp.ones(4)}, "`weights`: expected shape"),
+        ({"weights": 1.0}, "`weights`: expected shape"),
+        ({"biases": jnp.ones(8)}, "`biases`: expected shape"),
+        ({"block_size": 0}, "`block_size`: expected at least 1"),
     ],
 )
-def test_shapes_that_do_not_fit_raise(change, name):
+def test_wrong_arguments_raise(change, error):
     arguments = {"inputs": jnp.ones((2, 4)), "weights": jnp.ones((9, 4)), "labels": [1, 2]} | change
-    with pytest.raises(InputError, match=f"Invalid `{name}`: expected shape"):
+    with pytest.raises(InputError, match=f"Invalid {error}"):
         linear_cross_entropy(**arguments)

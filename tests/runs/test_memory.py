@@ -12,7 +12,7 @@ from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError
 from jaxlm.runs import memory
 from jaxlm.runs.glibc import return_freed_memory
-from jaxlm.runs.memory import available_bytes, require_memory, state_bytes
+from jaxlm.runs.memory import WORKSPACE, available_bytes, require_memory, state_bytes, workspace_bytes
 
 MODEL = ModelConfig(200_000)
 
@@ -21,6 +21,19 @@ MODEL = ModelConfig(200_000)
 def test_the_state_has_tables_and_moments(optimizer, copies):
     numbers = 200_000 * (256 + 1024 + 1) + 4 * 1024 * (256 + 1024 + 1)
     assert state_bytes(MODEL, TrainConfig(optimizer=optimizer)) == pytest.approx(4 * copies * numbers, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "shards", "expected"),
+    [
+        (32, 1, 4 * 200_000 * 1024 + 2 * 200_000 * 1120),  # the gradient of the softmax, and the exponentials
+        (32, 2, 2 * 200_000 * 1024 + 200_000 * 1120),
+        (64, 1, 4 * 200_000 * 1024),  # more exponentials than are kept
+    ],
+)
+def test_the_full_softmax_needs_its_gradient(batch_size, shards, expected):
+    config = TrainConfig(loss="full", batch_size=batch_size, sequence_length=35, compute_dtype="bfloat16")
+    assert workspace_bytes(MODEL, config, shards) - WORKSPACE == expected
 
 
 def test_this_machine_has_memory():
@@ -55,6 +68,8 @@ def test_what_would_fit_is_named(monkeypatch):
     with pytest.raises(InputError, match="needs about 3.7 GB of memory, and 3.0 GB are free") as error:
         require_memory(MODEL, TrainConfig())
     assert "These would fit: `optimizer` adagrad; `optimizer` sgd; `projection_size` 512" in str(error.value)
+    with pytest.raises(InputError, match="needs about 5.0 GB of memory"):
+        require_memory(MODEL, TrainConfig(loss="full", compute_dtype="bfloat16"))
     monkeypatch.setattr(memory, "available_bytes", lambda: int(1e7))
     with pytest.raises(InputError, match="Use a smaller vocabulary or a smaller model"):
         require_memory(MODEL, TrainConfig())
