@@ -90,7 +90,7 @@ def local_word_statistics(
     start = (jnp.full_like(zeros, FLOAT_MIN), zeros, zeros, zeros.astype(jnp.int32))
     highest, total, weighted, above = jax.lax.fori_loop(0, -(-num_rows // block_size), add_block, start)
     if axes:
-        shift = highest - pmax(highest, axes)
+        shift = jnp.maximum(highest - pmax(highest, axes), -1e3)  # finite for a shard of padding alone
         weighted = psum(jnp.exp(shift) * (weighted + total * shift), axes)
         total, above, highest = psum(jnp.exp(shift) * total, axes), psum(above, axes), pmax(highest, axes)
     log_total = jnp.log(total)

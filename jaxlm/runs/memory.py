@@ -63,7 +63,8 @@ def require_memory(model_config: ModelConfig, train_config: TrainConfig, mesh: M
     needed = total(model_config, train_config)
     if needed <= available:
         return
-    fitting = [text for text, *smaller in _alternatives(model_config, train_config) if total(*smaller) <= available]
+    alternatives = _alternatives(model_config, train_config)
+    fitting = [text for text, model, train in alternatives if total(model, train) <= available]
     advice = f"These would fit: {'; '.join(fitting)}." if fitting else "Use a smaller vocabulary or a smaller model."
     raise InputError(
         f"Training this model needs about {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are free."

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import quick_if
+from jax.sharding import PartitionSpec
 from mesh_helpers import BATCH_SIZE, MODEL, TRAIN, VOCAB_SIZE, make_batch, make_model
 
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.batches import local_streams, train_batch
 from jaxlm.device_config import MeshConfig
 from jaxlm.errors import InputError
+from jaxlm.losses.word_statistics import local_word_statistics, word_statistics
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel import mesh as meshes
-from jaxlm.parallel.mesh import make_mesh, open_mesh
+from jaxlm.parallel.collectives import as_varying, on_mesh
+from jaxlm.parallel.mesh import make_mesh, open_mesh, vocab_axes
 from jaxlm.training.state import TrainState
 from jaxlm.training.step import train_step
 
@@ -190,3 +193,19 @@ def test_meshes_that_do_not_fit_the_devices_raise(shape, argument):
         data, vocab = shape
         with pytest.raises(InputError, match=f"Invalid `{argument}_shards`: expected 1 to 8"):
             open_mesh(MeshConfig(vocab or 0, data))
+
+
+def test_word_statistics_are_those_of_one_device_though_some_shards_are_padding_alone():
+    keys = jax.random.split(jax.random.key(3), 3)
+    inputs, weights, biases = (jax.random.normal(k, shape) for k, shape in zip(keys, ((6, 7), (5, 7), 5), strict=True))
+    labels, mesh = jnp.arange(6) % 5, make_mesh(vocab=8)
+    rows = PartitionSpec(vocab_axes(mesh))
+
+    def statistics(weights, biases):
+        varying = as_varying(inputs, vocab_axes(mesh))
+        return local_word_statistics(varying, weights, labels, biases, 5, vocab_axes(mesh))
+
+    padded = jnp.pad(weights, ((0, 11), (0, 0))), jnp.pad(biases, (0, 11))
+    found = on_mesh(statistics, mesh, (rows, rows), PartitionSpec())(*padded)
+    expected = word_statistics(inputs, weights, labels, biases=biases)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
