@@ -5,16 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from jaxlm.config import ComputeDtype
 from jaxlm.errors import require
+from jaxlm.losses.blocks import FLOAT_MIN, block_logits, block_start, even_block_size, mask_padding
 from jaxlm.matmul import cast_operand, dot_f32, transposed
-from jaxlm.parallel.collectives import local_ids, local_rows, pmax, psum, take_local_rows
+from jaxlm.parallel.collectives import local_ids, pmax, psum, take_local_rows
 from jaxlm.parallel.mesh import Axes
 
-FLOAT_MIN = np.finfo(np.float32).min
 KEPT_BYTES = 2**29  # of exponentials that training keeps for its gradient; more of them are computed twice
 
 
@@ -109,19 +108,6 @@ def exact_losses(
     return normalizer - label_logits
 
 
-def mask_padding(biases: jax.Array, num_classes: int, axes: Axes) -> jax.Array:
-    """Returns the biases `[R]` of a device's rows, with `FLOAT_MIN` for padding, the rows from `num_classes` on."""
-    num_rows = biases.shape[0] * (jax.lax.axis_size(axes) if axes else 1)
-    if num_rows == num_classes:
-        return biases
-    return jnp.where(local_rows(jnp.arange(num_rows) < num_classes, axes), biases, FLOAT_MIN)
-
-
-def even_block_size(num_classes: int, block_size: int) -> int:
-    """Returns the size of equal blocks, as few as those of `block_size`: the last one is as large as the others."""
-    return -(-num_classes // -(-num_classes // block_size))
-
-
 class _Plan(NamedTuple):
     """How to compute the losses of a shard."""
 
@@ -174,31 +160,6 @@ def _label_logits(inputs: jax.Array, weights: jax.Array, labels: jax.Array, bias
     return jnp.sum(inputs * label_rows, axis=-1) + label_biases
 
 
-def _start(block: jax.Array, block_size: int, num_classes: int) -> jax.Array:
-    return jnp.minimum(block * block_size, num_classes - block_size)
-
-
-def block_logits(
-    block: jax.Array,
-    weights: jax.Array,
-    biases: jax.Array,
-    inputs_t: jax.Array,
-    block_size: int,
-    dtype: ComputeDtype = "float32",
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the start of a block, its rows `[block_size, D]` and its logits `[block_size, N]`.
-
-    The last block is shifted to end at V, because a ragged one would copy the table. Classes that it shares
-    with the block before are masked.
-    """
-    start = _start(block, block_size, weights.shape[0])
-    rows = jax.lax.dynamic_slice_in_dim(weights, start, block_size)
-    block_biases = jax.lax.dynamic_slice_in_dim(biases, start, block_size)
-    logits = dot_f32(cast_operand(rows, dtype), inputs_t) + block_biases[:, None]
-    repeated = start + jnp.arange(block_size) < block * block_size
-    return start, rows, jnp.where(repeated[:, None], FLOAT_MIN, logits)
-
-
 def _forward(
     inputs: jax.Array, weights: jax.Array, labels: jax.Array, biases: jax.Array, plan: _Plan
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
@@ -237,7 +198,7 @@ def _backward(
             kept = cast_operand(jnp.exp(logits - normalizer[None, :]), dtype), normalizer
         exponentials, highest = kept  # the gradient of a logit is exponential * scale
         scale = jnp.exp(highest - normalizer) * d_normalizer
-        start = _start(block, block_size, num_classes)
+        start = block_start(block, block_size, num_classes)
 
         def add(total: jax.Array, value: jax.Array) -> jax.Array:
             value += jax.lax.dynamic_slice_in_dim(total, start, block_size)

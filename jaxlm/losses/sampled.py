@@ -15,7 +15,7 @@ from jaxlm.candidate_sampling.samplers import (
 )
 from jaxlm.config import ComputeDtype
 from jaxlm.errors import InputError, require
-from jaxlm.losses.exact import FLOAT_MIN
+from jaxlm.losses.blocks import FLOAT_MIN
 from jaxlm.matmul import matmul, transposed
 from jaxlm.parallel.collectives import pmax, psum
 from jaxlm.parallel.mesh import Axes

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxlm.losses.exact import FLOAT_MIN, block_logits, even_block_size, mask_padding
+from jaxlm.losses.blocks import FLOAT_MIN, block_logits, even_block_size, mask_padding
 from jaxlm.parallel.collectives import local_ids, pmax, psum, take_local_rows
 from jaxlm.parallel.mesh import Axes
 
