@@ -11,7 +11,7 @@ import tyro
 
 from convert.options import Dtype, ExportOptions, FormatName
 from jaxlm.cli import OptionalPath, RunPath, run_command, show_messages
-from jaxlm.errors import InputError
+from jaxlm.errors import InputError, require
 
 # argument names and metavars in --help
 Model = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
@@ -62,7 +62,7 @@ def to_keras(
     comparison = export(
         run_directory.load(run, keep_optimizer=keep_optimizer), out, options, format=format, overwrite=overwrite
     )
-    files = out.rglob("*") if out.is_dir() else out.parent.glob(out.name + "*")
+    files = out.rglob("*") if out.is_dir() else (out, out.with_name(f"{out.name}.data"))
     size = sum(path.stat().st_size for path in files if path.is_file())
     print(f"{comparison}\n{out}: {readable_size(size)}, verified as above")
 
@@ -122,6 +122,7 @@ def verify(
     from convert.files.format_table import load_predictor
     from convert.files.importing import encode_text
 
+    require(max_tokens >= 0, "max_tokens", "at least 0", max_tokens)
     ours, theirs = load_predictor(first), load_predictor(second)
     comparison = compare(ours, theirs)
     if text and comparison.differences:

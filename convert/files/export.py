@@ -52,12 +52,13 @@ def export(
     name = check_output(out, overwrite, format)
     check_options(name, options, run)
     config, optimizer, size = run.model.config, run.optimizer, check_space(run, out)
-    extension = "" if name == "savedmodel" else f".{name}"
+    # Keras chooses the format by the extension; an ONNX file names its data file, so it has its final name
+    extension = "" if name in ("savedmodel", "onnx") else f".{name}"
     bar = tqdm(
         total=2, desc=f"writing {size / 1e6:,.0f} MB", unit="step", leave=False, disable=True if size < LARGE else None
     )
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory, bar:
-        target = Path(directory) / (out.name.removesuffix(extension) + extension)  # an ONNX file names its data file
+        target = Path(directory) / (out.name.removesuffix(extension) + extension)
         expected = precomputed(_predictor(run, options))
         with library_errors(out, "written"):
             FORMATS[name].write_module.write(run, target, options)
@@ -110,7 +111,7 @@ def check_options(name: FormatName, options: ExportOptions, run: RunModel) -> No
     format, label = FORMATS[name], "a SavedModel" if name == "savedmodel" else f".{name}"
     for option in ExportOptions._fields:
         if option != "dtype" and getattr(options, option) and option not in format.options:
-            available = ", ".join(f"`{name}`" for name in sorted(format.options)) or "none"
+            available = ", ".join(f"`{each}`" for each in sorted(format.options)) or "none"
             raise InputError(f"`{option}` is not available for {label}. Available options: {available}.")
     if options.dtype not in format.dtypes:
         *others, last = format.dtypes

@@ -78,7 +78,7 @@ def write(run: RunModel, target: Path, options: ExportOptions = DEFAULT_OPTIONS)
     _add_softmax(graph, config, weights, options.logits)
     large = sum(array.nbytes for array in weights.values()) >= EXTERNAL_BYTES - (1 << 20)
     location = f"{target.name}.data" if large else None
-    onnx.save_model(graph.make(), target, save_as_external_data=large, location=location)
+    onnx.save_model(graph.make(), target, "protobuf", save_as_external_data=large, location=location)
     onnx.checker.check_model(str(target))
 
 

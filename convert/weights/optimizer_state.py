@@ -24,7 +24,10 @@ FIXED = {  # in jaxlm; Keras' defaults
     "momentum": 0.0,
     "nesterov": False,
     "weight_decay": None,
+    "use_ema": False,
+    "gradient_accumulation_steps": None,
 }
+ADVICE = "Leave out `keep_optimizer` to start with a fresh optimizer."
 EPSILON: dict[Optimizer, float] = {"adam": 1e-8, "adagrad": 1e-7}  # Optax's defaults
 USUAL: dict[str, Any] = {  # Keras' defaults, which are not reported
     "beta_1": 0.9,
@@ -123,15 +126,18 @@ def state_from_keras_arrays(
     if kind not in KERAS_OPTIMIZERS or unsupported:
         description = f"{kind} with {', '.join(unsupported)}" if unsupported else kind
         raise InputError(
-            "Invalid `keep_optimizer`: expected Adam with a beta_1 of 0.9, Adagrad or SGD, without momentum, amsgrad"
-            f" or weight decay, and a model without tied rows. Received: {description}. Leave out `keep_optimizer` to"
-            " start with a fresh optimizer."
+            "Invalid `keep_optimizer`: expected Adam with a beta_1 of 0.9, Adagrad or SGD, without momentum, amsgrad,"
+            " weight decay, moving averages or gradient accumulation, and a model without tied rows."
+            f" Received: {description}. {ADVICE}"
         )
     name = KERAS_OPTIMIZERS[kind]
     names, slots = [weight.keras for weight in weight_table(config)], SLOTS[name]
     expected = 2 + len(slots) * len(names)
     if len(arrays) != expected:
-        raise InputError(f"The optimizer is damaged: expected {expected} variables. Received: {len(arrays)}.")
+        raise InputError(
+            f"Invalid `keep_optimizer`: expected {expected} variables of the optimizer. Received: {len(arrays)}."
+            f" A frozen layer has none. {ADVICE}"
+        )
     by_slot = {
         slot: from_keras_weights(dict(zip(names, arrays[2 + i :: len(slots)], strict=True)), config)
         for i, slot in enumerate(slots)

@@ -123,6 +123,11 @@ def test_the_screen_shows_no_messages_of_tensorflow_and_keras(run_dir, tmp_path)
     assert " kB, verified as above" in result.stdout  # a tiny model
 
 
+def test_a_negative_number_of_words_is_refused(run_dir, text_file, capsys):
+    assert run_convert("verify", run_dir, run_dir, "--text", text_file, "--max-tokens", -5) == 2
+    assert "Invalid --max-tokens: expected at least 0. Received: -5." in capsys.readouterr().err
+
+
 def test_a_vocabulary_that_does_not_fit_is_refused(run_dir, tmp_path, capsys):
     assert run_convert("to-keras", run_dir, tmp_path / "model.keras") == 0
     words = json.loads((run_dir / "vocabulary.json").read_text(encoding="utf-8"))["words"]

@@ -19,15 +19,16 @@ def test_a_missing_package_is_named_before_anything_is_computed(tmp_path, monkey
         check_output(tmp_path / "a.onnx", overwrite=False)
 
 
-def test_weights_of_more_than_2_gb_go_to_a_second_file(random_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["a.onnx", "a.json"])
+def test_weights_of_more_than_2_gb_go_to_a_second_file(random_run, tmp_path, monkeypatch, name):
     skip_without("onnx")
     monkeypatch.setattr("convert.formats.onnx_model.EXTERNAL_BYTES", 0)  # as if these were more
-    run, path = random_run(vocab_size=300), tmp_path / "a.onnx"
-    export(run, path)
-    assert {entry.name for entry in tmp_path.iterdir()} == {"a.onnx", "a.onnx.data"}
-    assert path.stat().st_size < (tmp_path / "a.onnx.data").stat().st_size
-    assert compare(language_model_predictor(run.model), load_predictor(path)).within_tolerance
-    export(run, path, overwrite=True)
-    (tmp_path / "a.onnx.data").unlink()
+    run, path, data = random_run(vocab_size=300), tmp_path / name, tmp_path / f"{name}.data"
+    export(run, path, format="onnx")
+    assert set(tmp_path.iterdir()) == {path, data}
+    assert path.stat().st_size < data.stat().st_size
+    assert compare(language_model_predictor(run.model), load_predictor(path, "onnx")).within_tolerance
+    export(run, path, format="onnx", overwrite=True)
+    data.unlink()
     with pytest.raises(InputError, match="cannot be loaded"):
-        load_predictor(path)
+        load_predictor(path, "onnx")

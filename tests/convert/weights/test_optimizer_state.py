@@ -92,6 +92,9 @@ OTHERS = {
     "rmsprop": (lambda: keras.optimizers.RMSprop(), "Received: RMSprop"),
     "amsgrad": (lambda: keras.optimizers.Adam(amsgrad=True), "Adam with amsgrad=True"),
     "beta": (lambda: keras.optimizers.Adam(beta_1=0.5), "Adam with beta_1=0.5"),
+    "averages": (lambda: keras.optimizers.Adam(use_ema=True), "Adam with use_ema=True"),
+    "accumulation": (lambda: keras.optimizers.SGD(gradient_accumulation_steps=2), "SGD with gradient_accumulation_ste"),
+    "frozen": (lambda: keras.optimizers.Adam(), "expected 14 variables.*Received: 10. A frozen layer has none. Leave"),
 }
 
 
@@ -102,6 +105,7 @@ def test_an_optimizer_that_jaxlm_does_not_have_is_refused(random_model, tmp_path
     make, message = OTHERS[name]
     random = random_model(1)
     model = to_keras(random)
+    model.layers[-1].trainable = name != "frozen"
     model.compile(make(), "sparse_categorical_crossentropy")
     model.train_on_batch(np.zeros((1, 3), int), np.zeros((1, 3), int))
     model.save(tmp_path / "other.keras")
