@@ -9,7 +9,7 @@ import numpy as np
 from convert.fit.callbacks import open_callbacks
 from convert.fit.compile_settings import keras_of
 from convert.fit.examples import Shape, scan
-from convert.fit.live_model import InitialBiases, InitialEmbeddings, open_session
+from convert.fit.live_model import InitialBiases, InitialEmbeddings, check_initial_values, open_session
 from convert.fit.loop import Data, Passes, Training
 from convert.fit.metrics import open_metrics
 from convert.fit.network import Network
@@ -118,8 +118,7 @@ def fit_keras(
     network, stateful = session.network, session.network.batch_size is not None
     shuffle = not stateful if shuffle is None else shuffle
     require(not (stateful and shuffle), "shuffle", "False for a stateful model", shuffle)
-    frozen = initial_embeddings is not None and "embedding" in network.frozen
-    require(not frozen, "initial_embeddings", "None for an embedding that is not trainable", initial_embeddings)
+    check_initial_values(network, initial_biases, initial_embeddings)
     require(mesh is None or network.structure is not None, "mesh", "None unless the body is LSTMs", mesh)
     require(mesh is None or session.accumulation is None, "mesh", "None with gradient_accumulation_steps", mesh)
     size = 32 if batch_size is None else batch_size
@@ -171,7 +170,7 @@ def _announce(state: TrainState, train: Examples, shape: Shape, is_counted: bool
 def _class_counts(counts: Any, vocab_size: int) -> np.ndarray:
     array = np.asarray(counts)
     fits = array.shape == (vocab_size,) and array.dtype.kind in "iuf"
-    fits = fits and bool(np.all((array >= 0) & (array == np.rint(array))))  # relative frequencies would all become 0
+    fits = fits and bool(np.all((array >= 0) & (array < 2**63) & (array == np.rint(array))))  # no relative frequencies
     expected = f"{vocab_size} whole numbers of at least 0, one per class"
     require(fits, "counts", expected, f"{array.dtype} of shape {array.shape}")
     return array.astype(np.int64)

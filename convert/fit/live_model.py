@@ -21,7 +21,7 @@ from jaxlm.config import TrainConfig
 from jaxlm.data.batches import Batch
 from jaxlm.data.vocabulary import log_unigram
 from jaxlm.data.word_vectors import word_vectors
-from jaxlm.errors import InputError, require
+from jaxlm.errors import require
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import on_host, shard
 from jaxlm.training.settings import class_order, resolve_config
@@ -61,6 +61,7 @@ class Session(NamedTuple):
         body = self.network.body(config.compute_dtype)
         if self.network.structure is None:
             parts |= {name: _as_list(parts[name]) for name in ("dense", "other")}
+        carry = tuple((states[0], states[1]) for _, states in sorted(parts["carry"].items()))
         state = TrainState.for_body(
             body,
             parts["tables"],
@@ -69,7 +70,7 @@ class Session(NamedTuple):
             counts,
             lookups=self.network.lookups,
             other=parts["other"],
-            carry=self._carry(parts["carry"], config.batch_size),
+            carry=carry or self.network.zero_carry(config.batch_size),
             tx=self.optimizer.rule,
             frozen=frozen,
             order=class_order(counts),
@@ -77,16 +78,7 @@ class Session(NamedTuple):
         )
         if self.accumulation is not None:
             self.accumulation.refresh(state)
-        return jax.block_until_ready(self._at_step(state))
-
-    def _carry(self, states: dict[int, dict[int, jax.Array]], batch_size: int) -> Any:
-        """Returns the carry of a chain of LSTMs; a Keras body has its states among its other variables."""
-        if self.network.structure is None:
-            return ()
-        if states:
-            return tuple((states[i][0], states[i][1]) for i in range(len(states)))
-        sizes = [lstm.size for lstm in self.network.structure.config.lstms]
-        return tuple((jnp.zeros((batch_size, size)), jnp.zeros((batch_size, size))) for size in sizes)
+        return jax.block_until_ready(self._at_step(state, self.optimizer.steps()))
 
     def _opt_state(self, slots: dict[str, Any]) -> dict[str, Any]:
         """Returns the Optax state of each trained table and of the dense parameters; frozen tables have none."""
@@ -96,16 +88,15 @@ class Session(NamedTuple):
             dense = {slot: _as_list(arrays) for slot, arrays in dense.items()}
         return {table: slots.get(table, {}) for table in tables} | {"dense": dense}
 
-    def _at_step(self, state: TrainState) -> TrainState:
-        """Returns a state with the number of steps of the model's optimizer."""
-        steps, u_product = np.int32(self.optimizer.steps()), np.float32(self.optimizer.u_product())
-        updated = steps - steps % self.optimizer.rule.batches
+    def _at_step(self, state: TrainState, steps: int) -> TrainState:
+        """Returns a state after a number of steps, with the averages of all rows at that step."""
+        updated, u_product = steps - steps % self.optimizer.rule.batches, self.optimizer.u_product()
         params, opt_state = state.tables | {"dense": state.dense}, {}
-        for name, part in state.opt_state.items():
-            opt_state[name] = part | {"step": jnp.array(updated), "u_product": jnp.array(u_product)}
+        for name, part in state.opt_state.items():  # an array for each part: a step donates all of them
+            opt_state[name] = part | {"step": jnp.int32(updated), "u_product": jnp.float32(u_product)}
             if self.optimizer.rule.has_averages:
                 opt_state[name][SETTLED] = jax.tree.map(lambda each: jnp.full(each.shape[:1], steps), params[name])
-        return dataclasses.replace(state, step=jnp.array(steps), opt_state=opt_state)
+        return dataclasses.replace(state, step=jnp.int32(steps), opt_state=opt_state)
 
     def _slots(self) -> list[tuple[Link, str, Any]]:
         """Returns each variable of the optimizer that belongs to a weight."""
@@ -138,12 +129,7 @@ class Session(NamedTuple):
         if self.accumulation is not None:
             self.accumulation.refresh(state)
         steps = self.optimizer.steps()
-        if self.optimizer.inner is None or steps == int(state.step):
-            return state
-        updated = steps - steps % self.optimizer.rule.batches
-        # an array for each part: a step donates all of them
-        opt_state = {name: part | {"step": jnp.int32(updated)} for name, part in state.opt_state.items()}
-        return dataclasses.replace(state, step=jnp.int32(steps), opt_state=opt_state)
+        return state if self.optimizer.inner is None or steps == int(state.step) else self._at_step(state, steps)
 
     def settle(self, state: TrainState, *, overwrite: bool = False) -> TrainState:
         """Returns a state with its moving averages after its last step; with `overwrite`, as its weights, too."""
@@ -198,19 +184,29 @@ class Session(NamedTuple):
         """
         tables = dict(state.tables)
         if initial_biases is not None:
-            has_biases = any(link.path == ("tables", "biases") for link in self.network.links)
-            require(has_biases, "initial_biases", "None for a softmax without biases", initial_biases)
             tables["biases"] = jnp.array(log_unigram(counts))
-        if initial_embeddings is not None:
-            structure = self.network.structure
-            if structure is None:
-                raise InputError("Invalid `initial_embeddings`: expected None for a model other than a chain of LSTMs.")
-            config = structure.config
+        if initial_embeddings is not None and self.network.structure is not None:
+            config = self.network.structure.config
             ranks = np.arange(counts.size) if state.order is None else np.asarray(state.order.ranks)
             vectors = word_vectors(ranks[ids], config.vocab_size, config.embedding_size)[ranks]
             fresh = LanguageModel(config, None, vectors, rngs=nnx.Rngs(state.config.seed))
             tables |= {"embedding": fresh.input_rows, "weights": fresh.weights[...]}
         return dataclasses.replace(state, tables=tables)
+
+
+def check_initial_values(network: Network, initial_biases: Any, initial_embeddings: Any) -> None:
+    """Raises `InputError` if a model cannot start at these initial values, or is not trained where they are."""
+    present = {link.path[1] for link in network.links if link.path[0] == "tables"}
+    for argument, value, allowed, tables, without in (
+        ("initial_biases", initial_biases, "unigram", {"biases"}, "a softmax without biases"),
+        ("initial_embeddings", initial_embeddings, "counts", {"embedding", "weights"}, "a body other than LSTMs"),
+    ):
+        if value is None:
+            continue
+        require(isinstance(value, str) and value == allowed, argument, f"None or {allowed!r}", value)
+        require(tables <= present, argument, f"None for {without}", value)
+        frozen = tables.intersection(network.frozen)
+        require(not frozen, argument, f"None for tables that are not trainable: {', '.join(sorted(frozen))}", value)
 
 
 def open_session(model: Any, sequence_length: int | None) -> tuple[Session, Labels]:

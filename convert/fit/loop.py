@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import keras
 import numpy as np
 
@@ -16,7 +15,7 @@ from convert.fit.examples import Labels, Shape, class_ids
 from convert.fit.live_model import Session
 from convert.fit.metrics import Means, Measured, Metric
 from convert.fit.sources import Examples
-from jaxlm.data.batches import Batch, place_streams, shard_batch
+from jaxlm.data.batches import Batch, shard_batch
 from jaxlm.errors import InputError
 from jaxlm.runs.deferred_losses import MAX_SKIPPED, DeferredLosses
 from jaxlm.runs.stop_signals import StopSignals
@@ -161,17 +160,11 @@ class Training:
         size = passes.shape.batch_size
         if passes is self.data.train and size != self.state.config.batch_size and not is_stateful:
             config = dataclasses.replace(self.state.config, batch_size=size)
-            self.state = dataclasses.replace(self.state, config=config, carry=self._zero_carry(size))
+            carry = network.zero_carry(size, self.state.mesh)
+            self.state = dataclasses.replace(self.state, config=config, carry=carry)
         name = passes.examples.name
         batch = to_batch(examples, network, labels or self.data.labels, passes.shape, name, class_weights)
         return batch._replace(starts_epoch=not is_stateful)
-
-    def _zero_carry(self, batch_size: int) -> Any:
-        structure, mesh = self.network.structure, self.state.mesh
-        if structure is None:
-            return self.state.carry
-        zeros = [jnp.zeros((batch_size, lstm.size)) for lstm in structure.config.lstms]
-        return tuple((place_streams(array, mesh), place_streams(jnp.copy(array), mesh)) for array in zeros)
 
     def _validate(self, passes: Passes) -> dict[str, float]:
         """Returns the logs of `model.evaluate`: the mean over the examples of each batch's loss, from zero states."""
@@ -181,12 +174,13 @@ class Training:
             if self.hooks.on_batches:
                 self.call("on_test_batch_begin", number)
             batch = self._batch(passes, examples)._replace(starts_epoch=True)
-            state = dataclasses.replace(self.state, carry=self._zero_carry(len(batch.labels)))
+            carry = self.network.zero_carry(len(batch.labels), self.state.mesh)
+            state = dataclasses.replace(self.state, carry=carry)
             measured = self._measure(state, passes, examples) if self.data.metrics else None
             if measured is None:
                 loss = exact_batch_loss(state, shard_batch(batch, state.mesh))
             else:
-                loss = -np.mean(np.asarray(batch.weights).ravel() * measured.log_probabilities)
+                loss = measured.body_loss - np.mean(np.asarray(batch.weights).ravel() * measured.log_probabilities)
             means.add(float(loss), len(examples[1]), measured)
             if self.hooks.on_batches:
                 self.call("on_test_batch_end", number, means.logs())
@@ -211,11 +205,17 @@ class Training:
         counts = weigh(batches(np.where(y == ignored, 0, y), labels) if outside else found)
         batch = shard_batch(found[0]._replace(starts_epoch=True), state.mesh)
         size = found[0].labels.size
-        log_probabilities, ranks = (np.asarray(array)[:size] for array in batch_statistics(state, batch))
+        log_probabilities, ranks, body_loss = map(np.asarray, batch_statistics(state, batch))
         given = class_ids(y, self.network.vocab_size, self.network.last_only)
         sample_weight = np.reshape(weights[0], (len(given), -1)) if weights else None
         return Measured(
-            log_probabilities, ranks, np.ravel(found[0].labels), weigh(found), counts, (given, sample_weight)
+            log_probabilities[:size],
+            ranks[:size],
+            np.ravel(found[0].labels),
+            weigh(found),
+            counts,
+            (given, sample_weight),
+            float(body_loss),
         )
 
 

@@ -34,6 +34,7 @@ class Measured(NamedTuple):
     values: list[np.ndarray]  # weights of the values [N], without and with `sample_weight`
     counts: list[np.ndarray]  # divisors of these; the ignored class counts, as in Keras
     given: tuple[np.ndarray, np.ndarray | None]  # labels and `sample_weight` before any mask, [B, P]
+    body_loss: float  # such as regularizers, which are part of the loss alone
 
 
 def open_metrics(model: Any, logits: bool) -> tuple[Metric, ...]:

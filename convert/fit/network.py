@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 
@@ -13,7 +15,9 @@ from convert.keras_models.live_layers import read_live_model, states_of, weight_
 from convert.keras_models.supported_layers import Structure
 from convert.weights.table import weight_table
 from jaxlm.config import ComputeDtype, TrainConfig
+from jaxlm.data.batches import place_streams
 from jaxlm.errors import InputError, require
+from jaxlm.parallel.mesh import Mesh
 from jaxlm.token_ids import check_ids
 from jaxlm.training.body import Body, LanguageModelBody
 
@@ -46,6 +50,15 @@ class Network(NamedTuple):
     last_only: bool  # one output for an example
     structure: Structure | None = None  # of a chain of layers that jaxlm has itself
     batch_size: int | None = None  # that the states of a stateful model have
+
+    def zero_carry(self, batch_size: int, mesh: Mesh | None = None) -> Any:
+        """Returns the initial carry of a chain of LSTMs; a Keras body has its states among its other variables."""
+
+        def zeros(size: int) -> jax.Array:
+            return place_streams(jnp.zeros((batch_size, size)), mesh)
+
+        lstms = () if self.structure is None else self.structure.config.lstms
+        return tuple((zeros(lstm.size), zeros(lstm.size)) for lstm in lstms)
 
     @property
     def trained(self) -> tuple[Link, ...]:

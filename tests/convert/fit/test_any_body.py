@@ -242,6 +242,12 @@ for one, other in zip(found, expected, strict=True): np.testing.assert_allclose(
 np.testing.assert_allclose(
     convert.fit_keras(model, x, y, verbose=0, validation_data=(x, y)).history["val_loss"][0],
     model.evaluate(x, y, verbose=0), rtol=1e-5)
+regular = simple(L.GRU(4, return_sequences=True, kernel_regularizer=keras.regularizers.L2(0.5)))
+for metrics in ([], ["accuracy", "sparse_categorical_crossentropy"]):
+    regular.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy", metrics=metrics)
+    found = convert.fit_keras(regular, x, y, batch_size=4, verbose=0, validation_data=(x, y)).history
+    for name, value in regular.evaluate(x, y, batch_size=4, verbose=0, return_dict=True).items():
+        np.testing.assert_allclose(found["val_" + name][0], value, rtol=1e-5, err_msg=name)
 def refusal(model):
     try: convert.fit_keras(model, *data(model), verbose=0)
     except ValueError as error: print("refused:", error)

@@ -131,9 +131,22 @@ def test_label_smoothing_is_refused():
         fit_keras(model, X, Y, **QUIET)
 
 
-def test_counts_are_whole_numbers():
-    with pytest.raises(InputError, match="whole numbers"):
-        fit_keras(make(), X, Y, **QUIET, counts=np.full(V, 1 / V))
+@pytest.mark.parametrize(
+    ("arguments", "frozen", "message"),
+    [
+        ({"initial_biases": False}, None, "`initial_biases`: expected None or 'unigram'. Received: False"),
+        ({"initial_embeddings": np.ones((V, 5))}, None, "`initial_embeddings`: expected None or 'counts'"),
+        ({"initial_biases": "unigram"}, 3, "`initial_biases`: .* not trainable: biases"),
+        ({"initial_embeddings": "counts"}, 3, "`initial_embeddings`: .* not trainable: weights"),
+        ({"initial_embeddings": "counts"}, 0, "`initial_embeddings`: .* not trainable: embedding"),
+    ],
+)
+def test_initial_values_are_refused_by_name(arguments, frozen, message):
+    model = make()
+    if frozen is not None:
+        model.layers[frozen].trainable = False
+    with pytest.raises(InputError, match=message):
+        fit_keras(model, X, Y, **QUIET, **arguments)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -138,6 +138,8 @@ REFUSALS = [  # arguments, the model, the message
     ({"class_weight": {V: 1.0}}, {}, "`class_weight`: expected classes from 0 to 22"),
     ({"workers": 3}, {}, "no argument `workers`"),
     ({"counts": [1, 2]}, {}, "`counts`: expected 23 whole numbers"),
+    ({"counts": np.full(V, 1 / V)}, {}, "`counts`: expected 23 whole numbers"),
+    ({"counts": np.full(V, np.inf)}, {}, "`counts`: expected 23 whole numbers"),
     ({"x": X + V}, {}, "`x`: expected ids from 0 to 22, the vocabulary. Received: 24 to 45"),
     ({"x": X + 0.5}, {}, "`x`: expected integer ids. Received: 'float64 with fractions'"),
     ({"y": Y - V}, {}, "`y`: expected ids from 0 to 22"),
