@@ -31,8 +31,8 @@ class Vocabulary:
     lack them: unknown words, or line ends, are then left out of a text, as Keras leaves them out.
 
     Args:
-      words: distinct, by decreasing count.
-      counts: occurrences of each word in the training text; None if they are not known.
+      words: distinct, by decreasing count; a list becomes a tuple.
+      counts: integers, the occurrences of each word in the training text; None if they are not known.
       tokenization: how text is cut: "words" (words and punctuation marks), "whitespace", or as Keras does,
         "text_vectorization" or a `KerasTokenizer`.
       dropped: words that are left out of every text, such as the sentence markers "<s>" and "</s>".
@@ -48,6 +48,17 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         tokenizer(self.tokenization)  # raises if there is no such tokenization
+        for name in ("words", "dropped"):
+            given = getattr(self, name)
+            require(isinstance(given, Sequence) and not isinstance(given, str), name, "a list of strings", given)
+            others = [word for word in given if not isinstance(word, str)]
+            require(not others, name, "a list of strings", others[:8])
+            object.__setattr__(self, name, tuple(given))
+        if self.counts is not None:
+            counts = np.asarray(self.counts)
+            fits = counts.dtype.kind in "iu" and counts.ndim == 1
+            require(fits, "counts", "integers, or None if they are not known", f"{counts.dtype} {counts.shape}")
+            object.__setattr__(self, "counts", tuple(counts.tolist()))
         require(bool(self.words), "words", "at least one word", self.words)
         try:
             "".join(self.words).encode()
@@ -169,13 +180,8 @@ class Vocabulary:
         value = read_json(Path(path), FORMAT)
         try:
             words, counts, tokenization = value["words"], value["counts"], tokenization_of(value["tokenization"])
-            dropped = tuple(value.get("dropped", []))  # older files have none
-            if not all(isinstance(word, str) for word in (*words, *dropped)):
-                raise TypeError("words must be strings")
-            if counts is not None and not all(isinstance(n, int) for n in counts):
-                raise TypeError("counts must be integers, or null if they are not known")
             known = counts is not None and any(counts)  # older files say 0 where counts are not known
-            return cls(tuple(words), tuple(counts) if known else None, tokenization, dropped)
+            return cls(words, counts if known else None, tokenization, value.get("dropped", ()))  # older: no dropped
         except (KeyError, TypeError, InputError) as error:
             raise InputError(f"{path} does not hold a vocabulary: {error}") from error
 

@@ -1,6 +1,7 @@
 """Checkpoints of a run: arrays and progress with checksums. Each checkpoint appears whole or not at all."""
 
 import logging
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -128,7 +129,7 @@ class Checkpoints:
         Other files and directories stay. A checkpoint that cannot be deleted only takes space.
         """
         steps = self.steps()
-        kept = {*steps[:KEPT], *self._by_loss()[:1]}
+        kept = {*steps[:KEPT], *self.by_loss()[:1]}
         cut_off = [path for path in self.directory.glob(f"*{PARTIAL}") if re.fullmatch(STEP, path.stem)]
         for path in [*cut_off, *(self.directory / str(step) for step in steps if step not in kept)]:
             if path.is_dir() and not path.is_symlink():
@@ -137,8 +138,8 @@ class Checkpoints:
                 except OSError as error:
                     logger.warning("%s cannot be deleted (%s)", path, reason(error))
 
-    def _by_loss(self) -> list[int]:
-        """Returns the steps that were evaluated, the lowest validation loss first."""
+    def by_loss(self, limit: float = math.inf) -> list[int]:
+        """Returns the steps that were evaluated to a loss of at most `limit`, the lowest validation loss first."""
         losses: dict[int, float] = {}
         for step in self.steps():
             try:
@@ -146,7 +147,7 @@ class Checkpoints:
             except (InputError, OSError):
                 self.is_intact(step)  # logs the damage
                 continue
-            if loss is not None:
+            if loss is not None and loss <= limit:
                 losses[step] = loss
         return sorted(losses, key=losses.__getitem__)
 
@@ -187,7 +188,7 @@ class Checkpoints:
         Raises:
           InputError: there is no intact checkpoint.
         """
-        for step in self._by_loss():
+        for step in self.by_loss():
             if self.is_intact(step):
                 return step
         latest = self.latest_step()

@@ -4,7 +4,7 @@ import dataclasses
 import fcntl
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from jaxlm.config import LENGTHS, TrainConfig
@@ -76,22 +76,34 @@ def _continued(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> Ru
     old = load_config(directory)
     if load_vocabulary(directory, old) != vocabulary:
         raise InputError(f"{directory} is a run with another vocabulary; choose another `out`.")
-    steps = Checkpoints(directory).steps()
-    is_untrained = steps == [0]  # an imported model: any settings will do
+    checkpoints = Checkpoints(directory)
+    is_untrained = not any(checkpoints.steps())  # new or imported: any settings will do
     _check_same_run(directory, config, RunConfig(old.model) if is_untrained else old)
     ours, theirs = config.schedule, old.schedule
     if ours is not None and theirs is not None and not is_untrained:
         if all(getattr(ours, name) == getattr(theirs, name) for name in LENGTHS):
             config = config._replace(total_steps=old.total_steps)
-        elif steps and 0 < config.total_steps < steps[0]:
-            raise InputError(
-                f"{directory} already has {steps[0]} steps, and the new length is {config.total_steps}; a length counts"
-                " from the beginning of the run, so give a greater one."
-            )
+        else:
+            _require_longer(checkpoints, config.total_steps, ours.minutes)
         for name, value in dataclasses.asdict(ours).items():
             if value != getattr(theirs, name):
                 logger.info("%s changes from %r to %r", name, getattr(theirs, name), value)
     return config._replace(fingerprints=old.fingerprints | config.fingerprints)
+
+
+def _require_longer(checkpoints: Checkpoints, total_steps: int, minutes: float) -> None:
+    """Raises `InputError` if the new length of a run, in steps or in minutes, is below the one that it has."""
+    steps, spent = checkpoints.steps()[0], 0.0
+    for step in checkpoints.steps():
+        with suppress(InputError, OSError):  # a damaged one is passed over later
+            spent = checkpoints.progress(step).seconds / 60
+            break
+    done = f"{steps} steps" if total_steps else f"{spent:.4g} minutes"
+    if 0 < total_steps < steps or 0 < minutes < spent:
+        raise InputError(
+            f"{checkpoints.directory.parent} already has {done}, and the new length is {total_steps or minutes}; a"
+            " length counts from the beginning of the run, so give a greater one."
+        )
 
 
 def _check_same_run(directory: Path, config: RunConfig, old: RunConfig) -> None:

@@ -130,7 +130,9 @@ def resume(
     known = {field.name for field in dataclasses.fields(ScheduleConfig)}
     require(changes.keys() <= known, "changes", f"fields of ScheduleConfig, {sorted(known)}", sorted(changes))
     changed = {name: value for name, value in changes.items() if value is not None}
-    if changed.keys() & set(LENGTHS):  # one length replaces another
+    lengths = [name for name in LENGTHS if name in changed]
+    if lengths:  # one length replaces another
+        require(any(changed[name] for name in lengths), lengths[0], "a length above 0", 0)
         changed = dict.fromkeys(LENGTHS, 0) | changed
     schedule = dataclasses.replace(config.schedule, **changed)
     corpus = corpus_of_run(directory, config, data)

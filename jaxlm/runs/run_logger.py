@@ -148,8 +148,7 @@ class RunLogger:
           InputError: a weight or a moment is not finite.
         """
         self.compilation.wait("not finite")
-        broken = not_finite(state)
-        if broken:
+        if broken := not_finite(state):
             raise InputError(self._advice(f"The values of {', '.join(broken)} are no longer finite at step {step}."))
         self.saved_at = time.perf_counter()
         if not self.config_is_saved:
@@ -216,14 +215,17 @@ class RunLogger:
         self.log(step, **values, exact_train_loss=exact, loss_gap=exact - training)
         state = self.averaging.after_evaluation(step, state, evaluation.loss)
         self.save(step, state, progress._replace(valid_loss=evaluation.loss))
-        if evaluation.loss > self.unigram_loss + DIVERGED:
+        limit = self.unigram_loss + DIVERGED
+        if evaluation.loss > limit:
+            good = next(iter(self.checkpoints.by_loss(limit)), None)
+            back = f"To go back to checkpoint {good}, delete the later ones in {self.checkpoints.directory} and resume"
             logger.warning(
                 f"step {step}: the exact loss is {evaluation.loss:.2f} nats per word, far above the"
-                f" {self.unigram_loss:.2f} of the unigram model: the model has diverged. Lower the learning rate."
+                f" {self.unigram_loss:.2f} of the unigram model: the model has diverged."
+                f" {back if good else 'Start again in another `out`'} with a lower `learning_rate`."
             )
             return evaluation, state
-        is_exact = self.train.loss == "full"
-        gap = "" if is_exact else f"; the training loss is {exact - training:.3f} below the exact one"
+        gap = "" if self.train.loss == "full" else f"; the training loss is {exact - training:.3f} below the exact one"
         logger.info(
             f"step {step}: validation perplexity {evaluation.perplexity:.2f}"
             f" (exact, {evaluation.num_tokens:,} words, loss {evaluation.loss:.4f}{gap})"
@@ -250,7 +252,4 @@ class RunLogger:
         latest = next((step for step in self.checkpoints.steps() if step and self.checkpoints.is_intact(step)), None)
         if latest is None:
             return f"{problem} There is no checkpoint yet: start again with a lower `learning_rate`, or {clip}."
-        return (
-            f"{problem} Checkpoint {latest} in {self.directory} is intact: resume with a lower `learning_rate`"
-            " (run the same command with it)."
-        )
+        return f"{problem} Checkpoint {latest} in {self.directory} is intact: resume with a lower `learning_rate`."

@@ -2,7 +2,8 @@
 
 import dataclasses
 import logging
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxlm.candidate_sampling.distributions import UnigramTable, unigram_table
 from jaxlm.config import TrainConfig
 from jaxlm.errors import require
 from jaxlm.matmul import fast_dtype
+from jaxlm.parallel.mesh import leaf_name
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +29,34 @@ class ClassOrder(NamedTuple):
 def class_order(counts: ArrayLike) -> ClassOrder | None:
     """Returns the order of ids by decreasing count, equal counts by id; None if they are in it already.
 
+    Args:
+      counts: `[V]` counts or frequencies.
+
+    Raises:
+      InputError: they are not a vector of finite numbers.
+
     >>> class_order([2, 9, 2]).ids.tolist()
     [1, 0, 2]
     """
-    ids = np.argsort(-np.asarray(counts, np.int64), kind="stable").astype(np.int32)
+    counts = np.asarray(counts)
+    fits = counts.ndim == 1 and counts.dtype.kind in "iuf" and bool(np.isfinite(counts).all())
+    require(fits, "counts", "a vector of finite numbers", f"{counts.dtype} {counts.shape}")
+    ids = (counts.size - 1 - np.argsort(counts[::-1], kind="stable")[::-1]).astype(np.int32)
     if np.array_equal(ids, np.arange(ids.size)):
         return None
     return ClassOrder(jnp.asarray(ids), jnp.asarray(np.argsort(ids).astype(np.int32)))
 
 
 def check_config(
-    config: TrainConfig, vocab_size: int, unigram_counts: ArrayLike | None
+    config: TrainConfig, vocab_size: int, unigram_counts: ArrayLike | None, order: ClassOrder | None = None
 ) -> tuple[TrainConfig, UnigramTable | None]:
-    """Returns a config filled in by `resolve_config`, and the table of the unigram sampler if it is used."""
+    """Returns a config filled in by `resolve_config`, and the table of the unigram sampler if it is used.
+
+    Raises:
+      InputError: the counts that the sampler needs, or the order, do not fit the vocabulary.
+    """
+    fits = order is None or all(np.shape(ids) == (vocab_size,) for ids in order)
+    require(fits, "order", f"{vocab_size} ids", None if order is None else np.shape(order.ids))
     config = resolve_config(config, vocab_size)
     if config.loss == "full" or config.sampler != "unigram":
         return config, None
@@ -47,6 +64,14 @@ def check_config(
     fits = counts.shape == (vocab_size,) and counts.dtype.kind in "iu"
     require(fits, "unigram_counts", f"integer counts of shape ({vocab_size},)", f"{counts.dtype} {counts.shape}")
     return config, unigram_table(np.maximum(counts, 1))
+
+
+def check_frozen(frozen: Collection[str], params: Any) -> tuple[str, ...]:
+    """Returns the sorted names of frozen parameters; raises `InputError` unless they are leaves of `params`."""
+    known = sorted(leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    fits = not isinstance(frozen, str) and set(frozen) <= set(known)
+    require(fits, "frozen", f"a list of names among {', '.join(known)}", frozen)
+    return tuple(sorted(frozen))
 
 
 def default_batch_size() -> int:

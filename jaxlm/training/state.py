@@ -35,7 +35,7 @@ from jaxlm.parallel.mesh import (
 from jaxlm.parallel.processes import require_same
 from jaxlm.training.body import Body, LanguageModelBody, split_tree
 from jaxlm.training.optimizer import Transformation, averaged, initial_opt_state
-from jaxlm.training.settings import ClassOrder, check_config
+from jaxlm.training.settings import ClassOrder, check_config, check_frozen
 
 
 @jax.tree_util.register_dataclass
@@ -155,20 +155,19 @@ class TrainState:
           mesh: onto which the model is copied, if it is on one device.
 
         Raises:
-          InputError: `unigram_counts` do not fit the model's vocabulary.
+          InputError: `unigram_counts`, `frozen` or `order` do not fit the model.
         """
         require(mesh is None or model.mesh in (None, mesh), "mesh", "that of the model", mesh)
-        config, table = check_config(config, model.config.vocab_size, unigram_counts)
+        config, table = check_config(config, model.config.vocab_size, unigram_counts, order)
         model = shard_model(model, mesh) if mesh is not None and model.mesh is None else model
         if model.mesh is None:
-            return cls._of_model(model, config, table, tx, frozenset(frozen), order)
-        _, *params = split_params(model)
+            return cls._of_model(model, config, table, tx, frozen, order)
 
         def create(params: Any, table: UnigramTable | None) -> TrainState:
-            model_ = merge_params(model.config, model.mesh, *params)
-            return cls._of_model(model_, config, table, tx, frozenset(frozen), order)
+            merged = merge_params(model.config, model.mesh, *params)
+            return cls._of_model(merged, config, table, tx, frozen, order)
 
-        return _jit_on_mesh(create, model.mesh, params, table)
+        return _jit_on_mesh(create, model.mesh, split_params(model)[1:], table)
 
     @classmethod
     def for_body(
@@ -201,14 +200,14 @@ class TrainState:
           opt_state: the Optax state of each trained table and of "dense"; by default, that before any step.
 
         Raises:
-          InputError: a table is missing, or `unigram_counts` do not fit.
+          InputError: a table is missing, or `unigram_counts`, `frozen` or `order` do not fit.
         """
         missing = sorted({"weights", "biases", *lookups} - tables.keys())
         require(not missing, "tables", "`weights`, `biases` and those of `lookups`", f"none named {missing}")
         vocab_size = tables["weights"].shape[0]
-        config, unigrams = check_config(config, vocab_size, unigram_counts)
-        static = {"body": body, "lookups": tuple(lookups), "frozen": tuple(sorted(frozen)), "vocab_size": vocab_size}
-        arrays = {"other": other, "carry": carry, "unigrams": unigrams, "order": order}
+        config, unigrams = check_config(config, vocab_size, unigram_counts, order)
+        static = {"body": body, "lookups": tuple(lookups), "frozen": check_frozen(frozen, tables)}
+        arrays = {"other": other, "carry": carry, "unigrams": unigrams, "order": order, "vocab_size": vocab_size}
         return cls._fresh(config, tables, dense, opt_state, tx=tx, mesh=None, **arrays, **static)
 
     @classmethod
@@ -218,19 +217,20 @@ class TrainState:
         config: TrainConfig,
         table: UnigramTable | None,
         tx: Transformation | None = None,
-        frozen: frozenset[str] = frozenset(),
+        frozen: Collection[str] = (),
         order: ClassOrder | None = None,
     ) -> "TrainState":
         fits = config.train_embedding or not model.config.tied
         require(fits, "train_embedding", "True for tied rows, which are softmax rows too", config.train_embedding)
         _, tables, dense = split_params(model)
-        dense, other = split_tree(dense, frozen)
+        frozen = check_frozen(frozen, tables | dense)
+        dense, other = split_tree(dense, frozenset(frozen))
         kept = {"embedding": config.train_embedding, "biases": model.config.softmax_bias}
-        frozen = frozenset(tables) & (frozen | {name for name, trained in kept.items() if not trained})
+        frozen = tuple(name for name in sorted(tables) if name in frozen or not kept.get(name, True))
         carry = model.initial_carry(padded_streams(config.batch_size, model.mesh))
         body = LanguageModelBody(model.config, model.mesh, config)
-        lookups, vocab_size = ("weights" if model.config.tied else "embedding",), model.config.vocab_size
-        static = {"body": body, "lookups": lookups, "frozen": tuple(sorted(frozen)), "vocab_size": vocab_size}
+        lookups = ("weights" if model.config.tied else "embedding",)
+        static = {"body": body, "lookups": lookups, "frozen": frozen, "vocab_size": model.config.vocab_size}
         arrays = {"other": other, "carry": carry, "unigrams": table, "order": order}
         return cls._fresh(config, tables, dense, tx=tx, mesh=model.mesh, **arrays, **static)
 

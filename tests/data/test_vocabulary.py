@@ -95,6 +95,36 @@ def test_saves_and_loads_and_refuses_anything_else(tmp_path):
         Vocabulary.load(path)
 
 
+@pytest.mark.parametrize("counts", [[9, 4, 0], np.array([9, 4, 0])])
+def test_lists_and_arrays_equal_tuples(tmp_path, counts):
+    words = np.array(["the", EOS, UNK]).tolist()
+    vocabulary, expected = (
+        Vocabulary(words, counts, "words", ["<s>"]),
+        Vocabulary(("the", EOS, UNK), (9, 4, 0), "words"),
+    )
+    expected = replace(expected, dropped=("<s>",))
+    assert vocabulary == expected and vocabulary.checksum == expected.checksum and hash(vocabulary) == hash(expected)
+    vocabulary.save(tmp_path / "vocabulary.json")
+    assert Vocabulary.load(tmp_path / "vocabulary.json") == vocabulary
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"words": "abc"}, "`words`: expected a list of strings"),
+        ({"words": ["the", b"sea", "<s>"]}, "`words`: expected a list of strings"),
+        ({"words": 3}, "`words`: expected a list of strings"),
+        ({"counts": [9.5, 4, 0]}, "`counts`: expected integers"),
+        ({"counts": np.ones(3)}, "`counts`: expected integers"),
+        ({"counts": "940"}, "`counts`: expected integers"),
+        ({"dropped": "<s>"}, "`dropped`: expected a list of strings"),
+    ],
+)
+def test_words_and_counts_of_other_types_raise(change, message):
+    with pytest.raises(InputError, match=message):
+        Vocabulary(**{"words": ["the", EOS, UNK], "counts": None, "tokenization": "words"} | change)
+
+
 @pytest.mark.parametrize("tokenization", ["text_vectorization", KerasTokenizer(), KerasTokenizer(False, "#")])
 def test_a_vocabulary_may_lack_counts_unknown_words_and_line_ends(tmp_path, tokenization):
     vocabulary = Vocabulary(("", "the", "sea", UNUSED.format(3)), None, tokenization)

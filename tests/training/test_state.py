@@ -6,12 +6,16 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from helpers import make_random_model
 
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.word_vectors import word_vectors
 from jaxlm.errors import InputError
+from jaxlm.model.language_model import LanguageModel, split_params
+from jaxlm.training.settings import class_order
 from jaxlm.training.state import TrainState
 
 TRAIN = TrainConfig(batch_size=3, sequence_length=4, num_sampled=12)
@@ -48,6 +52,42 @@ def test_a_model_of_another_size_than_the_corpus_raises(corpus):
 def test_settings_that_do_not_fit_the_model_raise(change, counts, message):
     with pytest.raises(InputError, match=message):
         TrainState.create(make_random_model(), dataclasses.replace(TRAIN, **change), counts)
+
+
+ORDER = class_order(np.arange(22))
+
+
+@pytest.mark.parametrize(
+    ("tied", "settings", "message"),
+    [
+        (False, {"frozen": ["embeding"]}, "`frozen`: expected a list of names among biases, dense/0/kernel, embedding"),
+        (False, {"frozen": "embedding"}, "`frozen`: expected a list"),
+        (True, {"frozen": ["embedding"]}, "`frozen`: expected a list"),
+        (False, {"order": ORDER}, "`order`: expected 23 ids"),
+    ],
+)
+def test_parameters_and_orders_that_the_model_lacks_raise(tied, settings, message):
+    model = LanguageModel(ModelConfig(23, 6, 8, projection_size=6, tied=tied), rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match=message):
+        TrainState.create(model, TRAIN, **settings)
+    _, tables, dense = split_params(model)
+    with pytest.raises(InputError, match=message.partition(":")[0]):
+        TrainState.for_body(optax.identity, tables, dense, TRAIN, lookups=("weights",), **settings)
+
+
+@pytest.mark.parametrize(
+    ("counts", "ids"),
+    [([0.2, 0.5], [1, 0]), ([2**60, 2**60 + 1], [1, 0]), (np.array([1, 3, 3], np.uint8), [1, 2, 0])],
+)
+def test_class_order_sorts_counts_and_frequencies(counts, ids):
+    order = class_order(counts)
+    assert order.ids.tolist() == ids and order.ranks[order.ids].tolist() == list(range(len(ids)))
+
+
+@pytest.mark.parametrize("counts", [[[1, 2], [3, 4]], [1.0, np.nan], ["a"], 3])
+def test_class_order_of_anything_else_raises(counts):
+    with pytest.raises(InputError, match="`counts`: expected a vector of finite numbers"):
+        class_order(counts)
 
 
 def test_more_candidates_than_words_are_all_the_words_and_it_says_so(caplog):
