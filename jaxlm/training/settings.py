@@ -41,7 +41,7 @@ def class_order(counts: ArrayLike) -> ClassOrder | None:
     counts = np.asarray(counts)
     fits = counts.ndim == 1 and counts.dtype.kind in "iuf" and bool(np.isfinite(counts).all())
     require(fits, "counts", "a vector of finite numbers", f"{counts.dtype} {counts.shape}")
-    ids = (counts.size - 1 - np.argsort(counts[::-1], kind="stable")[::-1]).astype(np.int32)
+    ids = np.argsort(-counts.astype(np.float64), kind="stable").astype(np.int32)
     if np.array_equal(ids, np.arange(ids.size)):
         return None
     return ClassOrder(jnp.asarray(ids), jnp.asarray(np.argsort(ids).astype(np.int32)))
