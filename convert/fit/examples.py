@@ -1,6 +1,8 @@
 """Batches of examples, read and checked: ids, labels, weights and masks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import keras
@@ -8,7 +10,7 @@ import numpy as np
 
 from convert.fit.network import Network, integer_ids
 from convert.fit.sources import Examples
-from jaxlm.errors import require
+from jaxlm.errors import InputError, require
 from jaxlm.token_ids import check_ids
 
 LENGTH_STEP = 16  # lengths are rounded up to a multiple if they vary, since each one compiles the step again
@@ -48,6 +50,43 @@ class Shape(NamedTuple):
     ids: np.ndarray  # [N] int32, all that are read, one sequence after the other; empty if not needed
 
 
+@dataclass
+class Passes:
+    """Passes over examples, from which each epoch takes its steps.
+
+    Args:
+      examples: to read.
+      shape: of their batches; it grows with batches that are larger.
+      steps: of an epoch; None for a whole pass.
+      continues: whether an epoch continues where the last one stopped, and does not begin a pass.
+    """
+
+    examples: Examples
+    shape: Shape
+    steps: int | None
+    continues: bool = True
+    iterator: Iterator[tuple[Any, ...]] = iter(())
+
+    def epoch(self, seed: tuple[int, int] | None) -> Iterator[tuple[Any, ...]]:
+        """Yields the batches of an epoch, fewer than `steps` if a pass ends.
+
+        Raises:
+          InputError: there are no more batches.
+        """
+        self.examples.on_begin()
+        if self.steps is None or not self.continues:
+            self.iterator = iter(())
+        first = next(self.iterator, None)
+        if first is None:  # a new pass
+            self.iterator = self.examples.batches(seed)
+            first = next(self.iterator, None)
+        if first is None:
+            advice = "Give fewer epochs or steps, or a generator that does not end."
+            raise InputError(f"`{self.examples.name}` has ended; expected batches in each epoch. {advice}")
+        yield from islice(chain((first,), self.iterator), self.steps)
+        self.examples.on_end()
+
+
 def scan(
     examples: Examples, network: Network, labels: Labels, steps: int | None = None, keep_ids: bool = False
 ) -> Shape:
@@ -81,7 +120,7 @@ def scan(
 
 
 def read(batch: Sequence[Any], network: Network, labels: Labels, name: str) -> Read:
-    """Reads a batch of examples: inputs, labels and maybe weights, each an array or a nesting of arrays.
+    """Reads a batch of examples: inputs, an array or a nesting of arrays, labels and maybe weights.
 
     Raises:
       InputError: a shape or an id does not fit the model.
@@ -92,24 +131,21 @@ def read(batch: Sequence[Any], network: Network, labels: Labels, name: str) -> R
         "one array, or a dict with one" if count == 1 else f"{count} arrays, or a dict with {network.input_names}"
     )
     require(len(inputs) == count, name, expected, f"{len(inputs)} arrays")
-    targets = keras.tree.flatten(batch[1])
-    require(len(targets) == 1, "y", "one array, or a dict with one", f"{len(targets)} arrays")
-    sizes = [len(each) for each in (*inputs, targets[0])]
+    sizes = [len(each) for each in (*inputs, batch[1])]
     require(len(set(sizes)) == 1, name, "as many examples as `y`", sizes)
     ids, features = network.prepare(inputs, name)
-    y = class_ids(np.asarray(targets[0]), network.vocab_size, network.last_only)
+    y = class_ids(batch[1], network.vocab_size, network.last_only)
     outputs = network.num_outputs(inputs)
     expected = f"labels of shape [N{'' if network.last_only else ', T'}], integer or one-hot, for ids of shape [N, T]"
-    require(outputs in (None, y.shape[1]), "y", expected, np.shape(targets[0]))
+    require(outputs in (None, y.shape[1]), "y", expected, batch[1].shape)
     valid = np.ones(y.shape, bool) if labels.ignore_class is None else y != labels.ignore_class
     mask = network.mask(ids, features)
     if mask is not None:
         valid &= np.reshape(mask, y.shape)
     check_ids("y", y[valid], network.vocab_size)
     weights = np.ones(y.shape, np.float32)
-    if len(batch) == 3 and batch[2] is not None:
-        given = np.asarray(batch[2], np.float32)
-        given = given.reshape(len(given), -1)
+    if len(batch) == 3:
+        given = batch[2].astype(np.float32).reshape(len(batch[2]), -1)
         require(given.shape in (y.shape, (len(y), 1)), "sample_weight", f"shape {y.shape} or [N]", given.shape)
         weights = weights * given
     return Read(ids, features, y, weights * valid, valid, inputs[0].shape[1] if inputs[0].ndim > 1 else 1)
@@ -118,7 +154,7 @@ def read(batch: Sequence[Any], network: Network, labels: Labels, name: str) -> R
 def _in_order(x: Any, names: Sequence[str]) -> list[np.ndarray]:
     """Returns a model's inputs in its order; Keras takes those of a dict by name."""
     is_named = isinstance(x, dict) and set(names) <= x.keys()
-    return [np.asarray(each) for each in ([x[name] for name in names] if is_named else keras.tree.flatten(x))]
+    return [x[name] for name in names] if is_named else keras.tree.flatten(x)
 
 
 def class_ids(y: np.ndarray, vocab_size: int, last_only: bool) -> np.ndarray:

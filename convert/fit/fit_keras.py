@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal
 
+import keras
 import numpy as np
 
 from convert.fit.callbacks import open_callbacks
 from convert.fit.compile_settings import keras_of
-from convert.fit.examples import Shape, scan
+from convert.fit.examples import Passes, Shape, scan
 from convert.fit.live_model import InitialBiases, InitialEmbeddings, check_initial_values, open_session
-from convert.fit.loop import Data, Passes, Training
+from convert.fit.loop import Data, Training
 from convert.fit.metrics import open_metrics
 from convert.fit.network import Network
-from convert.fit.sources import Examples, open_examples
+from convert.fit.sources import Examples, open_examples, to_arrays
 from jaxlm.config import ComputeDtype, Sampler, TrainConfig
 from jaxlm.errors import InputError, require
 from jaxlm.parallel.mesh import Mesh, on_host
@@ -114,6 +116,14 @@ def fit_keras(
     for argument, value in other.items():
         if value is not None:  # as wrappers pass it
             raise InputError(f"fit_keras has no argument `{argument}`; leave it out.")
+    _check_numbers(
+        validation_freq,
+        batch_size=batch_size,
+        validation_batch_size=validation_batch_size,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        validation_steps=validation_steps,
+    )
     session, labels = open_session(model, getattr(x, "shape", (0, None))[-1])
     network, stateful = session.network, session.network.batch_size is not None
     shuffle = not stateful if shuffle is None else shuffle
@@ -125,11 +135,13 @@ def fit_keras(
     valid_size = size if validation_batch_size is None else validation_batch_size
     train, valid = _open(x, y, sample_weight, size, validation_split, validation_data, valid_size)
     shape = scan(train, network, labels, steps_per_epoch, keep_ids=initial_embeddings is not None)
-    _check_shape(network, shape)
+    _check_shape(network, shape, "x", "batch_size")
     class_counts = shape.counts if counts is None else _class_counts(counts, network.vocab_size)
     validation = None
     if valid is not None:
         valid_shape = scan(valid, network, labels, validation_steps)
+        if network.structure is None:  # a chain of LSTMs takes other sizes, too
+            _check_shape(network, valid_shape, "validation_data", "validation_batch_size")
         validation = Passes(valid, valid_shape, validation_steps, continues=False)
     weights = None if class_weight is None else _class_weights(class_weight, network.vocab_size)
     metrics = open_metrics(model, network.logits)
@@ -167,6 +179,16 @@ def _announce(state: TrainState, train: Examples, shape: Shape, is_counted: bool
         print(f"the sampler follows the labels of the first {shape.num_batches:,} batches; or give `counts`")
 
 
+def _check_numbers(validation_freq: Any, **numbers: Any) -> None:
+    for name, number in numbers.items():
+        least = 0 if name == "epochs" else 1
+        fits = (number is None and least == 1) or (isinstance(number, int | np.integer) and number >= least)
+        require(bool(fits), name, f"a whole number of at least {least}", number)
+    fits = isinstance(validation_freq, list | tuple | set | range)
+    fits = fits or (isinstance(validation_freq, int) and validation_freq >= 1)
+    require(fits, "validation_freq", "a whole number of at least 1, or a list of epochs", validation_freq)
+
+
 def _class_counts(counts: Any, vocab_size: int) -> np.ndarray:
     array = np.asarray(counts)
     fits = array.shape == (vocab_size,) and array.dtype.kind in "iuf"
@@ -178,20 +200,23 @@ def _class_counts(counts: Any, vocab_size: int) -> np.ndarray:
 
 def _class_weights(class_weight: Mapping[int, float], vocab_size: int) -> np.ndarray:
     weights = np.ones(vocab_size, np.float32)
+    require(isinstance(class_weight, Mapping), "class_weight", "a dict from class to weight", class_weight)
     for label, weight in class_weight.items():
-        require(0 <= int(label) < vocab_size, "class_weight", f"classes from 0 to {vocab_size - 1}", label)
+        is_class = isinstance(label, Real) and 0 <= label < vocab_size and label == int(label)
+        require(is_class, "class_weight", f"classes from 0 to {vocab_size - 1}", label)
+        require(isinstance(weight, Real) and math.isfinite(weight), "class_weight", "finite weights", weight)
         weights[int(label)] = weight
     return weights
 
 
-def _check_shape(network: Network, shape: Shape) -> None:
-    """Raises `InputError` if batches do not fit the states of a stateful model."""
+def _check_shape(network: Network, shape: Shape, name: str, size_name: str) -> None:
+    """Raises `InputError` if the batches of an argument do not fit the states of a stateful model."""
     size = network.batch_size
     if size is not None:
-        require(shape.batch_size == size, "batch_size", f"{size}, as the stateful model has", shape.batch_size)
+        require(shape.batch_size == size, size_name, f"{size}, as the stateful model has", shape.batch_size)
         expected = f"a multiple of {size} examples of equal length, for a stateful model"
-        require(shape.is_regular, "x", expected, "another number or length")
-        require(not shape.is_masked, "x", "no 0 for a stateful model that masks it", "0")
+        require(shape.is_regular, name, expected, "another number or length")
+        require(not shape.is_masked, name, "no 0 for a stateful model that masks it", "0")
 
 
 def _open(
@@ -208,11 +233,11 @@ def _open(
     if split:
         require(validation_data is None, "validation_split", "0 with `validation_data`", split)
         require(y is not None, "validation_split", "0 for a dataset", split)
-        arrays = [np.asarray(array) for array in (x, y, weights) if array is not None]
-        at = math.floor(len(arrays[0]) * (1.0 - split))
-        require(0 < at < len(arrays[0]), "validation_split", "examples on both sides", split)
-        validation_data = tuple(array[at:] for array in arrays)
-        x, y, weights = [array[:at] for array in arrays] + [None] * (3 - len(arrays))
+        arrays = to_arrays(x, y, weights, "x")
+        at = math.floor(len(arrays[1]) * (1.0 - split))
+        require(0 < at < len(arrays[1]), "validation_split", "examples on both sides", split)
+        validation_data = keras.tree.map_structure(lambda array: array[at:], arrays)
+        x, y, weights = (*keras.tree.map_structure(lambda array: array[:at], arrays), None)[:3]
     train = open_examples(x, y, weights, batch_size)
     if validation_data is None:
         return train, None

@@ -101,9 +101,15 @@ class LiveOptimizer(NamedTuple):
         return self.inner._accumulated_gradients[self._index_of(variable)]
 
     def _index_of(self, variable: Any) -> int:
-        if hasattr(self.inner, "_get_variable_index"):
-            return int(self.inner._get_variable_index(variable))
-        return int(self.inner._index_dict[self.inner._var_key(variable)])
+        try:
+            if hasattr(self.inner, "_get_variable_index"):
+                return int(self.inner._get_variable_index(variable))
+            return int(self.inner._index_dict[self.inner._var_key(variable)])
+        except KeyError as error:
+            raise InputError(
+                f"The optimizer has no state for {variable.path if hasattr(variable, 'path') else variable.name}, which"
+                " was not trainable when its state was made; compile the model again."
+            ) from error
 
 
 def open_optimizer(model: Any) -> LiveOptimizer:

@@ -2,56 +2,21 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from itertools import islice
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 
 from convert.fit.batches import grown, to_batch
 from convert.fit.callbacks import Hooks
-from convert.fit.examples import Labels, Shape, class_ids
+from convert.fit.examples import Labels, Passes, class_ids
 from convert.fit.live_model import Session
 from convert.fit.metrics import Means, Measured, Metric
-from convert.fit.sources import Examples
 from jaxlm.data.batches import Batch, shard_batch
 from jaxlm.errors import InputError
 from jaxlm.runs.deferred_losses import MAX_SKIPPED, DeferredLosses
 from jaxlm.runs.stop_signals import StopSignals
 from jaxlm.training.batch_losses import batch_statistics, exact_batch_loss
 from jaxlm.training.state import TrainState
-
-
-@dataclasses.dataclass
-class Passes:
-    """Passes over examples, from which each epoch takes its steps.
-
-    Args:
-      examples: to read.
-      shape: of their batches; it grows with batches that are larger.
-      steps: of an epoch; None for a whole pass.
-      continues: whether an epoch continues where the last one stopped, and does not begin a pass.
-    """
-
-    examples: Examples
-    shape: Shape
-    steps: int | None
-    continues: bool = True
-    iterator: Iterator[tuple[Any, ...]] | None = None
-    read: int = 0  # batches of the pass so far
-
-    def epoch(self, seed: tuple[int, int] | None) -> Iterator[tuple[Any, ...]]:
-        """Yields the batches of an epoch, fewer than `steps` if a pass ends."""
-        if self.iterator is None or self.steps is None or not self.continues:
-            self.iterator, self.read = self.examples.batches(seed), 0
-        before = self.read
-        for batch in islice(self.iterator, self.steps):
-            self.read += 1
-            yield batch
-        is_short = self.steps is not None and self.read - before < self.steps
-        if is_short or (self.examples.ends and self.read >= self.shape.num_batches):
-            self.iterator = None
 
 
 class Data(NamedTuple):
@@ -190,7 +155,7 @@ class Training:
 
     def _measure(self, state: TrainState, passes: Passes, examples: tuple[Any, ...]) -> Measured:
         """Returns the statistics of a batch for metrics, weighted by the mask, and also by `sample_weight`."""
-        x, y, *weights = examples[0], np.asarray(keras.tree.flatten(examples[1])[0]), *examples[2:]
+        x, y, *weights = examples
         labels, size = self.data.labels._replace(reduction="sum", ignore_class=None), self.network.vocab_size
         ignored = self.data.labels.ignore_class
         outside = ignored is not None and not 0 <= ignored < size  # Keras counts such a label as wrong

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
@@ -53,12 +52,8 @@ class Network(NamedTuple):
 
     def zero_carry(self, batch_size: int, mesh: Mesh | None = None) -> Any:
         """Returns the initial carry of a chain of LSTMs; a Keras body has its states among its other variables."""
-
-        def zeros(size: int) -> jax.Array:
-            return place_streams(jnp.zeros((batch_size, size)), mesh)
-
-        lstms = () if self.structure is None else self.structure.config.lstms
-        return tuple((zeros(lstm.size), zeros(lstm.size)) for lstm in lstms)
+        sizes = [] if self.structure is None else [lstm.size for lstm in self.structure.config.lstms]
+        return tuple(tuple(place_streams(jnp.zeros((batch_size, size)), mesh) for _ in "ch") for size in sizes)
 
     @property
     def trained(self) -> tuple[Link, ...]:
@@ -132,7 +127,7 @@ def _chain(model: Any, layers: Sequence[Any], structure: Structure, unused: tupl
 
     def prepare(inputs: Sequence[np.ndarray], name: str) -> Prepared:
         ids = integer_ids(inputs[0], name)
-        require(ids.ndim == 2 and ids.size > 0, name, "ids of shape [N, T]", ids.shape)
+        require(ids.ndim == 2 and ids.size > 0, name, "ids of shape [N, T]; a dataset needs `.batch()`", ids.shape)
         check_ids(name, ids.ravel(), config.vocab_size)
         return (ids,), ()
 
@@ -236,6 +231,8 @@ def _prepare(model: Any, cut: Cut, masked: tuple[int, ...]) -> Callable[[Sequenc
             place = places.get(id(lookup.ids))
             found = inputs[place] if place is not None else np.asarray(keras.ops.convert_to_numpy(next(results)))
             where = name if len(inputs) == 1 else f"{name}[{place}]" if place is not None else lookup.layer.name
+            expected = f"ids of shape {lookup.ids.shape}; a dataset needs `.batch()`"
+            require(found.ndim == len(lookup.ids.shape), where, expected, found.shape)
             ids.append(integer_ids(found, where))
             check_ids(where, ids[-1].ravel(), lookup.layer.input_dim)
         features = [np.asarray(inputs[places[id(tensor)]]).astype(tensor.dtype) for tensor in cut.features]

@@ -1,7 +1,9 @@
 """Examples in all forms of `model.fit`: arrays, datasets, loaders and generators."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -14,12 +16,17 @@ MAX_COUNTED = 10_000  # batches that are read to find the end of a pass
 Seed = Sequence[int] | None  # to shuffle with; None keeps the order
 
 
+def _no_hook() -> None: ...
+
+
 class Examples(NamedTuple):
     """Examples, in batches."""
 
     batches: Callable[[Seed], Iterator[tuple[Any, ...]]]  # of one pass: x, y and maybe weights
     name: str  # of the arguments they came from, for errors
     ends: bool | None = True  # whether a pass ends; None if this is unknown before it is read
+    on_begin: Callable[[], object] = _no_hook  # hooks of a PyDataset, around each epoch
+    on_end: Callable[[], object] = _no_hook
 
     def first(self, steps: int | None) -> Iterator[tuple[Any, ...]]:
         """Yields the batches of a pass, or the first ones if a pass may have no end.
@@ -27,17 +34,17 @@ class Examples(NamedTuple):
         Raises:
           InputError: the pass does not end, and `steps` is None.
         """
-        if self.ends:
-            yield from self.batches(None)
-            return
         steps_name = "steps_per_epoch" if self.name == "x" else "validation_steps"
-        require(steps is not None or self.ends is None, steps_name, f"a number for an endless `{self.name}`", steps)
-        limit = steps or MAX_COUNTED
+        is_known = steps is not None or self.ends is not False
+        require(is_known, steps_name, f"a number for an endless `{self.name}`", steps)
+        limit = math.inf if self.ends else steps or MAX_COUNTED
+        self.on_begin()
         for number, batch in enumerate(self.batches(None)):
             if number == limit:
                 require(steps is not None, steps_name, f"a number for `{self.name}` of unknown length", steps)
-                return
+                break
             yield batch
+        self.on_end()
 
 
 def open_examples(x: Any, y: Any, weights: Any, batch_size: int, name: str = "x") -> Examples:
@@ -71,9 +78,9 @@ def open_examples(x: Any, y: Any, weights: Any, batch_size: int, name: str = "x"
         shuffled = seed is not None and length is not None
         for i in np.random.default_rng(seed).permutation(length) if shuffled else _numbers(length):
             yield _tuple(x[int(i)], name)
-        x.on_epoch_end()
 
-    return Examples(batches, name, length is not None)
+    # tf_keras has no hook at the start
+    return Examples(batches, name, length is not None, getattr(x, "on_epoch_begin", _no_hook), x.on_epoch_end)
 
 
 def _numbers(length: int | None) -> Iterable[int]:
@@ -99,44 +106,70 @@ def _open_stream(stream: Iterator[Any], name: str) -> Examples:
 
 
 def _tuple(batch: Any, name: str) -> tuple[Any, ...]:
+    """Returns the arrays of a batch; y and the weights are one array each."""
     fits = isinstance(batch, tuple | list) and len(batch) in (2, 3)
-    require(fits, name, "batches of (x, y) or (x, y, sample_weight)", type(batch).__name__)
+    received = [type(part).__name__ for part in batch[:4]] if isinstance(batch, tuple | list) else type(batch).__name__
+    require(fits and batch[1] is not None, name, "batches of (x, y) or (x, y, sample_weight)", received)
     for part in keras.tree.flatten(batch):
         if hasattr(part, "to_tensor") or type(part).__name__ == "RaggedTensorValue":
             raise InputError(f"Invalid `{name}`: expected batches that are not ragged. Map `.to_tensor()` over them.")
-    return tuple(keras.tree.map_structure(np.asarray, part) for part in batch if part is not None)
+    arrays = tuple(_map_arrays(partial(_as_array, name=name), part) for part in batch if part is not None)
+    shapes = [array.shape for array in keras.tree.flatten(arrays)]
+    require(all(shapes), name, "batches of examples; a dataset needs `.batch()`", shapes)
+    return arrays[0], *map(_only, arrays[1:], ("y", "sample_weight"))
+
+
+def to_arrays(x: Any, y: Any, weights: Any, name: str) -> tuple[Any, ...]:
+    """Returns x, y and the weights, unless they are None, as arrays; x may be a nesting of them.
+
+    Raises:
+      InputError: one of them is something else, or they do not fit each other.
+    """
+    parts = ((x, name), (y, "y")) if weights is None else ((x, name), (y, "y"), (weights, "sample_weight"))
+    x, *rest = [_map_arrays(partial(_array, name=part_name), part) for part, part_name in parts]
+    arrays = (x, *map(_only, rest, ("y", "sample_weight")))
+    sizes = [len(array) for array in keras.tree.flatten(arrays)]
+    require(min(sizes) == max(sizes) > 0, name, "arrays with the same number of examples, at least one", sizes)
+    return arrays
+
+
+def _only(arrays: Any, name: str) -> np.ndarray:
+    """Returns the array of y or of the weights, which may be in a dict or a list, as the outputs of a model are."""
+    leaves: list[np.ndarray] = keras.tree.flatten(arrays)
+    require(len(leaves) == 1, name, "one array, or a dict with one", f"{len(leaves)} arrays")
+    return leaves[0]
 
 
 def _open_arrays(x: Any, y: Any, weights: Any, batch_size: int, name: str) -> Examples:
-    require(batch_size >= 1, "batch_size", "at least 1", batch_size)
-    inputs = keras.tree.map_structure(lambda part: _array(part, name), x) if _is_nested(x) else _array(x, name)
-    arrays = (inputs, _array(y, "y"), *(() if weights is None else (_array(weights, "sample_weight"),)))
-    sizes = [len(array) for array in keras.tree.flatten(arrays)]
-    require(min(sizes) == max(sizes) > 0, name, "arrays with the same number of examples, at least one", sizes)
+    arrays = to_arrays(x, y, weights, name)
+    size = len(arrays[1])
 
     def batches(seed: Seed) -> Iterator[tuple[np.ndarray, ...]]:
-        order = None if seed is None else np.random.default_rng(seed).permutation(sizes[0])
-        for start in range(0, sizes[0], batch_size):
+        order = None if seed is None else np.random.default_rng(seed).permutation(size)
+        for start in range(0, size, batch_size):
             rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
             yield tuple(keras.tree.map_structure(lambda array, rows=rows: array[rows], arrays))
 
     return Examples(batches, name)
 
 
-def _is_nested(x: Any) -> bool:
-    """Whether x is several inputs, and not the rows of one."""
-    return isinstance(x, dict) or (
-        isinstance(x, list | tuple) and bool(x) and all(hasattr(part, "shape") for part in x)
-    )
+def _map_arrays(to_array: Callable[[Any], np.ndarray], x: Any) -> Any:
+    """Returns an array, or the same nesting of arrays if x is several of them, and not the rows of one."""
+    is_several = isinstance(x, list | tuple) and bool(x) and all(len(getattr(part, "shape", ())) for part in x)
+    return keras.tree.map_structure(to_array, x) if is_several or isinstance(x, dict) else to_array(x)
 
 
 def _array(value: Any, name: str) -> np.ndarray:
     expected = "an array, a dataset or a generator" if name in ("x", "validation_data") else "an array"
     if hasattr(value, "to_tensor"):
         raise InputError(f"Invalid `{name}`: expected {expected}, not ragged. Fill it up with `.to_tensor()`.")
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"Invalid `{name}`: expected {expected}, not ragged. Received: {error}") from error
+    array = _as_array(value, name)
     require(array.ndim >= 1 and array.dtype.kind in "biuf", name, expected, type(value).__name__)
     return array
+
+
+def _as_array(value: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"Invalid `{name}`: expected arrays that are not ragged. Received: {error}") from error

@@ -248,8 +248,14 @@ for metrics in ([], ["accuracy", "sparse_categorical_crossentropy"]):
     found = convert.fit_keras(regular, x, y, batch_size=4, verbose=0, validation_data=(x, y)).history
     for name, value in regular.evaluate(x, y, batch_size=4, verbose=0, return_dict=True).items():
         np.testing.assert_allclose(found["val_" + name][0], value, rtol=1e-5, err_msg=name)
-def refusal(model):
-    try: convert.fit_keras(model, *data(model), verbose=0)
+a, b = keras.Input((6,), dtype="int32", name="a"), keras.Input((6,), dtype="int32", name="b")
+pair = keras.Model([a, b], head(L.Concatenate()([L.GRU(4)(embed(a)), L.GRU(4)(embed(b))])))
+pair.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+for both in ([x, x[::-1]], {"a": x, "b": x[::-1]}):
+    split = convert.fit_keras(pair, both, y[:, :1], validation_split=0.4, verbose=0).history["val_loss"][0]
+    np.testing.assert_allclose(split, pair.evaluate([x[6:], x[::-1][6:]], y[6:, :1], verbose=0), rtol=1e-5)
+def refusal(model, *arguments, **settings):
+    try: convert.fit_keras(model, *(arguments or data(model)), verbose=0, **settings)
     except ValueError as error: print("refused:", error)
 ids = keras.Input((6,), dtype="int32")
 table = L.Embedding(V, 5); hidden = L.GRU(5, return_sequences=True)(table(ids))
@@ -259,6 +265,10 @@ refusal(keras.Model(ids, L.Dense(V, activation="sigmoid")(hidden)))
 capped = L.ReversibleEmbedding(V, 5, logit_soft_cap=3.0)
 refusal(keras.Model(ids, capped(L.GRU(5)(capped(ids)), reverse=True)))
 head_of_lora = keras.Model(ids, L.Dense(V)(hidden)); head_of_lora.layers[-1].enable_lora(2); refusal(head_of_lora)
+refusal(model, iter([(x[0], y[0])]), steps_per_epoch=1)
+always = keras.Input(batch_shape=(4, 6), dtype="int32")
+states = keras.Model(always, head(L.GRU(4, return_sequences=True, stateful=True)(embed(always))))
+refusal(states, x[:8], y[:8], batch_size=4, validation_data=(x, y), validation_batch_size=5)
 """
 
 
@@ -268,7 +278,17 @@ def test_whatever_ends_a_call_leaves_the_weights_of_the_last_step_and_val_loss_i
     assert lines[0] == "raised"
     refused = [line for line in lines if line.startswith("refused:")]
     for line, text in zip(
-        refused, ["Matmul", "2 outputs", "applies sigmoid", "logit_soft_cap=3.0", "has LoRA"], strict=True
+        refused,
+        [
+            "Matmul",
+            "2 outputs",
+            "applies sigmoid",
+            "logit_soft_cap=3.0",
+            "has LoRA",
+            "shape (None, 6); a dataset needs `.batch()`. Received: (6,)",
+            "`validation_batch_size`: expected 4, as the stateful model has. Received: 5",
+        ],
+        strict=True,
     ):
         assert text in line
 

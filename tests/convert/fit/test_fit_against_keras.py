@@ -165,12 +165,13 @@ def test_training_equals_keras_fit(name, module):
             np.testing.assert_allclose(np.array(one), np.array(other), rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [None, 3])
 @pytest.mark.parametrize("kind", ["keras", "tf_keras"])
-def test_a_dataset_of_keras_is_read_as_keras_reads_it(kind):
+def test_a_dataset_of_keras_is_read_as_keras_reads_it(kind, steps):
     base = keras.utils.PyDataset if kind == "keras" else tf_keras.utils.Sequence
 
     class Batches(base):
-        epochs = 0
+        hooks = ()
 
         def __len__(self):
             return 3
@@ -178,13 +179,16 @@ def test_a_dataset_of_keras_is_read_as_keras_reads_it(kind):
         def __getitem__(self, index):
             return tuple(array[index * 4 : index * 4 + 4] for array in sequences())
 
+        def on_epoch_begin(self):
+            self.hooks += ("begin",)
+
         def on_epoch_end(self):
-            self.epochs += 1
+            self.hooks += ("end",)
 
     dataset, module = Batches(), MODULES[kind]
-    case = {"dataset": lambda: dataset}
+    case = {"dataset": lambda: dataset, "fit": {"steps_per_epoch": steps}}
     ours = compile_and_fit(module, case, lambda model, x, y, **arguments: fit_keras(model, x, y, **arguments, **EXACT))
-    assert dataset.epochs == 3  # and once to count the labels
+    assert dataset.hooks == ("begin", "end") * 3  # and once to count the labels
     theirs = compile_and_fit(module, {}, lambda model, x, y, **arguments: model.fit(x, y, **arguments))
     assert_same_training(ours, theirs, make(module).get_weights())
 

@@ -16,6 +16,8 @@ from helpers import quick_if
 from convert import fit_keras
 from jaxlm.errors import InputError
 
+X, Y = sequences()
+
 
 def batches(count=10):
     x, y = sequences(count)
@@ -90,6 +92,61 @@ def test_training_on_every_form_equals_keras_fit(form):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("several", [lambda a: {"o": a}, lambda a: [a]])
+def test_arrays_in_a_dict_or_a_list_are_those_themselves(several):
+    """The mean over batches of 4, 4 and 2 examples, too; and a split of them."""
+    x, y = sequences(14)
+    weight = np.random.default_rng(1).random(y.shape)
+    data = tf.data.Dataset.from_tensor_slices((x[:10], y[:10], weight[:10])).batch(4)
+    named = data.map(lambda x, y, weight: (x, {"o": y}, {"o": weight}))
+    results = []
+    for arguments in (
+        {"x": x, "y": y, "sample_weight": weight},
+        {"x": several(x), "y": several(y), "sample_weight": several(weight)},
+        {"x": named, "validation_data": (several(x[10:]), several(y[10:]), several(weight[10:]))},
+    ):
+        model = make()
+        model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy", weighted_metrics=["accuracy"])
+        split = {} if "y" not in arguments else {"validation_split": 4 / 14, "batch_size": 4}
+        results.append(fit_keras(model, **arguments, **split, **EXACT, epochs=2, shuffle=False, verbose=0).history)
+    for other in results[1:]:
+        assert other.keys() == results[0].keys()
+        for name, values in other.items():
+            np.testing.assert_allclose(values, results[0][name], rtol=1e-6, err_msg=name)
+
+
+def test_a_generator_that_ends_too_early_is_refused_and_leaves_the_steps_before():
+    results = []
+    for epochs in (2, 3):
+        model, stream = make(), iter(batches())
+        model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
+        if epochs == 3:
+            with pytest.raises(InputError, match="`x` has ended; expected batches in each epoch"):
+                fit_keras(model, stream, steps_per_epoch=2, epochs=epochs, **EXACT, verbose=0)
+        else:
+            fit_keras(model, stream, steps_per_epoch=2, epochs=epochs, **EXACT, verbose=0)
+        results.append(model.get_weights())
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_pass_of_unknown_length_may_end_with_an_epoch():
+    """Keras trains every second epoch on no batch there."""
+    arguments = {"epochs": 3, "num_sampled": 9, "verbose": 0}
+    histories = [fit_keras(make(), unknown(), steps_per_epoch=steps, **arguments).history for steps in (None, 3)]
+    assert histories[0] == histories[1]
+
+
+def test_a_weight_that_became_trainable_needs_an_optimizer_that_knows_it():
+    model = make()
+    model.layers[0].trainable = False
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)
+    model.layers[0].trainable = True
+    with pytest.raises(InputError, match="no state for .*embedding.*; compile the model again"):
+        fit_keras(model, X, Y, **QUIET)
+
+
 def test_class_weights_are_those_of_keras_fit():
     results, (x, y) = [], sequences()
     for call in (keras.Model.fit, fit_keras):  # Keras has them for the last word alone
@@ -133,9 +190,25 @@ def test_ids_are_checked_before_they_are_cast():
         fit_keras(make(), x.astype(np.uint64) + np.uint64(2**63), y, **QUIET)
 
 
-X, Y = sequences()
 REFUSALS = [  # arguments, the model, the message
     ({"class_weight": {V: 1.0}}, {}, "`class_weight`: expected classes from 0 to 22"),
+    ({"class_weight": [1.0, 2.0]}, {}, "`class_weight`: expected a dict from class to weight"),
+    ({"class_weight": {"a": 2.0}}, {}, "`class_weight`: expected classes from 0 to 22. Received: 'a'"),
+    ({"class_weight": {1: None}}, {}, "`class_weight`: expected finite weights. Received: None"),
+    ({"validation_freq": 0}, {}, "`validation_freq`: expected a whole number of at least 1, or a list"),
+    ({"validation_freq": "1"}, {}, "`validation_freq`: expected a whole number of at least 1, or a list"),
+    ({"steps_per_epoch": 0}, {}, "`steps_per_epoch`: expected a whole number of at least 1"),
+    ({"validation_steps": 1.5}, {}, "`validation_steps`: expected a whole number of at least 1"),
+    ({"epochs": None}, {}, "`epochs`: expected a whole number of at least 0"),
+    ({"y": [Y, Y]}, {}, "`y`: expected one array, or a dict with one. Received: '2 arrays'"),
+    ({"sample_weight": {"a": Y, "b": Y}}, {}, "`sample_weight`: expected one array, or a dict with one"),
+    ({"x": iter([(X, None)]), "y": None, "steps_per_epoch": 1}, {}, r"batches of \(x, y\).*'NoneType'"),
+    ({"x": tf.data.Dataset.from_tensor_slices((X, Y)), "y": None}, {}, r"\[N, T\]; a dataset needs `.batch\(\)`"),
+    (
+        {"x": tf.data.Dataset.from_tensor_slices((X, Y[:, 0])), "y": None},
+        {"last_only": True},
+        r"`x`: expected batches of examples; a dataset needs `.batch\(\)`. Received: \[\(6,\), \(\)\]",
+    ),
     ({"workers": 3}, {}, "no argument `workers`"),
     ({"counts": [1, 2]}, {}, "`counts`: expected 23 whole numbers"),
     ({"counts": np.full(V, 1 / V)}, {}, "`counts`: expected 23 whole numbers"),
@@ -155,6 +228,7 @@ REFUSALS = [  # arguments, the model, the message
     ({"x": iter([]), "y": None, "steps_per_epoch": 2}, {}, "`x`: expected at least one example"),
     ({"x": tf.ragged.constant([[1, 2], [3]])}, {}, "to_tensor"),
     ({"x": [[1, 2], [3]]}, {}, "`x`.*not ragged"),
+    ({"x": iter([([[1, 2], [3]], Y)]), "y": None, "steps_per_epoch": 1}, {}, "`x`.*not ragged"),
     ({"x": tf.data.Dataset.from_tensors((X, Y)).repeat(), "y": None}, {}, "`steps_per_epoch`: expected a number"),
     ({"x": tf.data.Dataset.from_tensors((X, Y))}, {}, "`y`: expected None with a dataset"),
     ({"x": tf.data.Dataset.from_tensors(X), "y": None}, {}, r"batches of \(x, y\)"),
