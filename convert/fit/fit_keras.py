@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, Literal
 
 import keras
-import numpy as np
 
+from convert.fit.arguments import check_numbers, check_shape, class_counts, class_weights
 from convert.fit.callbacks import open_callbacks
 from convert.fit.compile_settings import keras_of
-from convert.fit.examples import Passes, Shape, scan
+from convert.fit.examples import Labels, Passes, Shape, scan
 from convert.fit.live_model import InitialBiases, InitialEmbeddings, check_initial_values, open_session
 from convert.fit.loop import Data, Training
 from convert.fit.metrics import open_metrics
@@ -106,6 +105,7 @@ def fit_keras(
       `keras.Model.fit`; `tf.nn.sampled_softmax_loss`.
 
     >>> import keras
+    >>> import numpy as np
     >>> layers = [keras.layers.Embedding(50, 8), keras.layers.LSTM(16, return_sequences=True), keras.layers.Dense(50)]
     >>> model = keras.Sequential(layers)
     >>> ids = np.random.default_rng(0).integers(0, 50, (64, 10))
@@ -116,14 +116,9 @@ def fit_keras(
     for argument, value in other.items():
         if value is not None:  # as wrappers pass it
             raise InputError(f"fit_keras has no argument `{argument}`; leave it out.")
-    _check_numbers(
-        validation_freq,
-        batch_size=batch_size,
-        validation_batch_size=validation_batch_size,
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        validation_steps=validation_steps,
-    )
+    sizes = {"batch_size": batch_size, "validation_batch_size": validation_batch_size, "epochs": epochs}
+    steps = {"steps_per_epoch": steps_per_epoch, "validation_steps": validation_steps}
+    check_numbers(validation_freq, sizes | steps)
     session, labels = open_session(model, getattr(x, "shape", (0, None))[-1])
     network, stateful = session.network, session.network.batch_size is not None
     shuffle = not stateful if shuffle is None else shuffle
@@ -135,15 +130,10 @@ def fit_keras(
     valid_size = size if validation_batch_size is None else validation_batch_size
     train, valid = _open(x, y, sample_weight, size, validation_split, validation_data, valid_size)
     shape = scan(train, network, labels, steps_per_epoch, keep_ids=initial_embeddings is not None)
-    _check_shape(network, shape, "x", "batch_size")
-    class_counts = shape.counts if counts is None else _class_counts(counts, network.vocab_size)
-    validation = None
-    if valid is not None:
-        valid_shape = scan(valid, network, labels, validation_steps)
-        if network.structure is None:  # a chain of LSTMs takes other sizes, too
-            _check_shape(network, valid_shape, "validation_data", "validation_batch_size")
-        validation = Passes(valid, valid_shape, validation_steps, continues=False)
-    weights = None if class_weight is None else _class_weights(class_weight, network.vocab_size)
+    check_shape(network, shape, "x", "batch_size")
+    label_counts = shape.counts if counts is None else class_counts(counts, network.vocab_size)
+    validation = None if valid is None else _open_validation(valid, network, labels, validation_steps)
+    weights = None if class_weight is None else class_weights(class_weight, network.vocab_size)
     metrics = open_metrics(model, network.logits)
     data = Data(Passes(train, shape, steps_per_epoch), validation, validation_freq, shuffle, labels, weights, metrics)
     config = TrainConfig(
@@ -156,8 +146,8 @@ def fit_keras(
         compute_dtype=compute_dtype,
         seed=seed,
     )
-    state = session.read(config, class_counts)
-    state = session.initialize(state, class_counts, shape.ids, initial_biases, initial_embeddings)
+    state = session.read(config, label_counts)
+    state = session.initialize(state, label_counts, shape.ids, initial_biases, initial_embeddings)
     if mesh is not None:
         with on_host():
             state = shard_state(state, mesh)
@@ -179,44 +169,11 @@ def _announce(state: TrainState, train: Examples, shape: Shape, is_counted: bool
         print(f"the sampler follows the labels of the first {shape.num_batches:,} batches; or give `counts`")
 
 
-def _check_numbers(validation_freq: Any, **numbers: Any) -> None:
-    for name, number in numbers.items():
-        least = 0 if name == "epochs" else 1
-        fits = (number is None and least == 1) or (isinstance(number, int | np.integer) and number >= least)
-        require(bool(fits), name, f"a whole number of at least {least}", number)
-    fits = isinstance(validation_freq, list | tuple | set | range)
-    fits = fits or (isinstance(validation_freq, int) and validation_freq >= 1)
-    require(fits, "validation_freq", "a whole number of at least 1, or a list of epochs", validation_freq)
-
-
-def _class_counts(counts: Any, vocab_size: int) -> np.ndarray:
-    array = np.asarray(counts)
-    fits = array.shape == (vocab_size,) and array.dtype.kind in "iuf"
-    fits = fits and bool(np.all((array >= 0) & (array < 2**63) & (array == np.rint(array))))  # no relative frequencies
-    expected = f"{vocab_size} whole numbers of at least 0, one per class"
-    require(fits, "counts", expected, f"{array.dtype} of shape {array.shape}")
-    return array.astype(np.int64)
-
-
-def _class_weights(class_weight: Mapping[int, float], vocab_size: int) -> np.ndarray:
-    weights = np.ones(vocab_size, np.float32)
-    require(isinstance(class_weight, Mapping), "class_weight", "a dict from class to weight", class_weight)
-    for label, weight in class_weight.items():
-        is_class = isinstance(label, Real) and 0 <= label < vocab_size and label == int(label)
-        require(is_class, "class_weight", f"classes from 0 to {vocab_size - 1}", label)
-        require(isinstance(weight, Real) and math.isfinite(weight), "class_weight", "finite weights", weight)
-        weights[int(label)] = weight
-    return weights
-
-
-def _check_shape(network: Network, shape: Shape, name: str, size_name: str) -> None:
-    """Raises `InputError` if the batches of an argument do not fit the states of a stateful model."""
-    size = network.batch_size
-    if size is not None:
-        require(shape.batch_size == size, size_name, f"{size}, as the stateful model has", shape.batch_size)
-        expected = f"a multiple of {size} examples of equal length, for a stateful model"
-        require(shape.is_regular, name, expected, "another number or length")
-        require(not shape.is_masked, name, "no 0 for a stateful model that masks it", "0")
+def _open_validation(examples: Examples, network: Network, labels: Labels, steps: int | None) -> Passes:
+    shape = scan(examples, network, labels, steps)
+    if network.structure is None:  # a chain of LSTMs takes other sizes, too
+        check_shape(network, shape, "validation_data", "validation_batch_size")
+    return Passes(examples, shape, steps, continues=False)
 
 
 def _open(

@@ -1,0 +1,55 @@
+"""Checks of the arguments of `fit_keras` that are numbers, or one number per class."""
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from convert.fit.examples import Shape
+from convert.fit.network import Network
+from jaxlm.errors import require
+
+
+def check_numbers(validation_freq: Any, numbers: Mapping[str, Any]) -> None:
+    """Raises `InputError` unless sizes and steps, by argument, are whole numbers or None, and `epochs` is a number."""
+    for name, number in numbers.items():
+        least = 0 if name == "epochs" else 1
+        fits = (number is None and least == 1) or (isinstance(number, int | np.integer) and number >= least)
+        require(bool(fits), name, f"a whole number of at least {least}", number)
+    fits = isinstance(validation_freq, list | tuple | set | range)
+    fits = fits or (isinstance(validation_freq, int) and validation_freq >= 1)
+    require(fits, "validation_freq", "a whole number of at least 1, or a list of epochs", validation_freq)
+
+
+def class_counts(counts: Any, vocab_size: int) -> np.ndarray:
+    """Returns the argument `counts` as int64 `[V]`."""
+    array = np.asarray(counts)
+    fits = array.shape == (vocab_size,) and array.dtype.kind in "iuf"
+    fits = fits and bool(np.all((array >= 0) & (array < 2**63) & (array == np.rint(array))))  # no relative frequencies
+    expected = f"{vocab_size} whole numbers of at least 0, one per class"
+    require(fits, "counts", expected, f"{array.dtype} of shape {array.shape}")
+    return array.astype(np.int64)
+
+
+def class_weights(class_weight: Mapping[int, float], vocab_size: int) -> np.ndarray:
+    """Returns the weight of each class, `[V]`."""
+    weights = np.ones(vocab_size, np.float32)
+    require(isinstance(class_weight, Mapping), "class_weight", "a dict from class to weight", class_weight)
+    for label, weight in class_weight.items():
+        is_class = isinstance(label, Real) and 0 <= label < vocab_size and label == int(label)
+        require(is_class, "class_weight", f"classes from 0 to {vocab_size - 1}", label)
+        require(isinstance(weight, Real) and math.isfinite(weight), "class_weight", "finite weights", weight)
+        weights[int(label)] = weight
+    return weights
+
+
+def check_shape(network: Network, shape: Shape, name: str, size_name: str) -> None:
+    """Raises `InputError` if the batches of an argument do not fit the states of a stateful model."""
+    size = network.batch_size
+    if size is not None:
+        require(shape.batch_size == size, size_name, f"{size}, as the stateful model has", shape.batch_size)
+        expected = f"a multiple of {size} examples of equal length, for a stateful model"
+        require(shape.is_regular, name, expected, "another number or length")
+        require(not shape.is_masked, name, "no 0 for a stateful model that masks it", "0")
