@@ -212,9 +212,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require_at_least(self, 1, "batch_size", "sequence_length", "num_sampled")
-        require_at_least(self, 0, "initial_accumulator_value", "clip_norm", "weight_decay")
-        require_at_least(self, 0, "average_after", "average_patience")
-        require_at_least(self, 0, "activation_regularization", "temporal_activation_regularization")
+        penalties = "weight_decay", "activation_regularization", "temporal_activation_regularization"
+        others = "initial_accumulator_value", "clip_norm", "average_after", "average_patience"
+        require_at_least(self, 0, *penalties, *others)
         for name in ("beta_2", "embedding_dropout", "weight_dropout"):
             rate = getattr(self, name)
             require(0.0 <= rate < 1.0, name, "a rate in [0, 1)", rate)
@@ -272,5 +272,5 @@ class ScheduleConfig:
         fits = self.epoch_decay == 0 or (self.epoch_decay >= 1 and self.epochs > 0)
         require(fits, "epoch_decay", "0, or a number of at least 1 beside `epochs`", self.epoch_decay)
         lengths = {name: getattr(self, name) for name in LENGTHS}
-        if sum(value > 0 for value in lengths.values()) > 1:
-            require(False, "steps", "only one of `steps`, `epochs` and `minutes`", lengths)
+        fits = sum(value > 0 for value in lengths.values()) <= 1
+        require(fits, "steps", "only one of `steps`, `epochs` and `minutes`", lengths)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from numbers import Integral
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxlm.errors import require
@@ -29,6 +30,12 @@ def require_type(name: str, value: Any, kind: type) -> None:
     right = isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     right = right and (kind is not float or math.isfinite(value))
     require(right, name, EXPECTED.get(kind, f"a {kind.__name__}"), value)
+
+
+def require_integer(name: str, value: int, lowest: int) -> None:
+    """Checks that an argument is an integer, of Python or NumPy, and not below the lowest value."""
+    fits = isinstance(value, Integral) and not isinstance(value, bool) and value >= lowest
+    require(fits, name, f"an integer of at least {lowest}", value)
 
 
 def require_at_least(config: Any, lowest: int, *names: str) -> None:

@@ -131,9 +131,7 @@ def train(
     corpus = load_corpus(data)
     shape = _model_config(model, out, len(corpus.vocabulary))
     step = TrainConfig(**dataclasses.asdict(config) | {"batch_size": _batch_size(batch_size, out)})
-    evaluation = train_model(
-        corpus, out, shape, step, schedule, use_word_vectors=word_vectors, data=data.resolve(), mesh=mesh
-    )
+    evaluation = train_model(corpus, out, shape, step, schedule, use_word_vectors=word_vectors, data=data, mesh=mesh)
     print_result(out, corpus, evaluation, mesh)
 
 
@@ -198,9 +196,8 @@ def resume(
     from jaxlm.runs.directory import corpus_of_run, load_config
     from jaxlm.runs.loop import resume as resume_training
 
-    corpus_dir = data.resolve() if data else ""
     evaluation = resume_training(
-        run, data=corpus_dir, mesh=mesh, steps=steps, epochs=epochs, minutes=minutes, learning_rate=learning_rate
+        run, data=data or "", mesh=mesh, steps=steps, epochs=epochs, minutes=minutes, learning_rate=learning_rate
     )
     print_result(run, corpus_of_run(run, load_config(run)), evaluation, mesh)
 

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from numpy.typing import ArrayLike
 
 from jaxlm.config import TrainConfig
-from jaxlm.errors import InputError
+from jaxlm.config_checks import require_integer
+from jaxlm.errors import InputError, require
 from jaxlm.parallel.collectives import all_gather, all_gather_invariant, psum
 from jaxlm.parallel.mesh import Mesh, data_axes, mesh_shape, pad, padded_streams, place, stream_spec, vocab_axes
 from jaxlm.token_ids import Ids
@@ -128,8 +130,8 @@ def _offset(config: TrainConfig, epoch: int) -> int:
     return int(np.random.SeedSequence((config.seed, epoch)).generate_state(1)[0]) % config.sequence_length
 
 
-def train_batches(tokens: np.ndarray, config: TrainConfig, num_steps: int, first_step: int = 0) -> Iterator[Batch]:
-    """Yields `num_steps` batches, from step `first_step` on, over as many epochs as that takes.
+def train_batches(tokens: ArrayLike, config: TrainConfig, num_steps: int, first_step: int = 0) -> Iterator[Batch]:
+    """Returns an iterator over `num_steps` batches, from step `first_step` on, over as many epochs as that takes.
 
     Args:
       tokens: `[N]` integer ids, such as `Corpus.train`.
@@ -138,10 +140,14 @@ def train_batches(tokens: np.ndarray, config: TrainConfig, num_steps: int, first
       first_step: number of steps already done.
 
     Raises:
-      InputError: the text is too short for one batch.
+      InputError: the text is too short for one batch, or an argument is out of range.
     """
-    for step in range(first_step, first_step + num_steps):
-        yield train_batch(tokens, step, config)
+    tokens = np.asarray(tokens)
+    fits = tokens.ndim == 1 and tokens.dtype.kind in "iu"
+    require(fits, "tokens", "integer ids of shape [N]", f"{tokens.dtype} {tokens.shape}")
+    require_integer("num_steps", num_steps, 0)
+    require_integer("first_step", first_step, 0)
+    return (train_batch(tokens, step, config) for step in range(first_step, first_step + num_steps))
 
 
 def evaluation_batches(tokens: Ids, batch_size: int, sequence_length: int, max_tokens: int = 0) -> Iterator[Batch]:

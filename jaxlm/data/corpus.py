@@ -11,11 +11,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from jaxlm.config_checks import require_integer
 from jaxlm.data.text_files import STANDARD_INPUT, list_texts, read_chunks
 from jaxlm.data.text_warnings import shared_file_warnings, text_warnings
 from jaxlm.data.tokenization import PieceEncoder, Tokenization, auto_ids, tokenization_of
 from jaxlm.data.vocabulary import EOS, UNK, VOCABULARY_FILE, Vocabulary, log_unigram, select_words
-from jaxlm.errors import InputError, require
+from jaxlm.errors import InputError
 from jaxlm.files import (
     CHECKSUMS_FILE,
     PathLike,
@@ -94,7 +95,7 @@ def prepare(
     Raises:
       InputError: a file cannot be used, `out` exists, or the text is too short to hold out a tail.
     """
-    require(vocab_size >= 3, "vocab_size", "at least 3", vocab_size)
+    require_integer("vocab_size", vocab_size, 3)
     out = Path(out)
     require_new_directory(out)
     texts = {name: list_texts(sources) for name, sources in (("train", train), ("valid", valid), ("test", test))}

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
 
+from jaxlm.config_checks import require_integer
 from jaxlm.errors import require
 from jaxlm.token_ids import check_ids
 
@@ -47,7 +48,7 @@ def word_vectors(tokens: jax.Array | ArrayLike, vocab_size: int, width: int) -> 
     """
     tokens = np.asarray(check_ids("tokens", tokens, vocab_size))
     require(tokens.size >= 2, "tokens", "at least two ids", tokens.size)
-    require(width >= 1, "width", "at least 1", width)
+    require_integer("width", width, 1)
     logger.info("counting neighboring words for the initial word vectors")
     counts, neighbors = _count(tokens, vocab_size)
     features = _features(counts, neighbors)

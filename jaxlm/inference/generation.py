@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxlm.config_checks import require_integer
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError, require
 from jaxlm.matmul import in_float32
@@ -100,15 +101,16 @@ def draw_texts(
     stop = vocabulary.eos if until_eos else None
     if until_eos and stop is None:
         raise InputError("The vocabulary has no <eos>: leave out `until_eos`.")
-    require(num_words >= 0, "num_words", "at least 0", num_words)
+    require_integer("num_words", num_words, 0)
     require(temperature >= 0, "temperature", "at least 0", temperature)
-    require(top_k >= 0, "top_k", "at least 0", top_k)
+    require_integer("top_k", top_k, 0)
     require(0 < top_p <= 1, "top_p", "a probability above 0, at most 1", top_p)
     banned = np.zeros(len(vocabulary), bool)
     banned[list(vocabulary.placeholders)] = True
     choice = _Choice(min(top_k, len(vocabulary)), top_p < 1)
     steps = _words(model, ids, num_words, choice, banned, temperature, top_p, keys)
-    return _grow(vocabulary.encode(prompt).tolist(), steps, keys.shape[0], stop)
+    encoded = ids if vocabulary.eos is None else ids[1:]
+    return _grow(encoded.tolist(), steps, keys.shape[0], stop)
 
 
 def _grow(

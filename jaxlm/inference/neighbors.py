@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxlm.config_checks import require_integer
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import require
 from jaxlm.inference.generation import encode_prompt, next_logits, read_word, require_vocabulary
@@ -61,7 +62,7 @@ def nearest_words(
     """
     require_vocabulary(model, vocabulary)
     require(word in vocabulary.ids, "word", "a word of the vocabulary", word)
-    require(k >= 1, "k", "at least 1", k)
+    require_integer("k", k, 1)
     require(table in TABLES, "table", "'embedding' or 'softmax'", table)
     rows = model.weights if table == "softmax" or model.embedding is None else model.embedding
     banned = np.arange(rows.shape[0]) >= len(vocabulary)  # rows of padding
@@ -101,7 +102,7 @@ def next_words(model: LanguageModel, vocabulary: Vocabulary, prompt: str, k: int
     >>> sorted(next_words(model, vocabulary, "the sea", k=4).words)
     ['<eos>', '<unk>', 'sea', 'the']
     """
-    require(k >= 1, "k", "at least 1", k)
+    require_integer("k", k, 1)
     graphdef, params = nnx.split(model)
     carry = place_like(model, model.initial_carry(1))
     for word in encode_prompt(model, vocabulary, prompt):

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
+from jaxlm.config_checks import require_integer
 from jaxlm.data.batches import (
     Batch,
     batch_specs,
@@ -28,7 +28,7 @@ from jaxlm.matmul import in_float32
 from jaxlm.model.language_model import LanguageModel, split_params
 from jaxlm.model.lstm import Carry
 from jaxlm.parallel.collectives import all_gather_invariant, lookup, nan_unless_valid, on_mesh
-from jaxlm.parallel.mesh import row_spec, stream_spec, vocab_axes
+from jaxlm.parallel.mesh import EVERYWHERE, row_spec, stream_spec, vocab_axes
 from jaxlm.token_ids import Ids, check_ids
 
 DIVERGED = 2.0  # nats above the unigram model
@@ -44,7 +44,12 @@ class Evaluation(NamedTuple):
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity_of(self.loss)
+
+
+def perplexity_of(loss: float) -> float:
+    """Returns exp(loss): infinity from a loss of 700 on, NaN for NaN."""
+    return math.inf if loss >= 700 else math.exp(loss)
 
 
 def evaluate(
@@ -80,8 +85,8 @@ def evaluate(
     ids = check_ids("tokens", tokens, model.config.vocab_size)
     require(ids.size >= 2, "tokens", "at least two ids", ids.size)
     for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
-        require(value >= 1, name, "at least 1", value)
-    require(max_tokens >= 0, "max_tokens", "at least 0", max_tokens)
+        require_integer(name, value, 1)
+    require_integer("max_tokens", max_tokens, 0)
     batches, carry = _read(model, ids, batch_size, sequence_length, max_tokens)
     graphdef, *params = split_params(model)
     total, count = 0.0, 0
@@ -124,9 +129,9 @@ def exact_loss(
 ) -> tuple[jax.Array, tuple[Carry, ...]]:
     """Returns the exact loss of a batch from `shard_batch`, weighted by its weights, and the carry after it."""
     mesh = nnx.merge(graphdef, *params).mesh
-    streams, everywhere = stream_spec(mesh), PartitionSpec()
-    specs = [row_spec(mesh), everywhere], batch_specs(batch, mesh), streams
-    return on_mesh(partial(_exact_loss, graphdef), mesh, specs, (everywhere, streams))(params, batch, carry)
+    streams = stream_spec(mesh)
+    specs = [row_spec(mesh), EVERYWHERE], batch_specs(batch, mesh), streams
+    return on_mesh(partial(_exact_loss, graphdef), mesh, specs, (EVERYWHERE, streams))(params, batch, carry)
 
 
 def _exact_loss(

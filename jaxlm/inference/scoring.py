@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxlm.config_checks import require_integer
 from jaxlm.data.vocabulary import EOS, Vocabulary
 from jaxlm.errors import require
 from jaxlm.inference.batch_reader import Reader, Sequence
+from jaxlm.inference.generation import require_vocabulary
+from jaxlm.inference.perplexity import perplexity_of
 from jaxlm.model.language_model import LanguageModel
 
 WINDOW = 16  # batches of words looked at together, so that lines of one length lie side by side
@@ -45,8 +48,7 @@ class LineScore(NamedTuple):
     @property
     def perplexity(self) -> float:
         """exp(-log_probability / num_words); NaN if no word counts."""
-        loss = -self.log_probability / self.num_words if self.num_words else math.nan
-        return math.exp(loss) if not loss >= 700 else math.inf
+        return perplexity_of(-self.log_probability / self.num_words if self.num_words else math.nan)
 
 
 class _Line(NamedTuple):
@@ -98,10 +100,9 @@ def score(
     >>> [(line.words, line.num_unknown) for line in score(model, vocabulary, ["the open sea"])]
     [(['the', 'open', 'sea', '<eos>'], 1)]
     """
-    size = model.config.vocab_size
-    require(len(vocabulary) == size, "vocabulary", f"{size} words, as the model has", len(vocabulary))
+    require_vocabulary(model, vocabulary)
     require(unk_log_prob <= 0, "unk_log_prob", "a log-probability, at most 0", unk_log_prob)
-    require(batch_words >= 1, "batch_words", "at least 1", batch_words)
+    require_integer("batch_words", batch_words, 1)
     lines = [lines] if isinstance(lines, str) else lines
     return _scores(Reader(model, batch_words), vocabulary, lines, carry, unk_log_prob, ignore_unk)
 
@@ -146,6 +147,7 @@ def regions_of(vocabulary: Vocabulary, line: str) -> list[tuple[str, list[str]]]
 
 
 def _encode(vocabulary: Vocabulary, line: str) -> _Line:
+    require(isinstance(line, str), "lines", "texts", line)
     parts = regions_of(vocabulary, line)
     words = [word for _, inner in parts for word in inner]
     regions = [number for number, (_, inner) in enumerate(parts, start=1) for _ in inner]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxlm.config import ComputeDtype
+from jaxlm.config_checks import require_integer
 from jaxlm.errors import require
 from jaxlm.losses.blocks import FLOAT_MIN, block_logits, block_start, even_block_size, mask_padding
 from jaxlm.matmul import cast_operand, dot_f32, transposed
@@ -58,7 +59,7 @@ def linear_cross_entropy(
     require(inputs.shape == shape, "inputs", f"shape {shape}, that of the labels and the width D", inputs.shape)
     require(biases.shape == weights.shape[:1], "biases", f"shape {weights.shape[:1]}", biases.shape)
     require(jnp.issubdtype(labels.dtype, jnp.integer), "labels", "integer ids", f"dtype {labels.dtype}")
-    require(block_size >= 1, "block_size", "at least 1", block_size)
+    require_integer("block_size", block_size, 1)
     dtype = jnp.promote_types(jnp.result_type(inputs, weights, biases), jnp.float32)
     inputs, weights, biases = inputs.astype(dtype), weights.astype(dtype), biases.astype(dtype)
     flat = (inputs.reshape(-1, inputs.shape[-1]), weights, labels.reshape(-1), biases)

@@ -18,6 +18,7 @@ from jaxlm.device_config import MeshConfig
 from jaxlm.errors import require
 
 DATA, VOCAB = "data", "vocab"
+EVERYWHERE = PartitionSpec()  # of an array that all devices have
 
 Axes = tuple[str, ...]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxlm.data.corpus import Corpus, PathLike, unigram_loss
 from jaxlm.errors import InputError, require_packages
+from jaxlm.files import staged
 from jaxlm.runs.directory import load_config
 from jaxlm.runs.metrics import read_metrics
 
@@ -52,6 +53,7 @@ def plot_metrics(directory: PathLike, corpus: Corpus) -> Path:
     for axes in (left, right):
         axes.grid(alpha=0.3)
     path = directory / CURVE_FILE
-    figure.savefig(path, dpi=120)
+    with staged(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)
     return path

@@ -68,13 +68,15 @@ def write_report(
     if warning:
         logger.warning(warning)
     trained = [run for run in runs if _logged(run) and _evaluated(run)]
+    samples = any(map(_samples, trained))
     page = render(
         title=" and ".join(names),
         columns=["", *(names if len(runs) > 1 else ["value"])],
         warning=warning,
         summary=_side_by_side([_summary(run) for run in runs]),
         curves=_curves(trained),
-        evaluations=[row for run in trained for row in _evaluations(run)],
+        samples=samples,
+        evaluations=[row if samples else row[:-1] for run in trained for row in _evaluations(run)],
         bands=[_bands(run, run.scored, run.corpus) for run in runs if run.scored and run.corpus],
         words=[word_sections(run.name, run.model, run.vocabulary, run.scored, seed) for run in runs],
         settings=_side_by_side([_settings(run.config) for run in runs]),
@@ -141,13 +143,17 @@ def _evaluated(run: ReportedRun) -> list[dict[str, Any]]:
     return [row for row in run.metrics if "valid_perplexity" in row]
 
 
+def _samples(run: ReportedRun) -> bool:
+    return run.config.train is None or run.config.train.loss != "full"
+
+
 def _evaluations(run: ReportedRun) -> Iterator[tuple[str, int, float, float, float | None]]:
-    """Yields name, step, minutes, exact perplexity, and sampling gap of each evaluation."""
+    """Yields name, step, minutes, exact perplexity, and sampling gap of each evaluation; None with loss "full"."""
     logged = _logged(run)
     steps, minutes = [row["step"] for row in logged], [row["seconds"] / 60 for row in logged]
     for row in _evaluated(run):
         minute = float(np.interp(row["step"], steps, minutes))
-        yield run.name, row["step"], minute, row["valid_perplexity"], row.get("loss_gap")
+        yield run.name, row["step"], minute, row["valid_perplexity"], row.get("loss_gap") if _samples(run) else None
 
 
 def _curves(runs: Sequence[ReportedRun]) -> list[Figure]:
@@ -160,15 +166,17 @@ def _curves(runs: Sequence[ReportedRun]) -> list[Figure]:
         by_words.append((run.name, words_read, perplexities))
         by_time.append((run.name, minutes, perplexities))
         losses.append((run.name, [row["step"] * scale for row in logged], [row["train_loss"] for row in logged]))
-        gaps.append((run.name, words_read, [np.nan if value is None else value for value in gap]))
+        if _samples(run):
+            gaps.append((run.name, words_read, [np.nan if value is None else value for value in gap]))
     if not runs:
         return []
-    return [
+    kind = {0: "exact", len(runs): "sampled classes"}.get(len(gaps), "exact or sampled classes")
+    figures = [
         curves("perplexity-words", "validation perplexity (exact)", "million words read", by_words, log=True),
         curves("perplexity-time", "validation perplexity (exact)", "minutes", by_time, log=True),
-        curves("training-loss", "training loss in nats (sampled classes)", "million words read", losses),
-        curves("loss-gap", "sampling gap in nats", "million words read", gaps),
+        curves("training-loss", f"training loss in nats ({kind})", "million words read", losses),
     ]
+    return [*figures, curves("loss-gap", "sampling gap in nats", "million words read", gaps)] if gaps else figures
 
 
 def _bands(run: ReportedRun, scored: ScoredText, corpus: Corpus) -> tuple[str, int, Rows]:

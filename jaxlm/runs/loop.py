@@ -76,12 +76,15 @@ def train(
     Raises:
       InputError: the settings do not fit the run or the corpus, there is too little memory, or training diverges.
     """
+    vocab_size = len(corpus.vocabulary)
     for name in ("train", "valid"):
-        check_ids(f"corpus.{name}", getattr(corpus, name), len(corpus.vocabulary))
+        check_ids(f"corpus.{name}", getattr(corpus, name), vocab_size)
+    fits, expected = model_config.vocab_size == vocab_size, f"{vocab_size}, the vocabulary of the corpus"
+    require(fits, "vocab_size", expected, model_config.vocab_size)
     directory = Path(directory)
-    train_config = resolve_config(with_dtype_of_run(directory, train_config), model_config.vocab_size)
+    train_config = resolve_config(with_dtype_of_run(directory, train_config), vocab_size)
     total_steps = known_total_steps(schedule, train_config, corpus.train.size)
-    data = data or _directory_of(corpus)
+    data = Path(data).resolve() if data else _directory_of(corpus)
     texts = fingerprints(corpus)
     config = RunConfig(model_config, train_config, schedule, str(data), total_steps, texts, use_word_vectors)
     alone = jax.process_count() == 1

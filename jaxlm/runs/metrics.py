@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,16 @@ logger = logging.getLogger(__name__)
 
 
 def append_metrics(directory: Path, rows: list[dict[str, float]]) -> None:
-    """Adds lines to metrics.jsonl."""
-    with (directory / METRICS_FILE).open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    """Adds lines to metrics.jsonl: all of them, or none and an `OSError`."""
+    path = directory / METRICS_FILE
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+    except OSError:
+        with suppress(OSError):
+            os.truncate(path, size)  # or the next line would join one that was cut off
+        raise
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:

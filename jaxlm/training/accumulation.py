@@ -28,7 +28,7 @@ def accumulate(state: TrainState, waiting: Waiting, batch: Batch) -> tuple[Train
     """Adds the gradients of a batch to those that wait, and updates nothing but the body's other arrays.
 
     Args:
-      state: on one device; not donated.
+      state: on one device, with a sampled loss; not donated.
       waiting: donated.
       batch: as for `train_step`.
 
@@ -36,6 +36,7 @@ def accumulate(state: TrainState, waiting: Waiting, batch: Batch) -> tuple[Train
       The state with the next step, the waiting gradients, and the training loss in nats, NaN if it or the gradient is
       not finite.
     """
+    require(state.config.loss != "full", "loss", "a sampled one with gradient accumulation", state.config.loss)
     require(state.mesh is None, "mesh", "None with gradient accumulation", state.mesh)
     step, other, carry, rows, dense, loss = _gradients(state, checked_batch(state, batch))
     dense = dense if waiting.dense is None else _add(waiting.dense, dense)

@@ -8,13 +8,11 @@ from jaxlm.data.batches import Batch, batch_specs, outputs_with_labels, reduce_l
 from jaxlm.losses.word_statistics import local_word_statistics
 from jaxlm.matmul import in_float32
 from jaxlm.parallel.collectives import all_gather_invariant, nan_unless_valid, on_mesh
-from jaxlm.parallel.mesh import data_axes, vocab_axes
+from jaxlm.parallel.mesh import EVERYWHERE, data_axes, vocab_axes
 from jaxlm.training.body import BodyOutputs
 from jaxlm.training.objectives import ExactLoss, SampledLoss, exact_loss_of, training_loss_of
 from jaxlm.training.state import TrainState, state_specs
 from jaxlm.training.step import id_arrays, initial_carry, look_up, step_keys
-
-EVERYWHERE = PartitionSpec()
 
 
 @jax.jit

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
 
 from jaxlm.data.batch_blocks import BatchBlock
 from jaxlm.data.batches import Batch, batch_specs, outputs_with_labels, reduce_losses, shard_batch
@@ -24,7 +23,7 @@ from jaxlm.parallel.collectives import (
     nan_unless_valid,
     on_mesh,
 )
-from jaxlm.parallel.mesh import Axes, stream_axes, vocab_axes
+from jaxlm.parallel.mesh import EVERYWHERE, Axes, stream_axes, vocab_axes
 from jaxlm.row_updates import RowGradient, sum_duplicates
 from jaxlm.token_ids import Ids, check_ids
 from jaxlm.training.apply_gradients import update
@@ -32,8 +31,6 @@ from jaxlm.training.body import BodyOutputs
 from jaxlm.training.objectives import Gradient, training_loss_of
 from jaxlm.training.parameter_dropout import drop_parameters
 from jaxlm.training.state import TrainState, state_specs
-
-EVERYWHERE = PartitionSpec()
 
 
 def train_step(

@@ -29,6 +29,22 @@ def test_training_batches_are_contiguous_streams():
         batches_per_epoch(24, 4, 6)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "num_steps", "first_step", "message"),
+    [
+        (np.ones((5, 9), int), 1, 0, "`tokens`: expected integer ids of shape"),
+        (np.ones(50), 1, 0, "`tokens`: expected integer ids of shape"),
+        ([1] * 50, -1, 0, "`num_steps`: expected an integer of at least 0"),
+        ([1] * 50, 1.5, 0, "`num_steps`: expected an integer"),
+        ([1] * 50, 1, -1, "`first_step`: expected an integer of at least 0"),
+    ],
+)
+def test_texts_and_steps_that_do_not_exist_raise(tokens, num_steps, first_step, message):
+    with pytest.raises(InputError, match=message):
+        train_batches(tokens, OFFSETS, num_steps, first_step)
+    assert len(list(train_batches([1] * 50, OFFSETS, np.int64(2)))) == 2
+
+
 @pytest.mark.parametrize("size", [97, 101, 119])  # 4 streams of 24, 25 and 29 words in batches of 6
 def test_random_offsets_move_the_batches_of_an_epoch_alike(size):
     tokens, offsets = np.arange(size, dtype=np.int32), []

@@ -129,6 +129,8 @@ def test_a_temperature_of_0_needs_no_key_and_top_k_may_exceed_the_vocabulary(mod
     "change",
     [
         {"temperature": -1.0},
+        {"num_words": 3.5},
+        {"top_k": 2.0},
         {"top_k": -1},
         {"key": None},
         {"top_p": 0.0},

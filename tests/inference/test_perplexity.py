@@ -13,7 +13,7 @@ from jaxlm.data.corpus import Corpus, oov_rate, prepare
 from jaxlm.data.vocabulary import EOS, UNK
 from jaxlm.data.word_lists import read_vocabulary
 from jaxlm.errors import InputError
-from jaxlm.inference.perplexity import evaluate
+from jaxlm.inference.perplexity import Evaluation, evaluate
 from jaxlm.inference.scoring import score
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.training.state import TrainState
@@ -57,7 +57,8 @@ def test_a_partial_evaluation_has_as_many_words_as_asked():
         ([3, 37], {}, "expected ids from 0 to 36"),
         ([3, 10**6], {}, "Received: 3 to 1000000"),
         ([3, -1], {}, "expected ids from 0 to 36"),
-        ([3, 4], {"batch_size": 0}, "Invalid `batch_size`: expected at least 1"),
+        ([3, 4], {"batch_size": 0}, "Invalid `batch_size`: expected an integer of at least 1"),
+        ([3, 4], {"batch_size": 2.0}, "Invalid `batch_size`: expected an integer of at least 1"),
         ([3, 4], {"sequence_length": 0}, "sequence_length"),
         ([3, 4], {"max_tokens": -1}, "max_tokens"),
     ],
@@ -65,6 +66,13 @@ def test_a_partial_evaluation_has_as_many_words_as_asked():
 def test_wrong_arguments_raise(tokens, change, message):
     with pytest.raises(InputError, match=message):
         evaluate(make_model(), tokens, **change)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"), [(np.log(7.0), 7.0), (700.0, np.inf), (np.inf, np.inf), (np.nan, np.nan)]
+)
+def test_the_perplexity_is_that_of_the_loss(loss, expected):
+    np.testing.assert_allclose(Evaluation(loss, 1).perplexity, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("word", [37, -1, 10**6])

@@ -206,6 +206,8 @@ def test_lines_are_read_as_they_are_needed():
 
 def test_arguments_out_of_range_raise():
     model, vocabulary = make()
+    with pytest.raises(InputError, match="`lines`: expected texts. Received: b'abc'"):
+        next(score(model, vocabulary, [b"abc"]))
     with pytest.raises(InputError, match="unk_log_prob"):
         score(model, vocabulary, [], unk_log_prob=1.0)
     with pytest.raises(InputError, match="vocabulary"):

@@ -117,6 +117,17 @@ def test_inclusion_probabilities_add_up_to_the_sampled_classes(sampler):
     assert (inclusion_probabilities(counts, TrainConfig(loss="full")) == 1).all()
 
 
+def test_the_training_loss_of_loss_full_is_exact_and_has_no_gap(run_dir, tmp_path):
+    sampled, full = tmp_path / "sampled", tmp_path / "full"
+    for copy in (sampled, full):
+        shutil.copytree(run_dir, copy)
+    rewrite_json(full / "config.json", '"loss": "sampled_softmax"', '"loss": "full"')
+    pages = [write_report(runs, max_tokens=64).read_text("utf-8") for runs in (full, [full, sampled], sampled)]
+    kinds = [re.findall(r"training loss in nats \((.*?)\)", page)[0] for page in pages]
+    assert kinds == ["exact", "exact or sampled classes", "sampled classes"]
+    assert [page.count("ampling gap") > 0 for page in pages] == [False, True, True]
+
+
 def test_a_run_without_its_corpus_still_has_a_report(run_dir, tmp_path, capsys):
     shutil.copytree(run_dir, tmp_path / "run")
     rewrite_json(tmp_path / "run" / "config.json", '"data": "/', '"data": "/nowhere/')

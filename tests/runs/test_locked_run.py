@@ -1,6 +1,7 @@
 """A run continues only with the settings, vocabulary and texts that it began with, and in one process."""
 
 import dataclasses
+import os
 
 import pytest
 
@@ -61,10 +62,12 @@ def test_a_run_that_another_process_trains_is_left_alone(corpus, tmp_path):
 
 
 def test_a_finished_run_continues_only_if_made_longer(corpus, corpus_dir, tmp_path):
-    first = train(corpus, str(tmp_path), model_config(corpus), TRAIN, SCHEDULE, progress=False)
-    assert train(corpus, str(tmp_path), model_config(corpus), TRAIN, SCHEDULE, progress=False) == first
-    config = load_config(tmp_path)
-    assert config.total_steps == 10 and config.data == str(corpus_dir)  # where `load_corpus` opened it
+    results = []
+    for data in ("", os.path.relpath(corpus_dir)):  # by default, where `load_corpus` opened it
+        settings = model_config(corpus), TRAIN, SCHEDULE
+        results.append(train(corpus, str(tmp_path), *settings, data=data, progress=False))
+        assert load_config(tmp_path).data == str(corpus_dir)
+    assert results[0] == results[1] and load_config(tmp_path).total_steps == 10
     before = (tmp_path / "config.json").read_bytes()
     for length, message in (
         ({"steps": 5}, "already has 10 steps, and the new length is 5"),

@@ -81,7 +81,7 @@ def test_a_resumed_run_changes_only_its_schedule(run_dir):
 
 
 def test_bad_settings_leave_no_directory(corpus, tmp_path):
-    with pytest.raises(InputError, match="log_unigram"):
+    with pytest.raises(InputError, match="`vocab_size`: expected 120, the vocabulary of the corpus"):
         other = dataclasses.replace(model_config(corpus), vocab_size=7)
         train(corpus, tmp_path / "run", other, TRAIN, SCHEDULE)
     with pytest.raises(InputError, match="corpus.valid"):
