@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import tf_keras
+from convert_helpers import run_python
 
 V = 23
 EXACT = {"num_sampled": V, "sampler": "uniform", "compute_dtype": "float32"}
@@ -66,3 +67,53 @@ def one_hot(x, y):
 
 def last_labels(x, y):
     return x, y[:, -1]
+
+
+PRELUDE = """
+import warnings; warnings.simplefilter("ignore")
+import keras, numpy as np, convert
+L, V, rng = keras.layers, 23, np.random.default_rng(0)
+EXACT = {"num_sampled": V, "sampler": "uniform", "compute_dtype": "float32"}
+
+def embed(ids, **settings): return L.Embedding(V, 5, **settings)(ids)
+def head(x): return L.Dense(V, activation="softmax")(x)
+def simple(body, **settings):
+    ids = keras.Input((6,), dtype="int32")
+    return keras.Model(ids, head(body(embed(ids, **settings))))
+
+def data(model, zeros=False):
+    inputs = [rng.integers(0 if zeros else 1, V, (10, 6)) if "int" in tensor.dtype else
+              rng.random((10, tensor.shape[1])).astype("float32") for tensor in model.inputs]
+    if zeros: inputs[0][:, :2] = 0
+    named = {tensor.name: array for tensor, array in zip(model.inputs, inputs)}
+    inputs = named if "price" in named else inputs if len(inputs) > 1 else inputs[0]
+    return inputs, rng.integers(0, V, (10, *model.outputs[0].shape[1:-1]))
+
+def start(model):
+    for variable in model.weights:
+        if "float" in variable.dtype and "moving" not in variable.path:
+            variable.assign(0.5 * rng.normal(size=variable.shape))
+    return model.get_weights()
+
+def compare(name, model, optimizer, rtol=2e-3, zeros=False, **settings):
+    (x, y), weights, results = data(model, zeros), start(model), []
+    for fit in (model.fit, lambda *a, **k: convert.fit_keras(model, *a, **k, **EXACT)):
+        model.set_weights(weights)
+        model.compile(type(optimizer).from_config(optimizer.get_config()), "sparse_categorical_crossentropy")
+        history = fit(x, y, **{"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0} | settings)
+        results.append((model.get_weights(), history.history["loss"], int(model.optimizer.iterations)))
+    (theirs, their_loss, steps), (ours, our_loss, our_steps) = results
+    assert steps == our_steps, (name, steps, our_steps)
+    np.testing.assert_allclose(our_loss, their_loss, rtol=1e-4, err_msg=name)
+    for variable, one, other, before in zip(model.weights, ours, theirs, weights, strict=True):
+        moved = np.abs(other - before).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=rtol * max(moved, 1e-2), err_msg=f"{name} {variable.path}")
+    print("equal:", name, type(optimizer).__name__)
+"""
+
+
+def run_under_jax(code: str) -> str:
+    """Runs code after `PRELUDE` with Keras' JAX backend, and returns its output."""
+    result = run_python("-c", PRELUDE + code, KERAS_BACKEND="jax")
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from convert.keras_models.live_layers import library_name
 from jaxlm.errors import InputError, require
 
 BATCH_HOOKS = (
@@ -55,7 +56,7 @@ def open_callbacks(
         if getattr(callback, "mode", None) == "auto":  # Keras would look at metrics that only `fit` builds
             callback.mode = modes.get(callback.monitor, "auto")
     listed = module.callbacks.CallbackList(flat, add_history=True, add_progbar=progress, model=model, **params)
-    lookers = tuple(callback for callback in flat if type(callback).__name__ not in LOGS_ONLY)
+    lookers = tuple(callback for callback in flat if library_name(callback) not in LOGS_ONLY)
     return Hooks(listed, lookers, any(_overrides(callback, hook) for callback in lookers for hook in BATCH_HOOKS))
 
 
@@ -89,7 +90,7 @@ def _overrides(callback: Any, hook: str) -> bool:
     """Whether a callback implements a hook."""
     if hook in BATCH_HOOKS and getattr(callback, "save_freq", None) == "epoch":
         return False
-    base = next((kind for kind in type(callback).__mro__ if kind.__name__ == "Callback"), None)
+    base = next((kind for kind in type(callback).__mro__ if library_name(kind) == "Callback"), None)
     aliases = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
     return any(
         name in vars(callback) or getattr(type(callback), name, None) is not getattr(base, name, None)

@@ -1,10 +1,10 @@
 """The settings of `model.compile` besides the optimizer and the metrics: the loss, and settings without effect."""
 
 import sys
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from convert.keras_models.live_layers import library_name
 from jaxlm.errors import InputError
 
 LOSSES = {  # as a name, a function or an object
@@ -36,11 +36,13 @@ def read_loss(model: Any, logits: bool) -> CompiledLoss:
     loss = getattr(model, "loss", None)
     if isinstance(loss, Mapping | list | tuple) and len(loss) == 1:
         (loss,) = loss.values() if isinstance(loss, Mapping) else loss
-    unused = _loss_weights(model) if getattr(model, "optimizer", None) is not None else []
+    compiled = getattr(model, "_compile_loss", None) or getattr(model, "compiled_loss", None)
+    weights = getattr(compiled, "_user_loss_weights", None)
+    unused = [f"loss_weights={weights}"] if weights else []
     if loss is None:
         return CompiledLoss(unused=tuple(unused))
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    if name not in LOSSES:
+    if name not in LOSSES or not (isinstance(loss, str) or library_name(loss)):
         return CompiledLoss(unused=(f"loss {name}", *unused))
     settings = loss.get_config() if hasattr(loss, "get_config") else {}
     if settings.get("label_smoothing"):
@@ -49,18 +51,11 @@ def read_loss(model: Any, logits: bool) -> CompiledLoss:
             " layer in each step. Leave it out, or train with model.fit."
             f" Received: label_smoothing={settings['label_smoothing']}."
         )
-    if settings.get("from_logits", logits) != logits:
+    from_logits = settings.get("from_logits", False)
+    if from_logits != logits:
         end = "logits" if logits else "a softmax"
-        unused.insert(0, f"from_logits={settings['from_logits']}, since the model ends in {end}")
+        unused.insert(0, f"from_logits={from_logits}, since the model ends in {end}")
     return CompiledLoss(settings.get("reduction", "auto"), settings.get("ignore_class"), tuple(unused))
-
-
-def _loss_weights(model: Any) -> list[str]:
-    """Returns the compiled weights of losses in words."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about functions that could not be read back
-        config = model.get_compile_config() or {}
-    return [f"loss_weights={config['loss_weights']}"] if config.get("loss_weights") else []
 
 
 def keras_of(model: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from convert.keras_models.live_layers import library_name
+
 ACCURACIES = {"categoricalaccuracy", "topkcategoricalaccuracy"}
 
 
@@ -66,7 +68,9 @@ def open_metrics(model: Any, logits: bool) -> tuple[Metric, ...]:
 
 def _name(metric: Any) -> str:
     """Returns the name that Keras gives a metric, a string, a function or an object."""
-    return metric if isinstance(metric, str) else str(getattr(metric, "name", None) or metric.__name__)
+    if isinstance(metric, str):
+        return metric
+    return str(getattr(metric, "name", None) or getattr(metric, "__name__", type(metric).__name__))
 
 
 def _unique(name: str, is_weighted: bool, taken: dict[str, Metric]) -> str:
@@ -80,9 +84,11 @@ def _unique(name: str, is_weighted: bool, taken: dict[str, Metric]) -> str:
 def _metric(metric: Any, is_weighted: bool, logits: bool) -> Metric | None:
     """Returns the `Metric` of a Keras metric, or None if it needs more than statistics of labels."""
     settings = metric.get_config() if hasattr(metric, "get_config") else {}
-    is_object = not isinstance(metric, str) and not hasattr(metric, "__name__")
-    kind = (type(metric).__name__ if is_object else _name(metric)).replace("_", "").lower().removeprefix("sparse")
-    kind = "categoricalaccuracy" if kind in ("accuracy", "acc") and isinstance(metric, str) else kind
+    if isinstance(metric, str):
+        kind = "categorical_accuracy" if metric in ("accuracy", "acc") else metric
+    else:
+        kind = library_name(metric)
+    kind = kind.replace("_", "").lower().removeprefix("sparse")
     if settings.get("label_smoothing") or settings.get("from_sorted_ids"):
         return None
     if kind in ACCURACIES:

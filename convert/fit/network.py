@@ -10,7 +10,7 @@ import numpy as np
 
 from convert.fit.keras_body import KerasBody, output_mask
 from convert.fit.split_model import Cut, cut_model
-from convert.keras_models.live_layers import read_live_model, states_of, weight_variables
+from convert.keras_models.live_layers import read_live_model, require_plain_weights, states_of, weight_variables
 from convert.keras_models.supported_layers import Structure
 from convert.weights.table import weight_table
 from jaxlm.config import ComputeDtype, TrainConfig
@@ -19,6 +19,14 @@ from jaxlm.errors import InputError, require
 from jaxlm.parallel.mesh import Mesh
 from jaxlm.token_ids import check_ids
 from jaxlm.training.body import Body, LanguageModelBody
+
+HEAD_SETTINGS = (  # without effect
+    "kernel_regularizer",
+    "bias_regularizer",
+    "activity_regularizer",
+    "kernel_constraint",
+    "bias_constraint",
+)
 
 Path = tuple[Any, ...]  # of an array in a `TrainState`, such as ("dense", "lstms", 0, "kernel")
 Prepared = tuple[tuple[np.ndarray, ...], Any]  # ids of each lookup, int32, and the features of the body
@@ -102,11 +110,7 @@ def _check_layers(layers: Sequence[Any]) -> None:
     if len(set(states.values())) > 1:
         raise InputError(f"Invalid `model`: expected all LSTM layers to be stateful, or none. Received: {states}.")
     for layer in layers:
-        inner = getattr(layer, "layer", layer)
-        if getattr(inner, "lora_enabled", False):
-            raise InputError(f"Layer {layer.name!r} has LoRA, which jaxlm's LSTM models do not support.")
-        if getattr(inner, "quantization_mode", None):
-            raise InputError(f"Layer {layer.name!r} is quantized to {inner.quantization_mode}, and cannot be trained.")
+        require_plain_weights(layer, "fit_keras trains LSTM models of plain weights")
 
 
 def _chain(model: Any, layers: Sequence[Any], structure: Structure, unused: tuple[str, ...]) -> Network:
@@ -197,15 +201,6 @@ def integer_ids(values: np.ndarray, name: str) -> np.ndarray:
     lowest, highest = (int(values.min()), int(values.max())) if values.size else (0, 0)
     require(-(2**31) <= lowest and highest < 2**31, name, "ids below 2**31", f"{lowest} to {highest}")
     return values.astype(np.int32)
-
-
-HEAD_SETTINGS = (
-    "kernel_regularizer",
-    "bias_regularizer",
-    "activity_regularizer",
-    "kernel_constraint",
-    "bias_constraint",
-)
 
 
 def _input_names(model: Any) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from convert.keras_models.live_layers import library_name, require_plain_weights
 from jaxlm.errors import InputError
 
 ADVICE = "fit_keras trains models that end in Dense(V) or ReversibleEmbedding, with a softmax or logits"
@@ -40,7 +41,20 @@ class Cut(NamedTuple):
     logits: bool  # whether no softmax follows
 
 
-_CUTS: weakref.WeakKeyDictionary[Any, Cut] = weakref.WeakKeyDictionary()  # each cut adds nodes to the layers
+SETTINGS = (  # of layers, which a user may change between calls; a cut depends on them, and the compiled body
+    "lora_enabled",
+    "quantization_mode",
+    "embeddings_regularizer",
+    "embeddings_constraint",
+    "activity_regularizer",
+    "activation",
+    "axis",
+    "logit_soft_cap",
+    "rate",
+)
+
+# the settings of a cut, and the cut: each one adds nodes to the layers
+_CUTS: weakref.WeakKeyDictionary[Any, tuple[list[Any], Cut]] = weakref.WeakKeyDictionary()
 
 
 def cut_model(model: Any) -> Cut:
@@ -49,9 +63,10 @@ def cut_model(model: Any) -> Cut:
     Raises:
       InputError: it does not end in a linear layer whose rows can be sampled; names the layer and the reason.
     """
-    if model not in _CUTS:
-        _CUTS[model] = _cut(model)
-    return _CUTS[model]
+    settings = [getattr(layer, name, None) for layer in model._flatten_layers() for name in SETTINGS]
+    if model not in _CUTS or _CUTS[model][0] != settings:
+        _CUTS[model] = settings, _cut(model)
+    return _CUTS[model][1]
 
 
 def _cut(model: Any) -> Cut:
@@ -91,7 +106,7 @@ def _without_models(model: Any, inputs: list[Any], output: Any) -> Any:
 
 
 def _is_model(operation: Any) -> bool:
-    return isinstance(operation, keras.Sequential) or type(operation).__name__ == "Functional"
+    return library_name(operation) in ("Functional", "Sequential")
 
 
 def _node(tensor: Any) -> tuple[Any, Any]:
@@ -105,11 +120,14 @@ def _head(output: Any) -> tuple[Any, Head, bool]:
     tensor, softmax = output, False
     while True:
         layer, node = _node(tensor)
-        inner = layer.layer if type(layer).__name__ == "TimeDistributed" else layer
-        kind = type(inner).__name__
+        inner = layer.layer if library_name(layer) == "TimeDistributed" else layer
+        kind = library_name(inner)
         inputs = keras.tree.flatten(node.arguments.args) or node.input_tensors  # without a mask
         if kind in ("Activation", "Softmax", "Dense") and len(inputs) == 1:
-            softmax |= _is_softmax(inner)
+            if _is_softmax(inner):
+                if softmax:
+                    raise InputError(f"Layer {layer.name!r} applies a softmax before another one; {ADVICE}.")
+                softmax = True
             if kind == "Dense":
                 _check_head(inner)
                 return inputs[0], Head(inner, inner.kernel, True, inner.bias), not softmax
@@ -120,35 +138,31 @@ def _head(output: Any) -> tuple[Any, Head, bool]:
         head = _linear(inner, inputs[0])
         if head is None:
             tied = " with the rows of an Embedding" if kind in ("Matmul", "Einsum") else ""
-            raise InputError(f"The model ends in {kind} ({layer.name!r}){tied}; {ADVICE}.")
+            raise InputError(f"The model ends in {type(inner).__name__} ({layer.name!r}){tied}; {ADVICE}.")
         return inputs[0], head, not softmax
 
 
 def _is_softmax(layer: Any) -> bool:
     """Whether a layer applies a softmax; raises `InputError` if it applies something else."""
-    if type(layer).__name__ == "Softmax":
+    if library_name(layer) == "Softmax":
         name = "softmax" if layer.axis in (-1, [-1]) else f"softmax over axis {layer.axis}"
     else:
         name = getattr(layer.activation, "__name__", str(layer.activation))
+        name += "" if library_name(layer.activation) else ", which is not defined in Keras"
     if name not in ("softmax", "linear"):
         raise InputError(f"Layer {layer.name!r} applies {name}; {ADVICE}.")
     return name == "softmax"
 
 
 def _check_head(layer: Any) -> None:
-    if getattr(layer, "lora_enabled", False):
-        raise InputError(
-            f"Layer {layer.name!r} has LoRA, which fit_keras cannot sample; use LoRA in the layers before it."
-        )
-    if getattr(layer, "quantization_mode", None):
-        raise InputError(f"Layer {layer.name!r} is quantized ({layer.quantization_mode}), which cannot be trained.")
+    require_plain_weights(layer, "fit_keras samples plain weights; layers before it may have LoRA")
     if not layer.built:
         raise InputError(f"Layer {layer.name!r} is not built yet; call the model once.")
 
 
 def _is_reversed(layer: Any, node: Any) -> bool:
     """Whether a layer is a ReversibleEmbedding, of Keras or keras_hub, that projects in this call."""
-    return type(layer).__name__ == "ReversibleEmbedding" and bool(node.arguments.kwargs.get("reverse"))
+    return library_name(layer) == "ReversibleEmbedding" and bool(node.arguments.kwargs.get("reverse"))
 
 
 def _reversible(layer: Any) -> Head:
@@ -168,12 +182,13 @@ def _linear(layer: Any, inputs: Any) -> Head | None:
     biases = [variable for variable in weights if len(variable.shape) == 1]
     if len(rows) != 1 or len(weights) != 1 + len(biases) or len(biases) > 1:
         return None
+    matrix, bias = keras.ops.convert_to_numpy(rows[0]).T, sum(map(keras.ops.convert_to_numpy, biases))
     sample = np.random.default_rng(0).normal(size=[size or 1 for size in inputs.shape]).astype(np.float32)
-    found = keras.ops.convert_to_numpy(layer(sample))
-    expected = sample @ keras.ops.convert_to_numpy(rows[0]).T
-    expected += sum(keras.ops.convert_to_numpy(bias) for bias in biases)
-    if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-2, atol=1e-2 * np.abs(expected).max()):
-        return None
+    large = 1e3 / max(np.abs(sample @ matrix).max(), 0.1)  # logits of 1000 show a cap; inputs fit in float16
+    for inputs in (sample, large * sample):
+        found, expected = keras.ops.convert_to_numpy(layer(inputs)), inputs @ matrix + bias
+        if found.shape != expected.shape or not np.allclose(found, expected, 1e-2, 1e-2 * np.abs(expected).max()):
+            return None
     return Head(layer, rows[0], False, biases[0] if biases else None, layer.supports_masking)
 
 
@@ -203,12 +218,13 @@ def _lookups(hidden: Any, kept: set[int]) -> tuple[list[Lookup], list[Any]]:
 def _is_table(layer: Any, node: Any) -> bool:
     """Whether a layer is an Embedding that is nothing but a table."""
     return (
-        (type(layer) is keras.layers.Embedding or type(layer).__name__ == "ReversibleEmbedding")
+        library_name(layer) in ("Embedding", "ReversibleEmbedding")
         and not _is_reversed(layer, node)
         and not getattr(layer, "lora_enabled", False)
         and not getattr(layer, "quantization_mode", None)
         and layer.embeddings_constraint is None
         and layer.embeddings_regularizer is None
+        and layer.activity_regularizer is None
     )
 
 

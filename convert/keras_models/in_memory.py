@@ -7,7 +7,13 @@ import keras
 from convert.checks.comparison import check
 from convert.checks.predictor import language_model_predictor
 from convert.keras_models.builder import assign_weights, build
-from convert.keras_models.live_layers import as_array, keras_predictor, read_live_model, weight_variables
+from convert.keras_models.live_layers import (
+    as_array,
+    keras_predictor,
+    read_live_model,
+    require_plain_weights,
+    weight_variables,
+)
 from convert.options import DEFAULT_OPTIONS, ExportOptions
 from convert.weights.cudnn import as_lstm_arrays
 from convert.weights.table import language_model_weights, model_from_keras_arrays, to_keras_weights
@@ -83,7 +89,7 @@ def load_into_keras(language_model: LanguageModel, model: Any) -> None:
       model: of the same sizes. Its names, losses and compilation stay as they are.
 
     Raises:
-      InputError: the sizes differ, or as `from_keras`.
+      InputError: the sizes differ, a layer has LoRA, or as `from_keras`.
 
     References:
       `keras.layers.Layer.set_weights`.
@@ -94,6 +100,8 @@ def load_into_keras(language_model: LanguageModel, model: Any) -> None:
     >>> load_into_keras(from_keras(model), model)
     """
     layers, _ = read_live_model(model)
+    for layer in layers:
+        require_plain_weights(layer, "copy the weights into a model without it")
     weights = list(to_keras_weights(language_model_weights(language_model), language_model.config).values())
     variables = [variable for layer in layers for variable in weight_variables(layer)]
     expected, shapes = ([tuple(array.shape) for array in arrays] for arrays in (weights, variables))

@@ -13,6 +13,13 @@ from convert.keras_models.supported_layers import Structure, read_structure
 from jaxlm.errors import InputError
 
 WEIGHTS = ("embeddings", "kernel", "recurrent_kernel", "bias")  # in Keras' order
+LIBRARIES = ("keras", "tf_keras", "keras_hub", "jax", "tensorflow")  # in which a name has one meaning
+
+
+def library_name(thing: Any) -> str:
+    """Returns the name of a function, or of an object's class; "" if Keras or its backends do not define it."""
+    kind = thing if hasattr(thing, "__name__") else type(thing)
+    return kind.__name__ if str(kind.__module__).split(".")[0] in LIBRARIES else ""
 
 
 def read_live_model(model: Any) -> tuple[list[Any], Structure]:
@@ -58,9 +65,23 @@ def _config(model: Any) -> Any:
 
 
 def _check_origin(name: str, layer: Any) -> None:
-    origin, kind = type(layer).__module__.split(".")[0], type(layer).__name__
-    if layer is not None and hasattr(layer, "get_config") and origin not in ("keras", "tf_keras"):
-        raise InputError(f"Layer {name!r} cannot be converted: {kind} is a class of {origin}, not of Keras.")
+    """Raises `InputError` if a user defines the class of a layer, or one of its activations."""
+    parts = [layer] if hasattr(layer, "get_config") else []
+    parts += [getattr(layer, name, None) for name in ("activation", "recurrent_activation")]
+    for part in parts:
+        if part is not None and not library_name(part):
+            kind = part if hasattr(part, "__name__") else type(part)
+            raise InputError(
+                f"Layer {name!r} cannot be converted: {kind.__name__} is defined in {kind.__module__}, not in Keras."
+            )
+
+
+def require_plain_weights(layer: Any, advice: str) -> None:
+    """Raises `InputError` with advice if a layer, or the layer inside of it, has LoRA or is quantized."""
+    inner = getattr(layer, "layer", layer)
+    mode = getattr(inner, "quantization_mode", None)
+    if mode or getattr(inner, "lora_enabled", False):
+        raise InputError(f"Layer {layer.name!r} {f'is quantized to {mode}' if mode else 'has LoRA'}; {advice}.")
 
 
 def weight_variables(layer: Any) -> list[Any]:
@@ -129,11 +150,8 @@ def abstract_predictor(model: keras.Model, weights: Sequence[Any], name: str) ->
       InputError: the weights do not fit the model.
     """
     for layer in chain(model):
-        if getattr(getattr(layer, "layer", layer), "lora_enabled", False):
-            raise InputError(
-                f"{name}: layer {layer.name!r} has LoRA; build the model without it, and load the weights of"
-                " `model.save_weights`, which merges the low-rank matrices."
-            )
+        advice = "build the model without it, and load the weights of `model.save_weights`, which merges LoRA"
+        require_plain_weights(layer, advice)
     variables = [variable for layer in chain(model) for variable in weight_variables(layer)]
     expected, shapes = ([tuple(tensor.shape) for tensor in tensors] for tensors in (variables, weights))
     if shapes != expected:

@@ -3,52 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from convert_helpers import run_python
+from fit_helpers import run_under_jax
 
 from convert import fit_keras
 from jaxlm.errors import InputError
-
-PRELUDE = """
-import warnings; warnings.simplefilter("ignore")
-import keras, numpy as np, convert
-L, V, rng = keras.layers, 23, np.random.default_rng(0)
-EXACT = {"num_sampled": V, "sampler": "uniform", "compute_dtype": "float32"}
-
-def embed(ids, **settings): return L.Embedding(V, 5, **settings)(ids)
-def head(x): return L.Dense(V, activation="softmax")(x)
-def simple(body, **settings):
-    ids = keras.Input((6,), dtype="int32")
-    return keras.Model(ids, head(body(embed(ids, **settings))))
-
-def data(model, zeros=False):
-    inputs = [rng.integers(0 if zeros else 1, V, (10, 6)) if "int" in tensor.dtype else
-              rng.random((10, tensor.shape[1])).astype("float32") for tensor in model.inputs]
-    if zeros: inputs[0][:, :2] = 0
-    named = {tensor.name: array for tensor, array in zip(model.inputs, inputs)}
-    inputs = named if "price" in named else inputs if len(inputs) > 1 else inputs[0]
-    return inputs, rng.integers(0, V, (10, *model.outputs[0].shape[1:-1]))
-
-def start(model):
-    for variable in model.weights:
-        if "float" in variable.dtype and "moving" not in variable.path:
-            variable.assign(0.5 * rng.normal(size=variable.shape))
-    return model.get_weights()
-
-def compare(name, model, optimizer, rtol=2e-3, zeros=False, **settings):
-    (x, y), weights, results = data(model, zeros), start(model), []
-    for fit in (model.fit, lambda *a, **k: convert.fit_keras(model, *a, **k, **EXACT)):
-        model.set_weights(weights)
-        model.compile(type(optimizer).from_config(optimizer.get_config()), "sparse_categorical_crossentropy")
-        history = fit(x, y, **{"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0} | settings)
-        results.append((model.get_weights(), history.history["loss"], int(model.optimizer.iterations)))
-    (theirs, their_loss, steps), (ours, our_loss, our_steps) = results
-    assert steps == our_steps, (name, steps, our_steps)
-    np.testing.assert_allclose(our_loss, their_loss, rtol=1e-4, err_msg=name)
-    for variable, one, other, before in zip(model.weights, ours, theirs, weights, strict=True):
-        moved = np.abs(other - before).max()
-        np.testing.assert_allclose(one, other, rtol=0, atol=rtol * max(moved, 1e-2), err_msg=f"{name} {variable.path}")
-    print("equal:", name, type(optimizer).__name__)
-"""
 
 BODIES = """
 def attention(x):
@@ -57,6 +15,7 @@ def attention(x):
 def residual(x):
     first = L.LSTM(5, return_sequences=True)(x)
     return L.Add()([first, L.LSTM(5, return_sequences=True)(first)])
+def tanh(x): return keras.ops.tanh(3 * x)
 def shared():
     table, a, b = L.Embedding(V, 5), keras.Input((6,), dtype="int32"), keras.Input((6,), dtype="int32")
     return keras.Model([a, b], head(L.Concatenate()([L.GRU(4)(table(a)), L.GRU(4)(table(b))])))
@@ -117,6 +76,8 @@ MODELS = {
     "composite": composite,
     "nested": nested,
     "regularizer": lambda: simple(L.GRU(4, kernel_regularizer="l2", **sequence)),
+    "penalty on an Embedding": lambda: simple(L.LSTM(4, **sequence), activity_regularizer="l2"),
+    "own activation": lambda: simple(L.LSTM(4, activation=tanh, **sequence)),
     "frozen": frozen,
     "LoRA": lora,
     "tied": tied,
@@ -130,7 +91,7 @@ for name in NAMES:
             compare(name, MODELS[name](), optimizer, zeros="mask" in name)
 """
 
-QUICK = ["mask_zero, last word", "shared Embedding", "two inputs", "composite", "tied"]
+QUICK = ["mask_zero, last word", "shared Embedding", "two inputs", "composite", "tied", "own activation"]
 REST = [
     "GRU",
     "frozen",
@@ -143,17 +104,12 @@ REST = [
     "seq2seq",
     "nested",
     "regularizer",
+    "penalty on an Embedding",
     "LoRA",
     "tied, mask_zero",
     "tied by a layer",
     "not tied",
 ]
-
-
-def run_under_jax(code: str) -> str:
-    result = run_python("-c", PRELUDE + code, KERAS_BACKEND="jax")
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
 
 
 @pytest.mark.slow
@@ -264,7 +220,23 @@ refusal(keras.Model(ids, [L.Dense(V)(hidden), L.Dense(V)(hidden)]))
 refusal(keras.Model(ids, L.Dense(V, activation="sigmoid")(hidden)))
 capped = L.ReversibleEmbedding(V, 5, logit_soft_cap=3.0)
 refusal(keras.Model(ids, capped(L.GRU(5)(capped(ids)), reverse=True)))
-head_of_lora = keras.Model(ids, L.Dense(V)(hidden)); head_of_lora.layers[-1].enable_lora(2); refusal(head_of_lora)
+class Capped(L.Layer):
+    def call(self, x): return 30 * keras.ops.tanh(keras.ops.matmul(x, keras.ops.transpose(self.table.embeddings)) / 30)
+capped = Capped(); capped.table = table
+refusal(keras.Model(ids, capped(hidden)))
+refusal(keras.Model(ids, L.Softmax()(L.TimeDistributed(L.Dense(V, activation="softmax"))(hidden))))
+def softmax(x): return keras.ops.softmax(2 * x)
+refusal(keras.Model(ids, L.Dense(V, activation=softmax)(hidden)))
+def changed(change):
+    model = simple(lambda x: L.Dense(4)(L.GRU(4)(x)))
+    convert.fit_keras(model, *data(model), verbose=0)
+    change(model)
+    return model
+refusal(changed(lambda model: model.layers[-1].enable_lora(2)))
+refusal(changed(lambda model: model.quantize("int8")))
+for change in (lambda model: model.layers[1].enable_lora(2),
+               lambda model: setattr(model.layers[3], "activation", keras.activations.tanh)):
+    compare("changed", changed(change), keras.optimizers.SGD(0.3))
 refusal(model, iter([(x[0], y[0])]), steps_per_epoch=1)
 always = keras.Input(batch_shape=(4, 6), dtype="int32")
 states = keras.Model(always, head(L.GRU(4, return_sequences=True, stateful=True)(embed(always))))
@@ -277,20 +249,13 @@ def test_whatever_ends_a_call_leaves_the_weights_of_the_last_step_and_val_loss_i
     lines = run_under_jax(ENDS).splitlines()
     assert lines[0] == "raised"
     refused = [line for line in lines if line.startswith("refused:")]
-    for line, text in zip(
-        refused,
-        [
-            "Matmul",
-            "2 outputs",
-            "applies sigmoid",
-            "logit_soft_cap=3.0",
-            "has LoRA",
-            "shape (None, 6); a dataset needs `.batch()`. Received: (6,)",
-            "`validation_batch_size`: expected 4, as the stateful model has. Received: 5",
-        ],
-        strict=True,
-    ):
+    reasons = ["Matmul", "2 outputs", "applies sigmoid", "logit_soft_cap=3.0", "ends in Capped", "another one"]
+    reasons += ["softmax, which is not defined in Keras", "has LoRA", "is quantized to int8"]
+    reasons += ["shape (None, 6); a dataset needs `.batch()`. Received: (6,)"]
+    reasons += ["`validation_batch_size`: expected 4, as the stateful model has. Received: 5"]
+    for line, text in zip(refused, reasons, strict=True):
         assert text in line
+    assert lines.count("equal: changed SGD") == 2
 
 
 def test_other_backends_say_what_to_set():

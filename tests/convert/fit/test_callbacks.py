@@ -213,3 +213,16 @@ def test_a_callback_can_set_the_step_of_the_optimizer():
     model.compile("adam", "sparse_categorical_crossentropy")
     fit_keras(model, *sequences(), epochs=2, num_sampled=9, **QUIET, callbacks=[Restored()])
     assert int(model.optimizer.iterations) == 43
+
+
+def test_the_name_of_a_callback_does_not_make_it_one_of_keras():
+    class Callback(Calls):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.set_weights([array / 2 for array in self.model.get_weights()])
+
+    class History(Callback):
+        pass
+
+    (theirs, _, _), (ours, _, _) = both(lambda: [History()], epochs=2)
+    for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

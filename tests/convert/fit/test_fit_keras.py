@@ -109,18 +109,26 @@ def test_layers_that_are_not_trainable_stay_as_they_are():
         assert np.array_equal(old, np.array(variable)) == (id(variable) in frozen), variable.path
 
 
+def sparse_categorical_crossentropy(y, p):  # not Keras', in spite of its name
+    return keras.ops.mean(p)
+
+
 @pytest.mark.parametrize(
-    ("loss", "named"),
+    ("loss", "logits", "named"),
     [
-        ("mse", "loss mse"),
-        (lambda y, p: keras.ops.mean(p), "loss <lambda>"),
-        (keras.losses.SparseCategoricalCrossentropy(from_logits=True), "from_logits=True"),
+        ("mse", False, "loss mse"),
+        (lambda y, p: keras.ops.mean(p), False, "loss <lambda>"),
+        (sparse_categorical_crossentropy, False, "loss sparse_categorical_crossentropy"),
+        (keras.losses.SparseCategoricalCrossentropy(from_logits=True), False, "from_logits=True"),
+        (keras.losses.SparseCategoricalCrossentropy(), True, "from_logits=False"),
+        ("sparse_categorical_crossentropy", True, "from_logits=False"),
+        (keras.losses.sparse_categorical_crossentropy, True, "from_logits=False"),
     ],
 )
-def test_compiled_settings_without_effect_are_named(loss, named):
-    model = make()
-    model.compile("adam", loss)
-    with pytest.warns(UserWarning, match=f"fit_keras does not use: {named}"):
+def test_compiled_settings_without_effect_are_named(loss, logits, named):
+    model = make(logits=logits)
+    model.compile("adam", loss, loss_weights=[2.0])
+    with pytest.warns(UserWarning, match=rf"fit_keras does not use: {named}.*, loss_weights=\[2.0\]"):
         fit_keras(model, X, Y, **QUIET)
 
 

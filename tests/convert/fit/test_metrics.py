@@ -1,5 +1,7 @@
 """Metrics of `fit_keras` on validation data against `model.evaluate`."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from jaxlm.errors import InputError
 
 class Perplexity(keras.metrics.Metric):
     """The perplexity of keras_hub: the exponential of the mean, over the examples, of the loss per word of a batch."""
+
+    __module__ = "keras_hub.metrics"
 
     def __init__(self, from_logits=False, mask_token_id=None, name="perplexity"):
         super().__init__(name=name)
@@ -95,11 +99,20 @@ def test_callbacks_monitor_metrics_and_others_are_named():
     def surprise(y_true, y_pred):
         return keras.ops.max(y_pred, axis=-1)
 
+    def perplexity(y_true, y_pred):  # not Keras', in spite of its name
+        return surprise(y_true, y_pred)
+
+    class TopKCategoricalAccuracy(keras.metrics.MeanMetricWrapper):
+        pass
+
+    own = [surprise, perplexity, functools.partial(surprise), TopKCategoricalAccuracy(surprise, name="best")]
     (x, y), model = sequences(), make()
-    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["acc", surprise, keras.metrics.Accuracy()])
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["acc", *own, keras.metrics.Accuracy()])
     stop = keras.callbacks.EarlyStopping("val_acc", patience=0, min_delta=2)
     arguments = QUIET | {"epochs": 5, "validation_data": (x, y), "callbacks": stop}
-    with pytest.warns(UserWarning, match="not surprise, accuracy without .*: call model.evaluate"):
+    with pytest.warns(
+        UserWarning, match="not surprise, perplexity, partial, best, accuracy without .*: call model.evaluate"
+    ):
         history = fit_keras(model, x, y, **arguments).history
     assert history.keys() == {"loss", "val_loss", "val_acc"} and len(history["loss"]) == 2
     with pytest.raises(InputError, match="'val_acc', which fit_keras does not log"):

@@ -77,7 +77,6 @@ def test_a_functional_model_is_converted():
 
 
 def test_a_keras_2_model_is_converted():
-    tf_keras = pytest.importorskip("tf_keras", reason="Keras 2 is not installed: pip install tf_keras")
     two = tf_keras.layers
     old = chain(two.LSTM(7, return_sequences=True), two.Dense(V, activation="softmax"), keras_module=tf_keras)
     language_model = convert.from_keras(old)
@@ -87,11 +86,8 @@ def test_a_keras_2_model_is_converted():
     np.testing.assert_allclose(new(ids), old(ids), atol=1e-6)
 
 
-def subclass():
-    class Mine(layers.LSTM):
-        pass
-
-    return Mine(7, return_sequences=True)
+def tanh(x):
+    return keras.ops.tanh(3 * x)
 
 
 REFUSED = {
@@ -127,7 +123,8 @@ REFUSED = {
     "two softmaxes": (lambda: chain(lstm(), softmax(), layers.Softmax()), "already a softmax"),
     "order": (lambda: chain(lstm(), layers.Dense(5), lstm(), softmax()), "Embedding -> LSTM -> Dense -> LSTM"),
     "states": (lambda: chain(layers.LSTM(7, return_sequences=True), layers.LSTM(7), layers.Dense(3)), "Received: 3"),
-    "subclass": (lambda: chain(subclass(), softmax()), "is a class of"),
+    "subclass": (lambda: chain(type("Mine", (layers.LSTM,), {})(7, return_sequences=True), softmax()), "is defined in"),
+    "own function": (lambda: chain(lstm(activation=tanh, name="o"), softmax()), "'o' .*tanh is defined in"),
 }
 
 
@@ -187,9 +184,16 @@ def test_branches_and_unbuilt_models_are_refused():
         convert.from_keras(keras.Sequential([layers.Embedding(V, 5), lstm(), softmax()]))
 
 
-def test_weights_of_other_sizes_are_not_loaded(random_model):
+def test_weights_of_other_sizes_or_into_layers_with_lora_are_not_loaded(random_model):
     with pytest.raises(InputError, match="expected weights of shapes"):
         convert.load_into_keras(random_model(), chain(lstm(8), lstm(8), softmax()))
+    model = chain(lstm(), softmax())
+    model.layers[-1].enable_lora(2)
+    before = model.get_weights()
+    with pytest.raises(InputError, match="has LoRA; copy the weights into a model without it"):
+        convert.load_into_keras(convert.from_keras(model), model)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -271,14 +275,9 @@ def test_a_model_of_several_inputs_that_is_not_a_single_step_is_refused():
 @pytest.mark.parametrize("module", [keras, tf_keras])
 def test_a_fixed_shape_is_compared_as_it_is_and_states_stay(module):
     shape = {"batch_shape" if module is keras else "batch_input_shape": (3, 4)}
-    model = module.Sequential(
-        [
-            module.layers.InputLayer(**shape),
-            module.layers.Embedding(V, 5),
-            module.layers.LSTM(7, return_sequences=True, stateful=True),
-            module.layers.Dense(V, activation="softmax"),
-        ]
-    )
+    kinds = module.layers
+    stack = [kinds.InputLayer(**shape), kinds.Embedding(V, 5), kinds.LSTM(7, return_sequences=True, stateful=True)]
+    model = module.Sequential([*stack, kinds.Dense(V, activation="softmax")])
     model(np.full((3, 4), 2, "int32"))
     before = np.array(model.layers[1].states)
     assert np.abs(before).max() > 0
