@@ -220,20 +220,32 @@ def _prepare(model: Any, cut: Cut, masked: tuple[int, ...]) -> Callable[[Sequenc
     computing = keras.Model(model.inputs, computed) if computed else None
 
     def prepare(inputs: Sequence[np.ndarray], name: str) -> Prepared:
+        names = [name] if len(inputs) == 1 else [f"{name}[{i}]" for i in range(len(inputs))]
+        inputs = [
+            _of_rank(*each) for each in zip(inputs, (tensor.shape for tensor in model.inputs), names, strict=True)
+        ]
         results = iter([] if computing is None else keras.tree.flatten(computing(list(inputs))))
         ids = []
         for lookup in cut.lookups:
             place = places.get(id(lookup.ids))
             found = inputs[place] if place is not None else np.asarray(keras.ops.convert_to_numpy(next(results)))
-            where = name if len(inputs) == 1 else f"{name}[{place}]" if place is not None else lookup.layer.name
-            expected = f"ids of shape {lookup.ids.shape}; a dataset needs `.batch()`"
-            require(found.ndim == len(lookup.ids.shape), where, expected, found.shape)
+            where = names[place] if place is not None else lookup.layer.name
             ids.append(integer_ids(found, where))
             check_ids(where, ids[-1].ravel(), lookup.layer.input_dim)
-        features = [np.asarray(inputs[places[id(tensor)]]).astype(tensor.dtype) for tensor in cut.features]
+        features = [inputs[places[id(tensor)]].astype(tensor.dtype) for tensor in cut.features]
         return tuple(ids), (*features, *(ids[i] != 0 for i in masked))
 
     return prepare
+
+
+def _of_rank(array: np.ndarray, shape: tuple[int | None, ...], name: str) -> np.ndarray:
+    """Returns an array with the rank of an input; Keras adds and removes a last dimension of 1, too."""
+    if array.ndim == len(shape) - 1 and shape[-1] == 1:
+        array = array[..., None]
+    elif array.ndim == len(shape) + 1 and array.shape[-1] == 1:
+        array = array[..., 0]
+    require(array.ndim == len(shape), name, f"shape {shape}; a dataset needs `.batch()`", array.shape)
+    return array
 
 
 def _mask(body: KerasBody | None, widths: Sequence[int], ids: Sequence[np.ndarray], features: Any) -> np.ndarray | None:
