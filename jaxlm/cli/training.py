@@ -26,7 +26,7 @@ from jaxlm.cli.arguments import (
     Words,
 )
 from jaxlm.cli.results import print_count_warnings, print_evaluation, print_result
-from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.config import TrainConfig
 from jaxlm.device_config import MeshConfig, ProcessConfig
 from jaxlm.errors import InputError
 from jaxlm.runs.glibc import keep_freed_memory
@@ -126,11 +126,16 @@ def train(
     keep_freed_memory()
     mesh = _join(processes, devices, out)
     from jaxlm.data.corpus import load_corpus
+    from jaxlm.runs.directory import CONFIG_FILE, load_config
     from jaxlm.runs.loop import train as train_model
+    from jaxlm.training.settings import default_batch_size
 
     corpus = load_corpus(data)
-    shape = _model_config(model, out, len(corpus.vocabulary))
-    step = TrainConfig(**dataclasses.asdict(config) | {"batch_size": _batch_size(batch_size, out)})
+    before = load_config(out) if (out / CONFIG_FILE).exists() else None  # of the run, or of an imported model
+    shape = before.model if before and model == ModelOptions() else model.config(len(corpus.vocabulary))
+    if batch_size == "auto":
+        batch_size = before.train.batch_size if before and before.train else default_batch_size()
+    step = TrainConfig(**dataclasses.asdict(config) | {"batch_size": batch_size})
     evaluation = train_model(corpus, out, shape, step, schedule, use_word_vectors=word_vectors, data=data, mesh=mesh)
     print_result(out, corpus, evaluation, mesh)
 
@@ -145,26 +150,6 @@ def _join(processes: ProcessConfig, devices: MeshConfig, run: Path) -> "Mesh | N
     from jaxlm.runs.initial_state import mesh_of_run
 
     return open_mesh(mesh_of_run(run) if devices == MeshConfig() else devices)
-
-
-def _model_config(options: ModelOptions, out: Path, vocab_size: int) -> ModelConfig:
-    """Returns the config of the options; without any, that of an existing run, which may be an imported model."""
-    from jaxlm.runs.directory import CONFIG_FILE, load_config
-
-    if options == ModelOptions() and (out / CONFIG_FILE).exists():
-        return load_config(out).model
-    return options.config(vocab_size)
-
-
-def _batch_size(given: int | Literal["auto"], out: Path) -> int:
-    """Returns the number of streams: the one given, that of an existing run, or that which suits the device."""
-    from jaxlm.runs.directory import CONFIG_FILE, load_config
-    from jaxlm.training.settings import default_batch_size
-
-    if given != "auto":
-        return given
-    before = load_config(out).train if (out / CONFIG_FILE).exists() else None
-    return default_batch_size() if before is None else before.batch_size
 
 
 def resume(
