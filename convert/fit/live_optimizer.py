@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from convert.fit.optimizers import OPTIMIZERS, KerasOptimizer
-from convert.keras_models.live_layers import as_array
+from convert.keras_models.live_layers import as_array, library_name
 from jaxlm.config import ScheduleConfig, TrainConfig
 from jaxlm.errors import InputError
 
@@ -116,7 +116,7 @@ def open_optimizer(model: Any) -> LiveOptimizer:
     """Opens the optimizer that a model was compiled with; Adam if it was not.
 
     Raises:
-      InputError: it is not element-wise, or has an unsupported setting.
+      InputError: it is not one of Keras, is not element-wise, or has an unsupported setting.
     """
     outer = getattr(model, "optimizer", None)
     if outer is None or not hasattr(outer, "get_config"):
@@ -127,6 +127,8 @@ def open_optimizer(model: Any) -> LiveOptimizer:
     kind, legacy = type(inner).__name__, _is_legacy(inner)
     if kind not in OPTIMIZERS or (legacy and kind not in ("Adam", "SGD", "Adagrad")):
         raise InputError(f"Invalid `optimizer`: fit_keras has no {kind}, whose update is not element-wise. {HOW}")
+    if not library_name(inner):
+        raise InputError(f"Invalid `optimizer`: {kind} is defined in {type(inner).__module__}, not in Keras. {HOW}")
     settings = dict(inner.get_config())
     if getattr(inner, "_exclude_from_weight_decay", None):
         raise InputError(f"Invalid `optimizer`: expected {kind} with weight decay for all weights, or none.")

@@ -160,7 +160,7 @@ for frequency, batches in ((4, None), (2, 2), (None, 4)):
     averages = O.SGD(0.3, use_ema=True, ema_momentum=0.7, ema_overwrite_frequency=frequency,
                      gradient_accumulation_steps=batches)
     compare("moving averages", simple(L.GRU(7, return_sequences=True), mask_zero=True), averages, zeros=True)
-for optimizer in (O.Adafactor(), O.Ftrl()):
+for optimizer in (O.Adafactor(), O.Ftrl(), type("Adam", (O.Adam,), {})()):
     model.compile(optimizer, "sparse_categorical_crossentropy")
     try: ours()
     except convert.InputError as error: print("refused:", type(optimizer).__name__, error)
@@ -173,7 +173,7 @@ def test_every_optimizer_takes_the_steps_of_keras_and_continues(every):
     out = run_under_jax(f"ALL = {every}\n" + OPTIMIZERS.replace("convert.InputError", "ValueError"))
     assert out.count("equal:") == (19 if every else 11)
     refused = [line for line in out.splitlines() if line.startswith("refused:")]
-    assert len(refused) == 2 and "no Adafactor" in refused[0]
+    assert len(refused) == 3 and "no Adafactor" in refused[0] and "Adam is defined in __main__" in refused[2]
 
 
 ENDS = """
