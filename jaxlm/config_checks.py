@@ -32,9 +32,9 @@ def require_type(name: str, value: Any, kind: type) -> None:
     require(right, name, EXPECTED.get(kind, f"a {kind.__name__}"), value)
 
 
-def require_integer(name: str, value: int, lowest: int) -> None:
+def require_integer(name: str, value: Any, lowest: int) -> None:
     """Checks that an argument is an integer, of Python or NumPy, and not below the lowest value."""
-    fits = isinstance(value, Integral) and not isinstance(value, bool) and value >= lowest
+    fits = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= lowest
     require(fits, name, f"an integer of at least {lowest}", value)
 
 

@@ -1,7 +1,6 @@
 """Checks of the arguments of `fit_keras` that are numbers, or one number per class."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from numbers import Real
 from typing import Any
 
@@ -9,18 +8,17 @@ import numpy as np
 
 from convert.fit.examples import Shape
 from convert.fit.network import Network
+from jaxlm.config_checks import require_integer
 from jaxlm.errors import require
 
 
 def check_numbers(validation_freq: Any, numbers: Mapping[str, Any]) -> None:
-    """Raises `InputError` unless sizes and steps, by argument, are whole numbers or None, and `epochs` is a number."""
+    """Raises `InputError` unless `numbers`, such as `batch_size`, are positive integers or None; `epochs` may be 0."""
     for name, number in numbers.items():
-        least = 0 if name == "epochs" else 1
-        fits = (number is None and least == 1) or (isinstance(number, int | np.integer) and number >= least)
-        require(bool(fits), name, f"a whole number of at least {least}", number)
-    fits = isinstance(validation_freq, list | tuple | set | range)
-    fits = fits or (isinstance(validation_freq, int) and validation_freq >= 1)
-    require(fits, "validation_freq", "a whole number of at least 1, or a list of epochs", validation_freq)
+        if number is not None or name == "epochs":
+            require_integer(name, number, 0 if name == "epochs" else 1)
+    if isinstance(validation_freq, str) or not isinstance(validation_freq, Container):  # of epochs
+        require_integer("validation_freq", validation_freq, 1)
 
 
 def class_counts(counts: Any, vocab_size: int) -> np.ndarray:
@@ -40,8 +38,10 @@ def class_weights(class_weight: Mapping[int, float], vocab_size: int) -> np.ndar
     for label, weight in class_weight.items():
         is_class = isinstance(label, Real) and 0 <= label < vocab_size and label == int(label)
         require(is_class, "class_weight", f"classes from 0 to {vocab_size - 1}", label)
-        require(isinstance(weight, Real) and math.isfinite(weight), "class_weight", "finite weights", weight)
-        weights[int(label)] = weight
+        number = np.asarray(weight)
+        is_weight = number.ndim == 0 and number.dtype.kind in "biuf" and bool(np.isfinite(number))
+        require(is_weight, "class_weight", "finite weights", weight)
+        weights[int(label)] = number
     return weights
 
 

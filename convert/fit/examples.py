@@ -82,7 +82,7 @@ class Passes:
             first = next(self.iterator, None)
         if first is None:
             advice = "Give fewer epochs or steps, or a generator that does not end."
-            raise InputError(f"`{self.examples.name}` has ended; expected batches in each epoch. {advice}")
+            raise InputError(f"Invalid `{self.examples.name}`: expected batches in each epoch. It has ended. {advice}")
         yield from islice(chain((first,), self.iterator), self.steps)
         self.examples.on_end()
 

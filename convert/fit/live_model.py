@@ -91,11 +91,11 @@ class Session(NamedTuple):
     def _at_step(self, state: TrainState, steps: int) -> TrainState:
         """Returns a state after a number of steps, with the averages of all rows at that step."""
         updated, u_product = steps - steps % self.optimizer.rule.batches, self.optimizer.u_product()
-        params, opt_state = state.tables | {"dense": state.dense}, {}
+        params, opt_state, settled = state.tables | {"dense": state.dense}, {}, np.int32(steps)
         for name, part in state.opt_state.items():  # an array for each part: a step donates all of them
             opt_state[name] = part | {"step": jnp.int32(updated), "u_product": jnp.float32(u_product)}
             if self.optimizer.rule.has_averages:
-                opt_state[name][SETTLED] = jax.tree.map(lambda each: jnp.full(each.shape[:1], steps), params[name])
+                opt_state[name][SETTLED] = jax.tree.map(lambda each: jnp.full(each.shape[:1], settled), params[name])
         return dataclasses.replace(state, step=jnp.int32(steps), opt_state=opt_state)
 
     def _slots(self) -> list[tuple[Link, str, Any]]:
@@ -195,7 +195,7 @@ class Session(NamedTuple):
 
 
 def check_initial_values(network: Network, initial_biases: Any, initial_embeddings: Any) -> None:
-    """Raises `InputError` if a model cannot start at these initial values, or is not trained where they are."""
+    """Raises `InputError` if a model cannot start at these initial values, or if their tables are frozen."""
     present = {link.path[1] for link in network.links if link.path[0] == "tables"}
     for argument, value, allowed, tables, without in (
         ("initial_biases", initial_biases, "unigram", {"biases"}, "a softmax without biases"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class Data(NamedTuple):
     def is_validated(self, epoch: int) -> bool:
         """Whether an epoch, counted from 0, ends with validation, as in Keras."""
         freq = self.validation_freq
-        return (epoch + 1) % freq == 0 if isinstance(freq, int) else epoch + 1 in freq
+        return epoch + 1 in freq if isinstance(freq, Container) else (epoch + 1) % freq == 0
 
 
 class Training:

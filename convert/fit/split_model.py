@@ -41,18 +41,6 @@ class Cut(NamedTuple):
     logits: bool  # whether no softmax follows
 
 
-SETTINGS = (  # of layers, which a user may change between calls; a cut depends on them, and the compiled body
-    "lora_enabled",
-    "quantization_mode",
-    "embeddings_regularizer",
-    "embeddings_constraint",
-    "activity_regularizer",
-    "activation",
-    "axis",
-    "logit_soft_cap",
-    "rate",
-)
-
 # the settings of a cut, and the cut: each one adds nodes to the layers
 _CUTS: weakref.WeakKeyDictionary[Any, tuple[list[Any], Cut]] = weakref.WeakKeyDictionary()
 
@@ -63,10 +51,18 @@ def cut_model(model: Any) -> Cut:
     Raises:
       InputError: it does not end in a linear layer whose rows can be sampled; names the layer and the reason.
     """
-    settings = [getattr(layer, name, None) for layer in model._flatten_layers() for name in SETTINGS]
+    settings = [_settings(layer) for layer in model._flatten_layers(include_self=False)]
     if model not in _CUTS or _CUTS[model][0] != settings:
         _CUTS[model] = settings, _cut(model)
     return _CUTS[model][1]
+
+
+def _settings(layer: Any) -> dict[str, Any]:
+    """Returns the settings of a layer, on which a cut and the compiled body depend; a user may change them."""
+    named = {name: getattr(layer, name, None) for name in ("lora_enabled", "quantization_mode", "axis")}
+    public = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
+    plain = (bool, int, float, str, type(None))
+    return named | {name: value for name, value in public.items() if isinstance(value, plain) or callable(value)}
 
 
 def _cut(model: Any) -> Cut:
@@ -106,7 +102,8 @@ def _without_models(model: Any, inputs: list[Any], output: Any) -> Any:
 
 
 def _is_model(operation: Any) -> bool:
-    return library_name(operation) in ("Functional", "Sequential")
+    is_plain = isinstance(operation, keras.Sequential) and type(operation).call is keras.Sequential.call
+    return is_plain or library_name(operation) == "Functional"
 
 
 def _node(tensor: Any) -> tuple[Any, Any]:
@@ -155,7 +152,7 @@ def _is_softmax(layer: Any) -> bool:
 
 
 def _check_head(layer: Any) -> None:
-    require_plain_weights(layer, "fit_keras samples plain weights; layers before it may have LoRA")
+    require_plain_weights(layer, "fit_keras samples plain weights")
     if not layer.built:
         raise InputError(f"Layer {layer.name!r} is not built yet; call the model once.")
 
@@ -185,8 +182,8 @@ def _linear(layer: Any, inputs: Any) -> Head | None:
     matrix, bias = keras.ops.convert_to_numpy(rows[0]).T, sum(map(keras.ops.convert_to_numpy, biases))
     sample = np.random.default_rng(0).normal(size=[size or 1 for size in inputs.shape]).astype(np.float32)
     large = 1e3 / max(np.abs(sample @ matrix).max(), 0.1)  # logits of 1000 show a cap; inputs fit in float16
-    for inputs in (sample, large * sample):
-        found, expected = keras.ops.convert_to_numpy(layer(inputs)), inputs @ matrix + bias
+    for each in (sample, large * sample):
+        found, expected = keras.ops.convert_to_numpy(layer(each)), each @ matrix + bias
         if found.shape != expected.shape or not np.allclose(found, expected, 1e-2, 1e-2 * np.abs(expected).max()):
             return None
     return Head(layer, rows[0], False, biases[0] if biases else None, layer.supports_masking)

@@ -13,7 +13,7 @@ from convert.keras_models.supported_layers import Structure, read_structure
 from jaxlm.errors import InputError
 
 WEIGHTS = ("embeddings", "kernel", "recurrent_kernel", "bias")  # in Keras' order
-LIBRARIES = ("keras", "tf_keras", "keras_hub", "jax", "tensorflow")  # in which a name has one meaning
+LIBRARIES = ("keras", "tf_keras", "keras_hub", "jax", "tensorflow", "torch")  # in which a name has one meaning
 
 
 def library_name(thing: Any) -> str:
@@ -76,12 +76,13 @@ def _check_origin(name: str, layer: Any) -> None:
             )
 
 
-def require_plain_weights(layer: Any, advice: str) -> None:
-    """Raises `InputError` with advice if a layer, or the layer inside of it, has LoRA or is quantized."""
+def require_plain_weights(layer: Any, advice: str, name: str = "") -> None:
+    """Raises `InputError` if a layer of a named model, or the layer inside of it, has LoRA or is quantized."""
     inner = getattr(layer, "layer", layer)
     mode = getattr(inner, "quantization_mode", None)
     if mode or getattr(inner, "lora_enabled", False):
-        raise InputError(f"Layer {layer.name!r} {f'is quantized to {mode}' if mode else 'has LoRA'}; {advice}.")
+        start, problem = f"{name}: layer" if name else "Layer", f"is quantized to {mode}" if mode else "has LoRA"
+        raise InputError(f"{start} {layer.name!r} {problem}; {advice}.")
 
 
 def weight_variables(layer: Any) -> list[Any]:
@@ -151,7 +152,7 @@ def abstract_predictor(model: keras.Model, weights: Sequence[Any], name: str) ->
     """
     for layer in chain(model):
         advice = "build the model without it, and load the weights of `model.save_weights`, which merges LoRA"
-        require_plain_weights(layer, advice)
+        require_plain_weights(layer, advice, name)
     variables = [variable for layer in chain(model) for variable in weight_variables(layer)]
     expected, shapes = ([tuple(tensor.shape) for tensor in tensors] for tensors in (variables, weights))
     if shapes != expected:

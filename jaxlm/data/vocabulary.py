@@ -55,9 +55,13 @@ class Vocabulary:
             require(not others, name, "a list of strings", others[:8])
             object.__setattr__(self, name, tuple(given))
         if self.counts is not None:
-            counts = np.asarray(self.counts)
+            expected = "integers, or None if they are not known"
+            try:
+                counts = np.asarray(self.counts)
+            except ValueError as error:  # a ragged list
+                raise InputError(f"Invalid `counts`: expected {expected}. Received: {error}") from error
             fits = counts.dtype.kind in "iu" and counts.ndim == 1
-            require(fits, "counts", "integers, or None if they are not known", f"{counts.dtype} {counts.shape}")
+            require(fits, "counts", expected, f"{counts.dtype} {counts.shape}")
             object.__setattr__(self, "counts", tuple(counts.tolist()))
         require(bool(self.words), "words", "at least one word", self.words)
         try:

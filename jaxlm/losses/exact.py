@@ -53,7 +53,7 @@ def linear_cross_entropy(
     ((2, 5), 1.9459)
     """
     inputs, weights, labels = jnp.asarray(inputs), jnp.asarray(weights), jnp.asarray(labels)
-    require(weights.ndim == 2, "weights", "shape [V, D]", weights.shape)
+    require(weights.ndim == 2 and len(weights) > 0, "weights", "shape [V, D]", weights.shape)
     biases = jnp.zeros(weights.shape[0], weights.dtype) if biases is None else jnp.asarray(biases)
     shape = (*labels.shape, weights.shape[1])
     require(inputs.shape == shape, "inputs", f"shape {shape}, that of the labels and the width D", inputs.shape)

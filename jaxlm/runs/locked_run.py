@@ -77,7 +77,7 @@ def _continued(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> Ru
     if load_vocabulary(directory, old) != vocabulary:
         raise InputError(f"{directory} is a run with another vocabulary; choose another `out`.")
     checkpoints = Checkpoints(directory)
-    is_untrained = not any(checkpoints.steps())  # new or imported: any settings will do
+    is_untrained = not any(checkpoints.steps())  # new or imported: any training settings will do
     _check_same_run(directory, config, RunConfig(old.model) if is_untrained else old)
     ours, theirs = config.schedule, old.schedule
     if ours is not None and theirs is not None and not is_untrained:

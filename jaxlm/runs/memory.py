@@ -32,15 +32,15 @@ def state_bytes(model_config: ModelConfig, train_config: TrainConfig, num_shards
     return sum(jax.tree.leaves(sizes))
 
 
-def workspace_bytes(model_config: ModelConfig, train_config: TrainConfig, num_shards: int = 1) -> int:
-    """Returns the size of a device's temporaries; those of loss "full" grow with the vocabulary."""
+def full_loss_bytes(model_config: ModelConfig, train_config: TrainConfig, mesh: tuple[int, int] = (1, 1)) -> int:
+    """Returns the size of a device's gradient of the softmax and of the exponentials that loss "full" keeps."""
     if train_config.loss != "full":
-        return WORKSPACE
-    rows = -(-model_config.vocab_size // num_shards)
-    words = train_config.batch_size * train_config.sequence_length
+        return 0
+    data, vocab = mesh
+    rows = -(-model_config.vocab_size // vocab)
+    words = -(-train_config.batch_size // data) * train_config.sequence_length
     exponentials = rows * words * jnp.dtype(train_config.compute_dtype).itemsize
-    gradient = 4 * rows * model_config.softmax_size
-    return WORKSPACE + gradient + (exponentials if exponentials <= KEPT_BYTES else 0)
+    return 4 * rows * model_config.softmax_size + (exponentials if exponentials <= KEPT_BYTES else 0)
 
 
 def available_bytes() -> int:
@@ -53,12 +53,12 @@ def available_bytes() -> int:
 
 def require_memory(model_config: ModelConfig, train_config: TrainConfig, mesh: Mesh | None = None) -> None:
     """Raises `InputError`, with settings that would fit, if a training run needs more memory than there is."""
-    available, shards = available_bytes(), mesh_shape(mesh)[1]
+    available, shape = available_bytes(), mesh_shape(mesh)
     # the devices of a processor share its memory
     sharing = len(mesh.local_devices) if mesh is not None and jax.default_backend() == "cpu" else 1
 
     def total(model: ModelConfig, train: TrainConfig) -> int:
-        return sharing * state_bytes(model, train, shards) + workspace_bytes(model, train, shards)
+        return sharing * (state_bytes(model, train, shape[1]) + full_loss_bytes(model, train, shape)) + WORKSPACE
 
     needed = total(model_config, train_config)
     if needed <= available:

@@ -55,8 +55,9 @@ def check_config(
     Raises:
       InputError: the counts that the sampler needs, or the order, do not fit the vocabulary.
     """
-    fits = order is None or all(np.shape(ids) == (vocab_size,) for ids in order)
-    require(fits, "order", f"{vocab_size} ids", None if order is None else np.shape(order.ids))
+    if order is not None:
+        shapes = [np.shape(ids) for ids in order] if isinstance(order, ClassOrder) else type(order).__name__
+        require(shapes == [(vocab_size,)] * 2, "order", f"a ClassOrder of {vocab_size} ids", shapes)
     config = resolve_config(config, vocab_size)
     if config.loss == "full" or config.sampler != "unigram":
         return config, None

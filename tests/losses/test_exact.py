@@ -138,6 +138,7 @@ def test_bfloat16_is_cast_to_float32():
         ({"weights": jnp.ones((4, 9))}, "`inputs`: expected shape"),
         ({"weights": jnp.ones(4)}, "`weights`: expected shape"),
         ({"weights": 1.0}, "`weights`: expected shape"),
+        ({"weights": jnp.ones((0, 4))}, "`weights`: expected shape"),
         ({"biases": jnp.ones(8)}, "`biases`: expected shape"),
         ({"block_size": 0}, "`block_size`: expected an integer of at least 1"),
     ],

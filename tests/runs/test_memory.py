@@ -12,7 +12,7 @@ from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError
 from jaxlm.runs import memory
 from jaxlm.runs.glibc import return_freed_memory
-from jaxlm.runs.memory import WORKSPACE, available_bytes, require_memory, state_bytes, workspace_bytes
+from jaxlm.runs.memory import available_bytes, full_loss_bytes, require_memory, state_bytes
 
 MODEL = ModelConfig(200_000)
 
@@ -24,16 +24,17 @@ def test_the_state_has_tables_and_moments(optimizer, copies):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "shards", "expected"),
+    ("batch_size", "mesh", "expected"),
     [
-        (32, 1, 4 * 200_000 * 1024 + 2 * 200_000 * 1120),  # the gradient of the softmax, and the exponentials
-        (32, 2, 2 * 200_000 * 1024 + 200_000 * 1120),
-        (64, 1, 4 * 200_000 * 1024),  # more exponentials than are kept
+        (32, (1, 1), 4 * 200_000 * 1024 + 2 * 200_000 * 1120),  # the gradient of the softmax, and the exponentials
+        (32, (1, 2), 2 * 200_000 * 1024 + 200_000 * 1120),
+        (64, (1, 1), 4 * 200_000 * 1024),  # more exponentials than are kept
+        (256, (8, 1), 4 * 200_000 * 1024 + 2 * 200_000 * 1120),
     ],
 )
-def test_the_full_softmax_needs_its_gradient(batch_size, shards, expected):
+def test_the_full_softmax_needs_its_gradient(batch_size, mesh, expected):
     config = TrainConfig(loss="full", batch_size=batch_size, sequence_length=35, compute_dtype="bfloat16")
-    assert workspace_bytes(MODEL, config, shards) - WORKSPACE == expected
+    assert full_loss_bytes(MODEL, config, mesh) == expected
 
 
 def test_this_machine_has_memory():

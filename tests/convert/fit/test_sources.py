@@ -121,7 +121,7 @@ def test_a_generator_that_ends_too_early_is_refused_and_leaves_the_steps_before(
         model, stream = make(), iter(batches())
         model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
         if epochs == 3:
-            with pytest.raises(InputError, match="`x` has ended; expected batches in each epoch"):
+            with pytest.raises(InputError, match="Invalid `x`: expected batches in each epoch. It has ended"):
                 fit_keras(model, stream, steps_per_epoch=2, epochs=epochs, **EXACT, verbose=0)
         else:
             fit_keras(model, stream, steps_per_epoch=2, epochs=epochs, **EXACT, verbose=0)
@@ -195,11 +195,11 @@ REFUSALS = [  # arguments, the model, the message
     ({"class_weight": [1.0, 2.0]}, {}, "`class_weight`: expected a dict from class to weight"),
     ({"class_weight": {"a": 2.0}}, {}, "`class_weight`: expected classes from 0 to 22. Received: 'a'"),
     ({"class_weight": {1: None}}, {}, "`class_weight`: expected finite weights. Received: None"),
-    ({"validation_freq": 0}, {}, "`validation_freq`: expected a whole number of at least 1, or a list"),
-    ({"validation_freq": "1"}, {}, "`validation_freq`: expected a whole number of at least 1, or a list"),
-    ({"steps_per_epoch": 0}, {}, "`steps_per_epoch`: expected a whole number of at least 1"),
-    ({"validation_steps": 1.5}, {}, "`validation_steps`: expected a whole number of at least 1"),
-    ({"epochs": None}, {}, "`epochs`: expected a whole number of at least 0"),
+    ({"validation_freq": 0}, {}, "`validation_freq`: expected an integer of at least 1"),
+    ({"validation_freq": "1"}, {}, "`validation_freq`: expected an integer of at least 1"),
+    ({"steps_per_epoch": 0}, {}, "`steps_per_epoch`: expected an integer of at least 1"),
+    ({"validation_steps": 1.5}, {}, "`validation_steps`: expected an integer of at least 1"),
+    ({"epochs": None}, {}, "`epochs`: expected an integer of at least 0"),
     ({"y": [Y, Y]}, {}, "`y`: expected one array, or a dict with one. Received: '2 arrays'"),
     ({"sample_weight": {"a": Y, "b": Y}}, {}, "`sample_weight`: expected one array, or a dict with one"),
     ({"x": iter([(X, None)]), "y": None, "steps_per_epoch": 1}, {}, r"batches of \(x, y\).*'NoneType'"),
