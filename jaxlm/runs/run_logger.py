@@ -218,7 +218,7 @@ class RunLogger:
         limit = self.unigram_loss + DIVERGED
         if evaluation.loss > limit:
             good = next((each for each in self.checkpoints.by_loss(limit) if self.checkpoints.is_intact(each)), None)
-            back = f"Stop it, delete the checkpoints after {good} in {self.checkpoints.directory}, and resume"
+            back = f"Stop the run, delete the checkpoints after {good} in {self.checkpoints.directory}, and resume"
             logger.warning(
                 f"step {step}: the exact loss is {evaluation.loss:.2f} nats per word, far above the"
                 f" {self.unigram_loss:.2f} of the unigram model: the model has diverged."

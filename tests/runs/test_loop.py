@@ -104,7 +104,7 @@ def test_a_diverged_run_goes_back_to_its_best_checkpoint_as_it_advises(corpus, t
     schedule = dataclasses.replace(SCHEDULE, steps=10, eval_every=5, decay_fraction=0.0)
     train(corpus, tmp_path, model_config(corpus), TRAIN, schedule, progress=False)
     resume(tmp_path, steps=20, learning_rate=50.0, progress=False)
-    steps = [int(step) for step in re.findall(r"To go back to checkpoint (\d+), delete the later ones in", caplog.text)]
+    steps = [int(step) for step in re.findall(r"Stop the run, delete the checkpoints after (\d+) in", caplog.text)]
     assert len(steps) == 2 and set(steps) == {10} and "far above" in caplog.text
     for step in Checkpoints(tmp_path).steps():
         if step > 10:

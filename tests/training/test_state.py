@@ -63,7 +63,7 @@ ORDER = class_order(np.arange(22))
         (False, {"frozen": ["embeding"]}, "`frozen`: expected a list of names among biases, dense/0/kernel, embedding"),
         (False, {"frozen": "embedding"}, "`frozen`: expected a list"),
         (True, {"frozen": ["embedding"]}, "`frozen`: expected a list"),
-        (False, {"order": ORDER}, "`order`: expected 23 ids"),
+        (False, {"order": ORDER}, "`order`: expected a ClassOrder of 23 ids"),
     ],
 )
 def test_parameters_and_orders_that_the_model_lacks_raise(tied, settings, message):
