@@ -125,7 +125,7 @@ def to_arrays(x: Any, y: Any, weights: Any, name: str) -> tuple[Any, ...]:
     Raises:
       InputError: one of them is something else, or they do not fit each other.
     """
-    parts = ((x, name), (y, "y")) if weights is None else ((x, name), (y, "y"), (weights, "sample_weight"))
+    parts = ((x, name), (y, "y"), (weights, "sample_weight"))[: 2 if weights is None else 3]
     x, *rest = [_map_arrays(partial(_array, name=part_name), part) for part, part_name in parts]
     arrays = (x, *map(_only, rest, ("y", "sample_weight")))
     sizes = [len(array) for array in keras.tree.flatten(arrays)]

@@ -1,5 +1,7 @@
 """The logits of a linear layer, block by block over its classes."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +22,35 @@ def mask_padding(biases: jax.Array, num_classes: int, axes: Axes) -> jax.Array:
     return jnp.where(local_rows(jnp.arange(num_rows) < num_classes, axes), biases, FLOAT_MIN)
 
 
+class LogSumExp(NamedTuple):
+    """A running log-sum-exp, highest + log(total), of the logits of N examples."""
+
+    highest: jax.Array
+    total: jax.Array
+
+    @classmethod
+    def of_nothing(cls, inputs: jax.Array) -> "LogSumExp":
+        return cls(jnp.full_like(inputs[:, 0], FLOAT_MIN), jnp.zeros_like(inputs[:, 0]))
+
+    def add(self, logits: jax.Array) -> tuple["LogSumExp", jax.Array, jax.Array]:
+        """Adds logits `[block_size, N]`. Returns also exp(logits - new highest), and the factor of earlier ones."""
+        highest = jnp.maximum(self.highest, logits.max(axis=0))
+        factor = jnp.exp(self.highest - highest)
+        exponentials = jnp.exp(logits - highest[None, :])
+        return LogSumExp(highest, self.total * factor + exponentials.sum(axis=0)), exponentials, factor
+
+    def normalizer(self) -> jax.Array:
+        return self.highest + jnp.log(self.total)
+
+
+def num_blocks(num_classes: int, block_size: int) -> int:
+    """Returns the number of blocks of classes."""
+    return -(-num_classes // block_size)
+
+
 def even_block_size(num_classes: int, block_size: int) -> int:
     """Returns the size of equal blocks, as few as those of `block_size`: the last one is as large as the others."""
-    return -(-num_classes // -(-num_classes // block_size))
+    return -(-num_classes // num_blocks(num_classes, block_size))
 
 
 def block_start(block: jax.Array, block_size: int, num_classes: int) -> jax.Array:

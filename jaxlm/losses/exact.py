@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxlm.config import ComputeDtype
 from jaxlm.config_checks import require_integer
 from jaxlm.errors import require
-from jaxlm.losses.blocks import FLOAT_MIN, block_logits, block_start, even_block_size, mask_padding
+from jaxlm.losses.blocks import LogSumExp, block_logits, block_start, even_block_size, mask_padding, num_blocks
 from jaxlm.matmul import cast_operand, dot_f32, transposed
 from jaxlm.parallel.collectives import local_ids, pmax, psum, take_local_rows
 from jaxlm.parallel.mesh import Axes
@@ -99,14 +99,18 @@ def exact_losses(
     biases = mask_padding(biases, num_classes, axes)
     # two blocks or more, for a loop: see `product_dtype`
     block_size = even_block_size(weights.shape[0], min(block_size, -(-weights.shape[0] // 2)))
-    keeps = weights.shape[0] * inputs.shape[0] * jnp.dtype(dtype).itemsize <= kept_bytes
-    plan = _Plan(block_size, axes, dtype, keeps)
+    plan = _Plan(block_size, axes, dtype, exponential_bytes(len(weights), len(inputs), dtype) <= kept_bytes)
     normalizer, label_logits = _normalizer_and_label_logits(inputs, weights, labels, biases, plan)
     if axes:
         highest = pmax(normalizer, axes)
         normalizer = highest + jnp.log(psum(jnp.exp(normalizer - highest), axes))
         label_logits = psum(label_logits, axes)
     return normalizer - label_logits
+
+
+def exponential_bytes(num_classes: int, num_examples: int, dtype: ComputeDtype) -> int:
+    """Returns the size of the exponentials of all logits, which training keeps up to `KEPT_BYTES`."""
+    return num_classes * num_examples * jnp.dtype(dtype).itemsize
 
 
 class _Plan(NamedTuple):
@@ -117,30 +121,6 @@ class _Plan(NamedTuple):
     dtype: ComputeDtype
     keeps_exponentials: bool  # for the backward pass, which computes them again otherwise
 
-    def num_blocks(self, num_classes: int) -> int:
-        return -(-num_classes // self.block_size)
-
-
-class _Sums(NamedTuple):
-    """A running log-sum-exp: highest + log(total), each `[N]`."""
-
-    highest: jax.Array
-    total: jax.Array
-
-    @classmethod
-    def of_nothing(cls, inputs: jax.Array) -> "_Sums":
-        return cls(jnp.full_like(inputs[:, 0], FLOAT_MIN), jnp.zeros_like(inputs[:, 0]))
-
-    def add(self, logits: jax.Array) -> tuple["_Sums", jax.Array, jax.Array]:
-        """Adds logits `[block_size, N]`. Returns also exp(logits - new highest), and the factor of earlier ones."""
-        highest = jnp.maximum(self.highest, logits.max(axis=0))
-        factor = jnp.exp(self.highest - highest)
-        exponentials = jnp.exp(logits - highest[None, :])
-        return _Sums(highest, self.total * factor + exponentials.sum(axis=0)), exponentials, factor
-
-    def normalizer(self) -> jax.Array:
-        return self.highest + jnp.log(self.total)
-
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _normalizer_and_label_logits(
@@ -149,10 +129,10 @@ def _normalizer_and_label_logits(
     """Returns the log-sum-exp of the logits of a shard, and the logits of labels in it, both `[N]`."""
     inputs_t = cast_operand(transposed(inputs), plan.dtype)  # [D, N]: rows @ inputs_t is the fast orientation
 
-    def add_block(block: jax.Array, sums: _Sums) -> _Sums:
+    def add_block(block: jax.Array, sums: LogSumExp) -> LogSumExp:
         return sums.add(block_logits(block, weights, biases, inputs_t, plan.block_size, plan.dtype)[2])[0]
 
-    sums = jax.lax.fori_loop(0, plan.num_blocks(len(weights)), add_block, _Sums.of_nothing(inputs))
+    sums = jax.lax.fori_loop(0, num_blocks(len(weights), plan.block_size), add_block, LogSumExp.of_nothing(inputs))
     return sums.normalizer(), _label_logits(inputs, weights, labels, biases, plan.axes)
 
 
@@ -167,7 +147,7 @@ def _forward(
     """Computes the outputs, and each example's mean row under the softmax: the gradient of its normalizer."""
     inputs_t = cast_operand(transposed(inputs), plan.dtype)
 
-    def add_block(running: tuple[_Sums, jax.Array], block: jax.Array) -> tuple[tuple[_Sums, jax.Array], Any]:
+    def add_block(running: tuple[LogSumExp, jax.Array], block: jax.Array) -> tuple[tuple[LogSumExp, jax.Array], Any]:
         sums, total_rows = running
         _, rows, logits = block_logits(block, weights, biases, inputs_t, plan.block_size, plan.dtype)
         sums, exponentials, factor = sums.add(logits)
@@ -176,8 +156,8 @@ def _forward(
         total_rows = factor[None, :] * total_rows + block_rows
         return (sums, total_rows), (exponentials, sums.highest) if plan.keeps_exponentials else None
 
-    start = _Sums.of_nothing(inputs), jnp.zeros_like(inputs.T)
-    (sums, total_rows), kept = jax.lax.scan(add_block, start, jnp.arange(plan.num_blocks(len(weights))))
+    start = LogSumExp.of_nothing(inputs), jnp.zeros_like(inputs.T)
+    (sums, total_rows), kept = jax.lax.scan(add_block, start, jnp.arange(num_blocks(len(weights), plan.block_size)))
     mean_rows = (total_rows / sums.total[None, :]).T
     outputs = sums.normalizer(), _label_logits(inputs, weights, labels, biases, plan.axes)
     return outputs, (inputs, weights, labels, biases, outputs[0], mean_rows, kept)
@@ -210,7 +190,7 @@ def _backward(
         return (add(d_weights, d_rows), d_biases), None
 
     zeros = jnp.zeros_like(weights), jnp.zeros_like(biases)
-    (d_weights, d_biases), _ = jax.lax.scan(add_block, zeros, (jnp.arange(plan.num_blocks(num_classes)), kept))
+    (d_weights, d_biases), _ = jax.lax.scan(add_block, zeros, (jnp.arange(num_blocks(num_classes, block_size)), kept))
     indices = local_ids(labels, num_classes, axes)
     d_weights = d_weights.at[indices].add(d_label_logits[:, None] * inputs, mode="drop")
     d_biases = d_biases.at[indices].add(d_label_logits, mode="drop")

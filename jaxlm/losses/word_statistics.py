@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxlm.losses.blocks import FLOAT_MIN, block_logits, even_block_size, mask_padding
+from jaxlm.losses.blocks import LogSumExp, block_logits, even_block_size, mask_padding, num_blocks
 from jaxlm.parallel.collectives import local_ids, pmax, psum, take_local_rows
 from jaxlm.parallel.mesh import Axes
 
@@ -70,25 +70,25 @@ def local_word_statistics(
     label_logits = psum(jnp.sum(inputs * label_rows, axis=-1) + label_biases, axes)
     labels = local_ids(labels, num_rows, axes)
 
-    def add_block(block: jax.Array, running: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        highest, total, weighted, above = running
+    def add_block(block: jax.Array, running: tuple[LogSumExp, jax.Array, jax.Array]) -> tuple:
+        before, weighted, above = running
         start, _, logits = block_logits(block, weights, biases, inputs_t, block_size)  # [block_size, N]
-        new_highest = jnp.maximum(highest, logits.max(axis=0))
-        shifted = logits - new_highest[None, :]
-        exponentials = jnp.exp(shifted)
-        scale = jnp.exp(highest - new_highest)
+        sums, exponentials, factor = before.add(logits)
+        shifted = logits - sums.highest[None, :]
         # sum of exp(logit - highest) * (logit - highest): smaller numbers than those of p * logit
-        weighted = scale * (weighted + total * (highest - new_highest)) + (exponentials * shifted).sum(axis=0)
+        shift = before.highest - sums.highest
+        weighted = factor * (weighted + before.total * shift) + (exponentials * shifted).sum(axis=0)
         count = (logits > label_logits[None, :]).astype(jnp.float32).sum(axis=0).astype(jnp.int32)
         # the label is not above itself, though the product may round its logit another way
         own = jnp.take_along_axis(logits, (labels - start).clip(0, block_size - 1)[None, :], axis=0)[0]
         is_here = (labels >= block * block_size) & (labels < start + block_size)
         above += count - (is_here & (own > label_logits))
-        return new_highest, scale * total + exponentials.sum(axis=0), weighted, above
+        return sums, weighted, above
 
     zeros = jnp.zeros_like(inputs[:, 0])
-    start = (jnp.full_like(zeros, FLOAT_MIN), zeros, zeros, zeros.astype(jnp.int32))
-    highest, total, weighted, above = jax.lax.fori_loop(0, -(-num_rows // block_size), add_block, start)
+    start = (LogSumExp.of_nothing(inputs), zeros, zeros.astype(jnp.int32))
+    sums, weighted, above = jax.lax.fori_loop(0, num_blocks(num_rows, block_size), add_block, start)
+    highest, total = sums
     if axes:
         shift = jnp.maximum(highest - pmax(highest, axes), -1e3)  # finite for a shard of padding alone
         weighted = psum(jnp.exp(shift) * (weighted + total * shift), axes)

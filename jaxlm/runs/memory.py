@@ -4,13 +4,12 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import psutil
 from flax import nnx
 
 from jaxlm.config import DenseConfig, ModelConfig, TrainConfig
 from jaxlm.errors import InputError
-from jaxlm.losses.exact import KEPT_BYTES
+from jaxlm.losses.exact import KEPT_BYTES, exponential_bytes
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import Mesh, leaf_name, mesh_shape, sharded_dim
 from jaxlm.training.state import TrainState
@@ -39,7 +38,7 @@ def full_loss_bytes(model_config: ModelConfig, train_config: TrainConfig, mesh: 
     data, vocab = mesh
     rows = -(-model_config.vocab_size // vocab)
     words = -(-train_config.batch_size // data) * train_config.sequence_length
-    exponentials = rows * words * jnp.dtype(train_config.compute_dtype).itemsize
+    exponentials = exponential_bytes(rows, words, train_config.compute_dtype)
     return 4 * rows * model_config.softmax_size + (exponentials if exponentials <= KEPT_BYTES else 0)
 
 

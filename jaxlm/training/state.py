@@ -206,8 +206,9 @@ class TrainState:
         require(not missing, "tables", "`weights`, `biases` and those of `lookups`", f"none named {missing}")
         vocab_size = tables["weights"].shape[0]
         config, unigrams = check_config(config, vocab_size, unigram_counts, order)
-        static = {"body": body, "lookups": tuple(lookups), "frozen": check_frozen(frozen, tables)}
-        arrays = {"other": other, "carry": carry, "unigrams": unigrams, "order": order, "vocab_size": vocab_size}
+        frozen = check_frozen(frozen, tables)
+        static = {"body": body, "lookups": tuple(lookups), "frozen": frozen, "vocab_size": vocab_size}
+        arrays = {"other": other, "carry": carry, "unigrams": unigrams, "order": order}
         return cls._fresh(config, tables, dense, opt_state, tx=tx, mesh=None, **arrays, **static)
 
     @classmethod
