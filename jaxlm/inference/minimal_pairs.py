@@ -3,8 +3,8 @@
 import csv
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import tee
 from typing import NamedTuple
 
 from jaxlm.data.vocabulary import Vocabulary
@@ -129,17 +129,10 @@ def score_pairs(
       unk_log_prob: added for each unknown word, in nats, as in `jaxlm.score`.
       seen: function that the line scores pass through, such as `UnknownWords.count`.
     """
-    waiting: deque[Pair] = deque()  # read by `score`, but not scored yet
-
-    def sentences() -> Iterator[str]:
-        for pair in pairs:
-            waiting.append(pair)
-            yield pair.good
-            yield pair.bad
-
-    scores = seen(score(model, vocabulary, sentences(), unk_log_prob=unk_log_prob))
-    for good, bad in zip(scores, scores, strict=True):
-        pair = waiting.popleft()
+    pairs, given = tee(pairs)
+    sentences = (sentence for pair in given for sentence in (pair.good, pair.bad))
+    scores = seen(score(model, vocabulary, sentences, unk_log_prob=unk_log_prob))
+    for pair, good, bad in zip(pairs, scores, scores, strict=True):
         yield pair._replace(log_probability_good=good.log_probability, log_probability_bad=bad.log_probability)
 
 

@@ -2,9 +2,8 @@
 
 import math
 import re
-from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, tee
 from typing import Any, NamedTuple
 
 from jaxlm.data.vocabulary import Vocabulary
@@ -173,15 +172,9 @@ def rescore(
     """
     require(0 <= weight < math.inf, "weight", "a number of at least 0", weight)
     require(0 <= acoustic_scale < math.inf, "acoustic_scale", "a number of at least 0", acoustic_scale)
-    waiting: deque[Hypothesis] = deque()  # read by `score`, but not scored yet
-
-    def texts() -> Iterator[str]:
-        for hypothesis in hypotheses:
-            waiting.append(hypothesis)
-            yield hypothesis.text
-
-    for line in seen(score(model, vocabulary, texts(), unk_log_prob=unk_log_prob)):
-        hypothesis = waiting.popleft()
+    hypotheses, given = tee(hypotheses)
+    lines = seen(score(model, vocabulary, (each.text for each in given), unk_log_prob=unk_log_prob))
+    for hypothesis, line in zip(hypotheses, lines, strict=True):
         require(weight <= 1 or not hypothesis.lm_score, "weight", "at most 1, with another language model", weight)
         hypothesis = hypothesis._replace(log_probability=line.log_probability)
         scores = hypothesis.score, hypothesis.lm_score, hypothesis.log_probability
