@@ -3,7 +3,7 @@
 import logging
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -18,6 +18,8 @@ HEARTBEAT_SECONDS = 10  # after which a process that does not answer is taken fo
 SIGNS_OF_DEATH = ("Gloo", "NCCL", "UNAVAILABLE", "coordination service", "DEADLINE_EXCEEDED")
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")  # in this process, whatever library reports it
 START_SECONDS = 120  # within which all processes must have started
+
+Result = TypeVar("Result")
 
 
 def initialize_processes(config: ProcessConfig) -> None:
@@ -77,20 +79,22 @@ def from_first(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def on_first(function: Callable[[], Any]) -> None:
-    """Runs a function in process 0 alone, while the others wait.
+def on_first(function: Callable[[], Result]) -> Result | None:
+    """Runs a function in process 0 alone, while the others wait. Returns its result there, and None in the others.
 
     Raises:
       InputError: the function failed in process 0.
     """
+    result: Result | None = None
     error: Exception | None = None
     if is_first():
         try:
-            function()
+            result = function()
         except Exception as raised:  # of any kind: the other processes wait for the outcome
             error = raised
     if from_first(error is not None):
         raise error or InputError("Process 0 failed to start; see its output.")
+    return result
 
 
 def require_same(value: bytes, advice: str) -> None:

@@ -4,9 +4,9 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,19 +168,20 @@ class Checkpoints:
                 logger.warning("%s Checkpoint %d is passed over.", error, step)
         return self.intact[step]
 
+    def first_intact(self, steps: Iterable[int]) -> int | None:
+        """Returns the first of some steps whose checkpoint is intact, or None."""
+        return next(filter(self.is_intact, steps), None)
+
     def latest_step(self) -> int | None:
         """Returns the step of the latest intact checkpoint, or None if there are no checkpoints.
 
         Raises:
           InputError: all of them are damaged.
         """
-        steps = self.steps()
-        for step in steps:
-            if self.is_intact(step):
-                return step
-        if steps:
+        latest = self.first_intact(self.steps())
+        if latest is None and self.steps():
             raise InputError(f"All checkpoints in {self.directory} are damaged; restore a copy, or start a new run.")
-        return None
+        return latest
 
     def best_step(self) -> int:
         """Returns the intact step with the lowest validation loss, or the latest if none was evaluated.
@@ -188,17 +189,22 @@ class Checkpoints:
         Raises:
           InputError: there is no intact checkpoint.
         """
-        for step in self.by_loss():
-            if self.is_intact(step):
-                return step
-        latest = self.latest_step()
-        if latest is None:
+        best = self.first_intact(self.by_loss())
+        best = self.latest_step() if best is None else best
+        if best is None:
             raise InputError(f"{self.directory.parent} has no checkpoint yet; train longer with `jaxlm train`.")
-        return latest
+        return best
 
     def progress(self, step: int) -> Progress:
         """Reads the progress of a checkpoint, after checking that it was not changed."""
         return read_progress(self.directory / str(step))
+
+    def latest_progress(self) -> Progress | None:
+        """Reads the progress of the latest checkpoint that has one; the arrays are not checked."""
+        for step in self.steps():
+            with suppress(InputError, OSError):  # a damaged one is passed over when its arrays are read
+                return self.progress(step)
+        return None
 
     def restore_model(
         self, step: int, config: ModelConfig, mesh: Mesh | None = None, train: TrainConfig | None = None

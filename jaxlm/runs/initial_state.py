@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from contextlib import suppress
+import math
 from pathlib import Path
 
 import jax
@@ -10,7 +10,6 @@ import jax
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.corpus import Corpus
 from jaxlm.device_config import MeshConfig
-from jaxlm.errors import InputError
 from jaxlm.parallel.mesh import Mesh, mesh_shape
 from jaxlm.parallel.processes import from_first, on_first
 from jaxlm.runs.checkpoint import Checkpoints
@@ -23,13 +22,11 @@ logger = logging.getLogger(__name__)
 
 def mesh_of_run(directory: Path) -> MeshConfig:
     """Returns the mesh that the latest checkpoint was written on, if there are as many devices; else the default."""
-    checkpoints = Checkpoints(directory)
-    for step in checkpoints.steps()[:1]:
-        with suppress(InputError, OSError):  # a damaged one is passed over later
-            data, vocab = checkpoints.progress(step).mesh
-            if data * vocab == len(jax.devices()):
-                return MeshConfig(vocab, data)
-    return MeshConfig()
+    progress = Checkpoints(directory).latest_progress()
+    if progress is None or math.prod(progress.mesh) != len(jax.devices()):
+        return MeshConfig()
+    data, vocab = progress.mesh
+    return MeshConfig(vocab, data)
 
 
 def starting_state(
@@ -53,9 +50,8 @@ def starting_state(
 
 def _latest_step(checkpoints: Checkpoints) -> int | None:
     """Returns the step of the latest intact checkpoint, which process 0 verifies; None if there is none."""
-    found: list[int | None] = [None]
-    on_first(lambda: found.append(checkpoints.latest_step()))
-    step = from_first(-1 if found[-1] is None else found[-1])
+    step = on_first(checkpoints.latest_step)
+    step = from_first(-1 if step is None else step)
     return None if step < 0 else step
 
 

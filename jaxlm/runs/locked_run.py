@@ -4,7 +4,7 @@ import dataclasses
 import fcntl
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from jaxlm.config import LENGTHS, TrainConfig
@@ -93,11 +93,8 @@ def _continued(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> Ru
 
 def _require_longer(checkpoints: Checkpoints, total_steps: int, minutes: float) -> None:
     """Raises `InputError` if the new length of a run, in steps or in minutes, is below the one that it has."""
-    steps, spent = checkpoints.steps()[0], 0.0
-    for step in checkpoints.steps():
-        with suppress(InputError, OSError):  # a damaged one is passed over later
-            spent = checkpoints.progress(step).seconds / 60
-            break
+    steps, progress = checkpoints.steps()[0], checkpoints.latest_progress()
+    spent = 0.0 if progress is None else progress.seconds / 60
     done = f"{steps} steps" if total_steps else f"{spent:.4g} minutes"
     if 0 < total_steps < steps or 0 < minutes < spent:
         raise InputError(

@@ -163,13 +163,13 @@ class RunLogger:
 
     def _with_place(self, progress: Progress) -> Progress:
         """Adds the state of the metrics and the devices."""
-        place = {"mesh": mesh_shape(self.mesh), "num_processes": jax.process_count()}
         return progress._replace(
             logged=self.logged,
             losses=tuple(self.losses),
             valid_losses=tuple(self.averaging.losses),
+            mesh=mesh_shape(self.mesh),
+            num_processes=jax.process_count(),
             device=jax.devices()[0].device_kind,
-            **place,
         )
 
     def close(self) -> None:
@@ -217,7 +217,7 @@ class RunLogger:
         self.save(step, state, progress._replace(valid_loss=evaluation.loss))
         limit = self.unigram_loss + DIVERGED
         if evaluation.loss > limit:
-            good = next((each for each in self.checkpoints.by_loss(limit) if self.checkpoints.is_intact(each)), None)
+            good = self.checkpoints.first_intact(self.checkpoints.by_loss(limit))
             back = f"Stop the run, delete the checkpoints after {good} in {self.checkpoints.directory}, and resume"
             logger.warning(
                 f"step {step}: the exact loss is {evaluation.loss:.2f} nats per word, far above the"
@@ -249,7 +249,7 @@ class RunLogger:
     def _advice(self, problem: str) -> str:
         """Adds advice to the message that numbers are not finite."""
         clip = "lower the `clip_norm`" if self.train.clip_norm else "set a `clip_norm`, such as 10,"
-        latest = next((step for step in self.checkpoints.steps() if step and self.checkpoints.is_intact(step)), None)
+        latest = self.checkpoints.first_intact(filter(None, self.checkpoints.steps()))
         if latest is None:
             return f"{problem} There is no checkpoint yet: start again with a lower `learning_rate`, or {clip}."
         return f"{problem} Checkpoint {latest} in {self.directory} is intact: resume with a lower `learning_rate`."
