@@ -18,7 +18,8 @@ from convert.fit.sources import Examples, open_examples, to_arrays
 from jaxlm.config import ComputeDtype, Sampler, TrainConfig
 from jaxlm.errors import InputError, require
 from jaxlm.parallel.mesh import Mesh, on_host
-from jaxlm.training.state import TrainState, shard_state
+from jaxlm.training.state import TrainState
+from jaxlm.training.state_sharding import shard_state
 
 Verbose = Literal["auto", 0, 1, 2]
 

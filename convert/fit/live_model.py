@@ -25,7 +25,8 @@ from jaxlm.errors import require
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import on_host, shard
 from jaxlm.training.settings import class_order, resolve_config
-from jaxlm.training.state import TrainState, gather_state
+from jaxlm.training.state import TrainState
+from jaxlm.training.state_sharding import gather_state
 from jaxlm.training.step import train_step
 
 InitialBiases = Literal["unigram"] | None

@@ -59,16 +59,11 @@ def compiled_step(case: Case) -> Any:
 
     import jaxlm
     from jaxlm.parallel.mesh import stream_spec
-    from jaxlm.training.state import state_specs
+    from jaxlm.training.state_sharding import sharded_shapes
     from jaxlm.training.step import jit_train_step
 
     problem, mesh = case.problem, jaxlm.make_mesh(case.data, case.vocab)
-    state = jax.eval_shape(lambda: problem.state(mesh))
-    state = jax.tree.map(
-        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)),
-        state,
-        state_specs(state),
-    )
+    state = sharded_shapes(jax.eval_shape(lambda: problem.state(mesh)))
     sharding = NamedSharding(mesh, stream_spec(mesh))
     ids = jax.ShapeDtypeStruct((problem.batch_size, problem.sequence_length), jnp.int32, sharding=sharding)
     return jit_train_step.lower(state, jaxlm.Batch(ids, ids, False), np.float32(0.1)).compile()

@@ -117,6 +117,11 @@ def spec_of(name: str, ndim: int, mesh: Mesh | None) -> PartitionSpec:
     return specs[sharded_dim(name, ndim)]
 
 
+def tree_specs(tree: Any, mesh: Mesh | None) -> Any:
+    """Returns a `TrainState`, or a part of one, with the `PartitionSpec` of each array instead of the array."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: spec_of(leaf_name(path), jnp.ndim(leaf), mesh), tree)
+
+
 def padded_rows(num_rows: int, mesh: Mesh | None) -> int:
     """Returns the number of rows of a table, padded to shards of equal size."""
     return num_rows if mesh is None else _round_up(num_rows, mesh.shape[VOCAB])

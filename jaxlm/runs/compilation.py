@@ -15,7 +15,8 @@ from jaxlm.inference.perplexity import lower_evaluation
 from jaxlm.runs.finite import lower_not_finite
 from jaxlm.runs.glibc import return_freed_memory
 from jaxlm.training.batch_losses import exact_and_training_loss
-from jaxlm.training.state import TrainState, sharded_shapes
+from jaxlm.training.state import TrainState
+from jaxlm.training.state_sharding import sharded_shapes
 from jaxlm.training.step import step_in_block
 
 logger = logging.getLogger(__name__)

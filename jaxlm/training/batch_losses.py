@@ -1,5 +1,8 @@
 """The losses of a batch without dropout, exact and sampled as in the next step, and statistics of its labels."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -8,10 +11,10 @@ from jaxlm.data.batches import Batch, batch_specs, outputs_with_labels, reduce_l
 from jaxlm.losses.word_statistics import local_word_statistics
 from jaxlm.matmul import in_float32
 from jaxlm.parallel.collectives import all_gather_invariant, nan_unless_valid, on_mesh
-from jaxlm.parallel.mesh import EVERYWHERE, data_axes, vocab_axes
+from jaxlm.parallel.mesh import EVERYWHERE, data_axes, tree_specs, vocab_axes
 from jaxlm.training.body import BodyOutputs
 from jaxlm.training.objectives import ExactLoss, SampledLoss, exact_loss_of, training_loss_of
-from jaxlm.training.state import TrainState, state_specs
+from jaxlm.training.state import TrainState
 from jaxlm.training.step import id_arrays, initial_carry, look_up, step_keys
 
 
@@ -19,8 +22,7 @@ from jaxlm.training.step import id_arrays, initial_carry, look_up, step_keys
 @in_float32
 def exact_batch_loss(state: TrainState, batch: Batch) -> jax.Array:
     """Computes the exact loss of a batch, as from `shard_batch`: mean(weight * loss) in nats + the body's loss."""
-    specs = state_specs(state), batch_specs(batch, state.mesh)
-    return on_mesh(_exact_batch_loss, state.mesh, specs, EVERYWHERE)(state, batch)
+    return _on_mesh(_exact_batch_loss, state, batch, EVERYWHERE)
 
 
 def _exact_batch_loss(state: TrainState, batch: Batch) -> jax.Array:
@@ -44,8 +46,8 @@ def batch_statistics(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Ar
       `[N]` float32 and `[N]` int32, for all labels in their order, and on a mesh for its padding after them; and the
       body's loss, such as its regularizers.
     """
-    specs, out = (state_specs(state), batch_specs(batch, state.mesh)), PartitionSpec(data_axes(state.mesh) or None)
-    return on_mesh(_batch_statistics, state.mesh, specs, (out, out, EVERYWHERE))(state, batch)
+    out = PartitionSpec(data_axes(state.mesh) or None)
+    return _on_mesh(_batch_statistics, state, batch, (out, out, EVERYWHERE))
 
 
 def _batch_statistics(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -64,8 +66,7 @@ def exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array,
     Their difference is the sampling gap. If it grows, sample more classes. With loss "full", only the rounding of
     operands differs.
     """
-    specs = state_specs(state), batch_specs(batch, state.mesh)
-    return on_mesh(_exact_and_training_loss, state.mesh, specs, EVERYWHERE)(state, batch)
+    return _on_mesh(_exact_and_training_loss, state, batch, EVERYWHERE)
 
 
 def _exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -75,6 +76,12 @@ def _exact_and_training_loss(state: TrainState, batch: Batch) -> tuple[jax.Array
         return reduce_losses(batch, function.losses(function.rows, outputs.hidden), state.mesh) + outputs.loss
 
     return loss(exact_loss_of(state, labels)), loss(training_loss_of(state, step_keys(state)[0], labels))
+
+
+def _on_mesh(function: Callable, state: TrainState, batch: Batch, out_specs: Any) -> Any:
+    """Applies a function to the shards of a state and a batch on each device."""
+    specs = tree_specs(state, state.mesh), batch_specs(batch, state.mesh)
+    return on_mesh(function, state.mesh, specs, out_specs)(state, batch)
 
 
 def evaluation_outputs(state: TrainState, batch: Batch) -> BodyOutputs:

@@ -1,16 +1,14 @@
 """`TrainState`: all that a training step reads and writes."""
 
-import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from numpy.typing import ArrayLike
 
 from jaxlm.candidate_sampling.distributions import UnigramTable
@@ -21,16 +19,12 @@ from jaxlm.errors import require
 from jaxlm.model.language_model import LanguageModel, merge_params, shard_model, split_params
 from jaxlm.parallel.mesh import (
     Mesh,
-    leaf_name,
-    map_data,
     pad,
     padded_rows,
     padded_streams,
     place,
     row_spec,
-    shard,
-    sharded_dim,
-    spec_of,
+    tree_specs,
 )
 from jaxlm.parallel.processes import require_same
 from jaxlm.training.body import Body, LanguageModelBody, split_tree
@@ -253,48 +247,11 @@ class TrainState:
         return cast(LanguageModelBody, self.body).model(tables, dense, self.other)
 
 
-def sharded_shapes(state: TrainState) -> TrainState:
-    """Returns a state with the shape, dtype and sharding of each array instead of the array."""
-
-    def shape(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
-        sharding = None if state.mesh is None else NamedSharding(state.mesh, spec)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(shape, state, state_specs(state))
-
-
-def state_specs(state: TrainState) -> TrainState:
-    """Returns a state with the `PartitionSpec` of each array instead of the array."""
-
-    def spec(path: Any, leaf: Any) -> PartitionSpec:
-        return spec_of(leaf_name(path), jnp.ndim(leaf), state.mesh)
-
-    return jax.tree_util.tree_map_with_path(spec, state)
-
-
-def shard_state(state: TrainState, mesh: Mesh) -> TrainState:
-    """Copies a state from one device onto a mesh."""
-    body = dataclasses.replace(cast(LanguageModelBody, state.body), mesh=mesh)
-    return dataclasses.replace(shard(state, mesh), mesh=mesh, body=body)
-
-
-def gather_state(state: TrainState) -> TrainState:
-    """Copies a state from a mesh of this process' devices onto one device, without the padding of the mesh."""
-    sizes = {"rows": state.vocab_size, "streams": state.config.batch_size}
-
-    def copy(path: tuple, leaf: jax.Array) -> jax.Array:
-        size = sizes.get(sharded_dim(leaf_name(path), leaf.ndim))
-        return jnp.asarray(np.asarray(leaf) if size is None else np.asarray(leaf)[:size])
-
-    arrays = jax.tree_util.tree_map_with_path(lambda path, leaf: map_data(partial(copy, path), leaf), state)
-    body = dataclasses.replace(cast(LanguageModelBody, state.body), mesh=None)
-    return dataclasses.replace(arrays, mesh=None, body=body)
-
-
 def _jit_on_mesh(
     create: Callable[[Any, UnigramTable | None], TrainState], mesh: Mesh, arrays: Any, table: UnigramTable | None
 ) -> TrainState:
     """Makes a state of arrays on a mesh and of a table that all processes have; each device makes its own part."""
     table = jax.tree.map(np.asarray, table)
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(jax.eval_shape(create, arrays, table)))
+    specs = tree_specs(jax.eval_shape(create, arrays, table), mesh)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     return jax.jit(create, out_shardings=shardings, donate_argnums=0)(arrays, table)

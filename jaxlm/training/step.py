@@ -23,14 +23,14 @@ from jaxlm.parallel.collectives import (
     nan_unless_valid,
     on_mesh,
 )
-from jaxlm.parallel.mesh import EVERYWHERE, Axes, stream_axes, vocab_axes
+from jaxlm.parallel.mesh import EVERYWHERE, Axes, stream_axes, tree_specs, vocab_axes
 from jaxlm.row_updates import RowGradient, sum_duplicates
 from jaxlm.token_ids import Ids, check_ids
 from jaxlm.training.apply_gradients import update
 from jaxlm.training.body import BodyOutputs
 from jaxlm.training.objectives import Gradient, training_loss_of
 from jaxlm.training.parameter_dropout import drop_parameters
-from jaxlm.training.state import TrainState, state_specs
+from jaxlm.training.state import TrainState
 
 
 def train_step(
@@ -108,7 +108,7 @@ def checked_batch(state: TrainState, batch: Batch) -> Batch:
 @partial(jax.jit, donate_argnames="state")
 def jit_train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, jax.Array]:
     """Runs `train_step` on checked arguments."""
-    specs = state_specs(state)
+    specs = tree_specs(state, state.mesh)
     step = on_mesh(_step, state.mesh, (specs, batch_specs(batch, state.mesh), EVERYWHERE), (specs, EVERYWHERE))
     return step(state, batch, learning_rate)
 

@@ -13,7 +13,8 @@ from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.batches import Batch
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import make_mesh, padded_streams, stream_spec
-from jaxlm.training.state import TrainState, state_specs
+from jaxlm.training.state import TrainState
+from jaxlm.training.state_sharding import sharded_shapes
 from jaxlm.training.step import jit_train_step
 
 
@@ -33,12 +34,7 @@ def compiled_step(shape: tuple[int, int] | None, vocab_size: int, **change):
         ids = jax.ShapeDtypeStruct(sizes, jnp.int32)
     else:
         ids = jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=NamedSharding(mesh, stream_spec(mesh)))
-        state = jax.tree.map(
-            lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)),
-            state,
-            state_specs(state),
-        )
-    return jit_train_step.lower(state, Batch(ids, ids, False), np.float32(0.1)).compile()
+    return jit_train_step.lower(sharded_shapes(state), Batch(ids, ids, False), np.float32(0.1)).compile()
 
 
 @pytest.mark.parametrize(
