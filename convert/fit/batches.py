@@ -1,29 +1,23 @@
 """Batches for jaxlm from batches of examples: weighted as Keras' loss is, and filled up for jaxlm's own LSTM."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from convert.fit.examples import LENGTH_STEP, Labels, Read, Shape, read
+from convert.fit.examples import LENGTH_STEP, Labels, Read, Shape
 from convert.fit.network import Network
 from jaxlm.data.batches import Batch
 from jaxlm.errors import require
 
 
 def to_batch(
-    batch: Sequence[Any],
-    network: Network,
-    labels: Labels,
-    shape: Shape,
-    name: str,
-    class_weights: np.ndarray | None = None,
+    found: Read, network: Network, labels: Labels, shape: Shape, name: str, class_weights: np.ndarray | None = None
 ) -> Batch:
     """Makes a batch for jaxlm from a batch of examples.
 
     Args:
-      batch: inputs, labels and maybe weights.
+      found: the examples.
       network: the model.
       labels: of the model.
       shape: the sizes to fill up to, for jaxlm's own LSTM; a Keras body takes any size.
@@ -33,7 +27,6 @@ def to_batch(
     Returns:
       The batch, weighted as Keras' loss is, with the compiled reduction.
     """
-    found = read(batch, network, labels, name)
     if network.structure is None:
         weights = as_keras_weights(found, labels, class_weights, found.labels.size)
         return Batch(found.ids, np.where(found.valid, found.labels, 0), True, None, weights, found.features)
@@ -51,7 +44,7 @@ def _packed(found: Read, labels: Labels, shape: Shape, name: str, weights: np.nd
     (x,), y = found.ids, found.labels
     positions = np.full((len(x), 1), x.shape[1] - 1, np.int32) if labels.last_only else None
     if labels.mask_zero and not np.all(x != 0):
-        order = np.argsort(x == 0, axis=1, kind="stable")
+        order = _order(x)
         x = np.take_along_axis(x, order, axis=1)
         if positions is not None:
             positions = (x != 0).sum(axis=1, keepdims=True, dtype=np.int32) - 1  # -1, for zeros, if all is padding
@@ -66,9 +59,25 @@ def _packed(found: Read, labels: Labels, shape: Shape, name: str, weights: np.nd
     return Batch(x, y, True, positions, weights)
 
 
+def _order(x: np.ndarray) -> np.ndarray:
+    """Returns the positions of ids `[B, T]` in the order of `_packed`: masked ones last."""
+    return np.argsort(x == 0, axis=1, kind="stable")
+
+
+def unpacked(values: np.ndarray, batch: Batch, found: Read, labels: Labels) -> np.ndarray:
+    """Returns values `[B, P]` of the labels of examples, given those `[N]` of the labels of their batch."""
+    rows, columns = found.labels.shape
+    packed = values[: batch.labels.size].reshape(batch.labels.shape)[:rows, :columns]
+    if labels.last_only or not labels.mask_zero:
+        return packed
+    result = np.empty_like(packed)
+    np.put_along_axis(result, _order(found.ids[0]), packed, axis=1)
+    return result
+
+
 def as_keras_weights(found: Read, labels: Labels, class_weights: np.ndarray | None, size: int) -> np.ndarray:
     """Returns float32 weights that make the mean over `size` outputs Keras' loss, with the compiled reduction."""
-    weights = found.weights
+    weights = found.weights * found.valid
     if class_weights is not None:
         weights = weights * class_weights[np.where(found.valid, found.labels, 0)]
     divisor = divisor_of(labels.reduction, float(weights.sum()), int(found.valid.sum()))

@@ -33,8 +33,9 @@ class Read(NamedTuple):
     ids: tuple[np.ndarray, ...]  # of each lookup, int32
     features: Any  # the body's other inputs, and masks
     labels: np.ndarray  # [B, P] int32, P being the outputs of an example
-    weights: np.ndarray  # [B, P] float32
-    valid: np.ndarray  # [B, P] bool, the labels that count
+    weights: np.ndarray  # [B, P] float32, `sample_weight`
+    mask: np.ndarray  # [B, P] bool, the outputs that count
+    valid: np.ndarray  # [B, P] bool, those of them whose label counts
     length: int  # of the first input
 
 
@@ -138,17 +139,16 @@ def read(batch: Sequence[Any], network: Network, labels: Labels, name: str) -> R
     outputs = network.num_outputs(inputs)
     expected = f"labels of shape [N{'' if network.last_only else ', T'}], integer or one-hot, for ids of shape [N, T]"
     require(outputs in (None, y.shape[1]), "y", expected, batch[1].shape)
-    valid = np.ones(y.shape, bool) if labels.ignore_class is None else y != labels.ignore_class
     mask = network.mask(ids, features)
-    if mask is not None:
-        valid &= np.reshape(mask, y.shape)
+    mask = np.ones(y.shape, bool) if mask is None else np.reshape(mask, y.shape)
+    valid = mask if labels.ignore_class is None else mask & (y != labels.ignore_class)
     check_ids("y", y[valid], network.vocab_size)
     weights = np.ones(y.shape, np.float32)
     if len(batch) == 3:
         given = batch[2].astype(np.float32).reshape(len(batch[2]), -1)
         require(given.shape in (y.shape, (len(y), 1)), "sample_weight", f"shape {y.shape} or [N]", given.shape)
         weights = weights * given
-    return Read(ids, features, y, weights * valid, valid, inputs[0].shape[1] if inputs[0].ndim > 1 else 1)
+    return Read(ids, features, y, weights, mask, valid, inputs[0].shape[1] if inputs[0].ndim > 1 else 1)
 
 
 def _in_order(x: Any, names: Sequence[str]) -> list[np.ndarray]:

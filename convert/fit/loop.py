@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.fit.batches import grown, to_batch
+from convert.fit.batches import as_keras_weights, grown, to_batch, unpacked
 from convert.fit.callbacks import Hooks
-from convert.fit.examples import Labels, Passes, class_ids
+from convert.fit.examples import Labels, Passes, Read, read
 from convert.fit.live_model import Session
 from convert.fit.metrics import Means, Measured, Metric
 from jaxlm.data.batches import Batch, shard_batch
@@ -95,7 +95,7 @@ class Training:
         deferred = DeferredLosses(losses.show)  # not held by `losses`: a cycle would keep the state
         seed = (self.state.config.seed, self.step) if data.shuffle else None
         for number, examples in enumerate(data.train.epoch(seed)):
-            batch = self._batch(data.train, examples, data.class_weights)
+            batch = self._batch(data.train, self._read(data.train, examples), data.class_weights)
             if self.hooks.on_batches:
                 self.call("on_train_batch_begin", number)
             self.state, loss = self.session.step(self.state, batch, self.step)
@@ -112,25 +112,23 @@ class Training:
         deferred.fetch()
         return losses.mean()
 
-    def _batch(
-        self,
-        passes: Passes,
-        examples: tuple[Any, ...],
-        class_weights: np.ndarray | None = None,
-        labels: Labels | None = None,
-    ) -> Batch:
-        """Makes a batch with Keras' weights; a larger one than before enlarges the state's batch."""
-        network, is_stateful = self.network, self.network.batch_size is not None
+    def _read(self, passes: Passes, examples: tuple[Any, ...]) -> Read:
+        """Reads a batch; a larger one than before enlarges the shape of the batches, and the state's batch."""
+        network = self.network
         if network.structure is not None:
             passes.shape = grown(passes.shape, examples)
         size = passes.shape.batch_size
-        if passes is self.data.train and size != self.state.config.batch_size and not is_stateful:
+        if passes is self.data.train and size != self.state.config.batch_size and network.batch_size is None:
             config = dataclasses.replace(self.state.config, batch_size=size)
             carry = network.zero_carry(size, self.state.mesh)
             self.state = dataclasses.replace(self.state, config=config, carry=carry)
+        return read(examples, network, self.data.labels, passes.examples.name)
+
+    def _batch(self, passes: Passes, found: Read, class_weights: np.ndarray | None = None) -> Batch:
+        """Makes a batch with Keras' weights; it starts from the zero state unless the model is stateful."""
         name = passes.examples.name
-        batch = to_batch(examples, network, labels or self.data.labels, passes.shape, name, class_weights)
-        return batch._replace(starts_epoch=not is_stateful)
+        batch = to_batch(found, self.network, self.data.labels, passes.shape, name, class_weights)
+        return batch._replace(starts_epoch=self.network.batch_size is None)
 
     def _validate(self, passes: Passes) -> dict[str, float]:
         """Returns the logs of `model.evaluate`: the mean over the examples of each batch's loss, from zero states."""
@@ -139,50 +137,36 @@ class Training:
         for number, examples in enumerate(passes.epoch(None)):
             if self.hooks.on_batches:
                 self.call("on_test_batch_begin", number)
-            batch = self._batch(passes, examples)._replace(starts_epoch=True)
-            carry = self.network.zero_carry(len(batch.labels), self.state.mesh)
-            state = dataclasses.replace(self.state, carry=carry)
-            measured = self._measure(state, passes, examples) if self.data.metrics else None
-            if measured is None:
-                loss = exact_batch_loss(state, shard_batch(batch, state.mesh))
+            found = self._read(passes, examples)
+            if self.data.metrics:
+                loss, measured = self._measure(passes, found)
             else:
-                loss = measured.body_loss - np.mean(np.asarray(batch.weights).ravel() * measured.log_probabilities)
-            means.add(float(loss), len(examples[1]), measured)
+                batch = self._batch(passes, found)
+                loss, measured = float(exact_batch_loss(*self._from_zero(batch))), None
+            means.add(loss, len(examples[1]), measured)
             if self.hooks.on_batches:
                 self.call("on_test_batch_end", number, means.logs())
             self.stop.raise_if_requested()
         self.call("on_test_end", means.logs())
         return means.logs()
 
-    def _measure(self, state: TrainState, passes: Passes, examples: tuple[Any, ...]) -> Measured:
-        """Returns the statistics of a batch for metrics, weighted by the mask, and also by `sample_weight`."""
-        x, y, *weights = examples
-        labels, size = self.data.labels._replace(reduction="sum", ignore_class=None), self.network.vocab_size
-        ignored = self.data.labels.ignore_class
-        outside = ignored is not None and not 0 <= ignored < size  # Keras counts such a label as wrong
+    def _from_zero(self, batch: Batch) -> tuple[TrainState, Batch]:
+        """Returns the state with zero states, and a batch on its devices that starts there."""
+        carry = self.network.zero_carry(len(batch.labels), self.state.mesh)
+        batch = shard_batch(batch._replace(starts_epoch=True), self.state.mesh)
+        return dataclasses.replace(self.state, carry=carry), batch
 
-        def batches(y: np.ndarray, labels: Labels) -> list[Batch]:
-            return [self._batch(passes, (x, y, *weights[:number]), labels=labels) for number in (0, 1)]
-
-        def weigh(batches: list[Batch]) -> list[np.ndarray]:
-            return [np.asarray(batch.weights).ravel() / batch.labels.size for batch in batches]
-
-        found = batches(y, labels._replace(ignore_class=ignored) if outside else labels)
-        counts = weigh(batches(np.where(y == ignored, 0, y), labels) if outside else found)
-        batch = shard_batch(found[0]._replace(starts_epoch=True), state.mesh)
-        size = found[0].labels.size
-        log_probabilities, ranks, body_loss = map(np.asarray, batch_statistics(state, batch))
-        given = class_ids(y, self.network.vocab_size, self.network.last_only)
-        sample_weight = np.reshape(weights[0], (len(given), -1)) if weights else None
-        return Measured(
-            log_probabilities[:size],
-            ranks[:size],
-            np.ravel(found[0].labels),
-            weigh(found),
-            counts,
-            (given, sample_weight),
-            float(body_loss),
-        )
+    def _measure(self, passes: Passes, found: Read) -> tuple[float, Measured]:
+        """Returns the loss of a batch, and the statistics of its labels."""
+        labels = self.data.labels
+        is_word = labels.ignore_class is not None and 0 <= labels.ignore_class < self.network.vocab_size
+        valid = found.mask if is_word else found.valid  # metrics read an ignored class that is a word
+        batch = self._batch(passes, found._replace(valid=valid, weights=valid.astype(np.float32)))
+        *statistics, body_loss = batch_statistics(*self._from_zero(batch))
+        log_probabilities, ranks = (unpacked(np.asarray(each), batch, found, labels) for each in statistics)
+        loss = float(body_loss) - np.sum(as_keras_weights(found, labels, None, 1) * log_probabilities)
+        measured = Measured(log_probabilities, ranks, found.labels, valid, found.mask, found.weights)
+        return float(loss), measured
 
 
 class EpochLosses:

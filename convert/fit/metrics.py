@@ -30,13 +30,12 @@ class Metric(NamedTuple):
 class Measured(NamedTuple):
     """Statistics of a batch for metrics."""
 
-    log_probabilities: np.ndarray  # [N], of the labels
-    ranks: np.ndarray  # [N], 1 for the most likely word
-    labels: np.ndarray  # [N]
-    values: list[np.ndarray]  # weights of the values [N], without and with `sample_weight`
-    counts: list[np.ndarray]  # divisors of these; the ignored class counts, as in Keras
-    given: tuple[np.ndarray, np.ndarray | None]  # labels and `sample_weight` before any mask, [B, P]
-    body_loss: float  # such as regularizers, which are part of the loss alone
+    log_probabilities: np.ndarray  # [B, P], of the labels
+    ranks: np.ndarray  # [B, P], 1 for the most likely word
+    labels: np.ndarray  # [B, P]
+    valid: np.ndarray  # [B, P] bool, the labels that a metric reads
+    mask: np.ndarray  # [B, P] bool, those that it counts: also labels outside the vocabulary, as in Keras
+    weights: np.ndarray  # [B, P], `sample_weight`
 
 
 def open_metrics(model: Any, logits: bool) -> tuple[Metric, ...]:
@@ -127,16 +126,13 @@ class Means:
 
 def _sums(metric: Metric, measured: Measured) -> tuple[float, float]:
     """Returns the sum of a metric over the examples of a batch, and its divisor."""
-    values, (given_labels, given_weights) = -measured.log_probabilities, measured.given
+    values = -measured.log_probabilities
     if metric.k is not None:
         values = np.isfinite(values) & (measured.ranks <= metric.k)
-    weights = measured.values[metric.is_weighted]
-    size, outputs = given_labels.shape
-    if not metric.is_perplexity:
-        return float((values * weights).sum()) / outputs, float(measured.counts[metric.is_weighted].sum()) / outputs
-    counted = given_labels != (-1 if metric.mask_token_id is None else metric.mask_token_id)
-    if metric.is_weighted and given_weights is not None:
-        counted = counted * given_weights
-    if metric.mask_token_id is not None:
-        weights = weights * (measured.labels != metric.mask_token_id)
-    return size * float((values * weights).sum() / counted.sum()), size
+    weights = measured.weights if metric.is_weighted else np.ones_like(measured.weights)
+    size, outputs = values.shape
+    if metric.is_perplexity:
+        weights = weights * (measured.labels != (-1 if metric.mask_token_id is None else metric.mask_token_id))
+        return size * float((values * weights * measured.valid).sum() / weights.sum()), size
+    total, count = (values * weights * measured.valid).sum(), (weights * measured.mask).sum()
+    return float(total) / outputs, float(count) / outputs
