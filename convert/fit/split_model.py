@@ -70,6 +70,8 @@ def _cut(model: Any) -> Cut:
     if len(outputs) != 1:
         raise InputError(f"The model has {len(outputs)} outputs; {ADVICE}, and one output.")
     hidden, head, logits = _head(_without_models(model, inputs, outputs[0]))
+    # Keras refuses a body whose outputs are its inputs; a default name could be that of one of the model's layers
+    hidden = keras.layers.Identity(dtype=hidden.dtype, name="jaxlm_head_inputs")(hidden)
     kept: set[int] = set()  # embeddings whose weights the body reads elsewhere, too
     while True:
         lookups, features = _lookups(hidden, kept)
