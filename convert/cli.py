@@ -140,10 +140,12 @@ def verify(
     return 0 if comparison.within_tolerance else 1
 
 
+COMMANDS = (to_keras, from_keras, verify)
+
+
 def run(args: Sequence[str] | None = None) -> int:
     """Runs the command line, by default that of the process; returns the exit code."""
-    commands = (to_keras, from_keras, verify)
-    return run_command(lambda: app.cli(prog="jaxlm-convert", description=__doc__, args=args), *commands)
+    return run_command(lambda: app.cli(prog="jaxlm-convert", description=__doc__, args=args), *COMMANDS)
 
 
 def main() -> None:

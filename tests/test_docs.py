@@ -18,22 +18,11 @@ from jaxlm.cli.command_line import option_names
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = {
-    "jaxlm": (
-        "prepare",
-        "train",
-        "resume",
-        "evaluate",
-        "score",
-        "compare",
-        "rescore",
-        "generate",
-        "next-words",
-        "neighbors",
-        "report",
-        "doctor",
-    ),
-    "jaxlm-convert": ("to-keras", "from-keras", "verify"),
+COMMANDS = {"jaxlm": jaxlm.cli.COMMANDS, "jaxlm-convert": convert.cli.COMMANDS}
+FUNCTIONS = {  # by program and command
+    (program, function.__name__.replace("_", "-")): function
+    for program, functions in COMMANDS.items()
+    for function in functions
 }
 # what the pages say, and what runs in seconds
 SMALLER = {
@@ -61,12 +50,6 @@ def spans(page: Path) -> list[str]:
     """Returns what stands in backticks, and the lines of the shell blocks."""
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
     return lines + [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
-
-
-def function_of(program: str, command: str) -> Callable | None:
-    """Returns the function behind `program command`, or None."""
-    module = {"jaxlm": jaxlm.cli, "jaxlm-convert": convert.cli}[program]
-    return getattr(module, command.replace("-", "_")) if command in COMMANDS[program] else None
 
 
 def options_of(function: Callable) -> set[str]:
@@ -127,7 +110,7 @@ def test_commands_parse(page, capsys):
     for line in spans(page):
         words = shlex.split(line, comments=True) if re.match(r"(jaxlm|jaxlm-convert|python|make) ", line) else []
         if words and words[0] in COMMANDS and words[1] != "--help":
-            function = function_of(*words[:2])
+            function = FUNCTIONS.get((words[0], words[1]))
             assert function is not None, line
             if len(words) > 2 and "--help" not in words:
                 stub = functools.wraps(function)(lambda *_, **__: None)
@@ -148,11 +131,7 @@ def test_commands_parse(page, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_options_exist(page):
     known = benchmark_options() | {"help", "constraint", "editable"}  # the last two are pip's
-    for program, commands in COMMANDS.items():
-        for command in commands:
-            function = function_of(program, command)
-            assert function is not None
-            known |= options_of(function)
+    known = known.union(*map(options_of, FUNCTIONS.values()))
     for span in spans(page):
         for flag in re.findall(r"--(xla_\w+)=true", span):
             jax.jit(lambda: 0, compiler_options={flag: True}).lower().compile()  # raises if XLA has no such flag
