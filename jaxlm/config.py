@@ -120,8 +120,8 @@ class ModelConfig:
         fits = len(self.dropout_rates) == len(usual) and all(0.0 <= rate < 1.0 for rate in self.dropout_rates)
         expected = f"{len(usual)} rates in [0, 1): after the embedding, each LSTM and each Dense layer"
         require(fits, "dropout_rates", expected, dropout_rates)
-        fits, expected = not tied or embedding_size == self.softmax_size, "the width of the softmax rows"
-        require(fits, "tied", f"an `embedding_size` of {self.softmax_size}, {expected}", embedding_size)
+        expected = f"an `embedding_size` of {self.softmax_size}, the width of the softmax rows"
+        require(not tied or embedding_size == self.softmax_size, "tied", expected, embedding_size)
 
     @property
     def hidden_size(self) -> int:

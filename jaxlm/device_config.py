@@ -48,5 +48,5 @@ class ProcessConfig:
     def __post_init__(self) -> None:
         require_types(self)
         for name in ("coordinator_address", "num_processes", "process_id"):
-            idle = not self.distributed and getattr(self, name) != type(self).__dataclass_fields__[name].default
+            idle = not self.distributed and getattr(self, name) != getattr(type(self), name)
             require(not idle, name, "no value without `distributed`", getattr(self, name))

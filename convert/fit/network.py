@@ -12,7 +12,7 @@ from convert.fit.keras_body import KerasBody, output_mask
 from convert.fit.split_model import Cut, cut_model
 from convert.keras_models.live_layers import read_live_model, require_plain_weights, states_of, weight_variables
 from convert.keras_models.supported_layers import Structure
-from convert.weights.table import weight_table
+from convert.weights.table import TABLES, weight_table
 from jaxlm.config import ComputeDtype, TrainConfig
 from jaxlm.data.batches import place_streams
 from jaxlm.errors import InputError, require
@@ -120,8 +120,7 @@ def _chain(model: Any, layers: Sequence[Any], structure: Structure, unused: tupl
     variables = [variable for layer in layers for variable in weight_variables(layer)]
     for weight, variable in zip(weight_table(config), variables, strict=True):
         trained = id(variable) in trainable
-        is_table = weight.jaxlm in ("embedding", "weights", "biases")
-        part = "tables" if is_table else "dense" if trained else "other"
+        part = "tables" if weight.jaxlm in TABLES else "dense" if trained else "other"
         names = tuple(int(name) if name.isdigit() else name for name in weight.jaxlm.split("/"))
         links.append(Link(variable, (part, *names), trained, weight.transposed))
     stateful = [layer for layer in layers if getattr(layer, "stateful", False)]

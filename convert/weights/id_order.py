@@ -9,13 +9,12 @@ import numpy as np
 from flax import nnx
 
 from convert.weights.optimizer_state import OptimizerState
-from convert.weights.table import aligned_empty
+from convert.weights.table import TABLES, aligned_empty
 from jaxlm.errors import InputError
 from jaxlm.files import read_array
 from jaxlm.model.language_model import LanguageModel
 
 KERAS_IDS_FILE = "keras_ids.npy"  # in the run directory; missing if the ids are the same
-TABLES = ("embedding", "weights", "biases")  # one row per word, in jaxlm
 
 
 def frequency_order(counts: Sequence[int] | np.ndarray) -> np.ndarray | None:

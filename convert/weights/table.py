@@ -14,6 +14,7 @@ from jaxlm.errors import InputError
 from jaxlm.model.language_model import LanguageModel, abstract_model
 from jaxlm.parallel.mesh import leaf_name
 
+TABLES = ("embedding", "weights", "biases")  # jaxlm's weights with one row per word
 ALIGNMENT = 64  # bytes; JAX and TensorFlow use memory that starts at a multiple of this without copying it
 
 
@@ -160,8 +161,7 @@ def language_model_weights(model: LanguageModel) -> dict[str, np.ndarray]:
     """Returns a model's weights by their jaxlm names, such as "lstms/0/kernel", without the padding of a mesh."""
     leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))[0]
     weights = {leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
-    tables = weights.keys() & {"embedding", "weights", "biases"}
-    return weights | {name: weights[name][: model.config.vocab_size] for name in tables}
+    return weights | {name: weights[name][: model.config.vocab_size] for name in TABLES if name in weights}
 
 
 def model_from_weights(weights: Mapping[str, np.ndarray], config: ModelConfig) -> LanguageModel:

@@ -1,6 +1,5 @@
 """`Vocabulary`: words sorted by decreasing frequency, counted in the training text only."""
 
-import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from jaxlm.data.tokenization import KerasTokenizer, Tokenization, tokenization_of, tokenizer
 from jaxlm.errors import InputError, require
-from jaxlm.files import read_json, write_json
+from jaxlm.files import PathLike, read_json, write_json
 
 UNK = "<unk>"  # any word that is not in the vocabulary
 EOS = "<eos>"  # the end of a line
@@ -162,7 +161,7 @@ class Vocabulary:
             raise InputError("The counts of this vocabulary are not known; count a text: `jaxlm.prepare` does.")
         return log_unigram(self.counts)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathLike) -> None:
         """Writes the vocabulary as JSON."""
         cutting = self.tokenization
         tokenization = cutting._asdict() if isinstance(cutting, KerasTokenizer) else cutting
@@ -175,7 +174,7 @@ class Vocabulary:
         write_json(Path(path), value, FORMAT)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
+    def load(cls, path: PathLike) -> "Vocabulary":
         """Reads a file that `save` wrote.
 
         Raises:

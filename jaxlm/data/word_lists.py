@@ -1,16 +1,16 @@
 """Reads lists of words: one word, or a word and its count, per line; or JSON."""
 
 import json
-import os
 import re
 from pathlib import Path
 
 from jaxlm.data.text_files import read_text
 from jaxlm.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from jaxlm.errors import InputError
+from jaxlm.files import PathLike
 
 
-def read_words(path: str | os.PathLike[str]) -> tuple[list[str], list[int] | None]:
+def read_words(path: PathLike) -> tuple[list[str], list[int] | None]:
     """Reads a text with a word, or a word, a tab or a space and its count, on each line.
 
     Returns:
@@ -32,7 +32,7 @@ def read_words(path: str | os.PathLike[str]) -> tuple[list[str], list[int] | Non
     return lines, None
 
 
-def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary | list[str]:
+def read_vocabulary(path: PathLike) -> Vocabulary | list[str]:
     """Reads the vocabulary of a model, or a list of words.
 
     Args:

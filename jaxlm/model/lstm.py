@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxlm.config import ComputeDtype
 from jaxlm.matmul import cast_operand, dot_f32, product_dtype, transposed
+from jaxlm.model.initializers import glorot_uniform
 
 Carry = tuple[jax.Array, jax.Array]  # (c, h), each [batch, hidden_size]
 FEATURE_MAJOR, ROW_MAJOR = 0, 1  # the axis of the features in [H, batch] and in [batch, H]
@@ -42,9 +43,8 @@ class LSTM(nnx.Module):
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, use_bias: bool = True, rngs: nnx.Rngs):
-        glorot_uniform, orthogonal = jax.nn.initializers.glorot_uniform(), jax.nn.initializers.orthogonal()
-        gates = 4 * hidden_size
-        self.kernel = nnx.Param(glorot_uniform(rngs.params(), (input_size, gates), jnp.float32))
+        gates, orthogonal = 4 * hidden_size, jax.nn.initializers.orthogonal()
+        self.kernel = nnx.Param(glorot_uniform(rngs, (input_size, gates)))
         self.recurrent_kernel = nnx.Param(orthogonal(rngs.params(), (hidden_size, gates), jnp.float32))
         bias = jnp.zeros(gates, jnp.float32).at[hidden_size : 2 * hidden_size].set(1.0)
         self.bias = nnx.Param(bias) if use_bias else None

@@ -3,9 +3,9 @@
 import math
 from pathlib import Path
 
-from jaxlm.data.corpus import Corpus, PathLike, unigram_loss
+from jaxlm.data.corpus import Corpus, unigram_loss
 from jaxlm.errors import InputError, require_packages
-from jaxlm.files import staged
+from jaxlm.files import PathLike, staged
 from jaxlm.runs.directory import load_config
 from jaxlm.runs.metrics import read_metrics
 

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.config_checks import require_seed
-from jaxlm.data.corpus import Corpus, PathLike, load_corpus, oov_rate, unigram_loss
+from jaxlm.data.corpus import Corpus, load_corpus, oov_rate, unigram_loss
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError, require_packages
-from jaxlm.files import write_text
+from jaxlm.files import PathLike, write_text
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.reports.frequency_bands import frequency_bands
 from jaxlm.reports.html import Cell, Rows, render
@@ -80,7 +79,7 @@ def write_report(
         bands=[_bands(run, run.scored, run.corpus) for run in runs if run.scored and run.corpus],
         words=[word_sections(run.name, run.model, run.vocabulary, run.scored, seed) for run in runs],
         settings=_side_by_side([_settings(run.config) for run in runs]),
-        machine=_machine(),
+        machine=[[finding.subject, finding.result] for finding in examine()],
     )
     path = Path(out) if out else paths[0] / REPORT_FILE
     write_text(path, page)
@@ -197,11 +196,3 @@ def _settings(config: RunConfig) -> dict[str, Cell]:
             values[name] = value if isinstance(value, int | float) else str(value)
     fingerprints = {f"fingerprint of {name}": value for name, value in config.fingerprints.items()}
     return values | {"use_word_vectors": config.use_word_vectors, "data": config.data or None} | fingerprints
-
-
-def _machine() -> Rows:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    processor = f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
-    return [["processor", processor], *([finding.subject, finding.result] for finding in examine())]

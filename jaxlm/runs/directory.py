@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
-from jaxlm.data.corpus import Corpus, PathLike, load_corpus
+from jaxlm.data.corpus import Corpus, load_corpus
 from jaxlm.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from jaxlm.errors import InputError
-from jaxlm.files import read_json, write_json
+from jaxlm.files import PathLike, read_json, write_json
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import Mesh
 from jaxlm.runs.checkpoint import CHECKPOINTS_DIRECTORY, Checkpoints

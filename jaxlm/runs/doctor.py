@@ -37,6 +37,7 @@ def examine(path: Path | None = None) -> Iterator[Finding]:
             yield Finding(package, importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(package, "not installed", is_good=package in ("keras", "tensorflow"))
+    yield Finding("processor", _processor())
     yield Finding("devices", ", ".join(f"{device.platform}: {device.device_kind}" for device in jax.devices()))
     yield Finding("free memory", f"{available_bytes() / 1e9:.1f} GB")
     yield Finding("free disk", f"{shutil.disk_usage(_existing(path or Path.cwd())).free / 1e9:.1f} GB")
@@ -48,6 +49,13 @@ def examine(path: Path | None = None) -> Iterator[Finding]:
         yield _attempt("corpus", lambda: _describe_corpus(path))
     else:
         yield Finding(str(path), "neither a run nor a corpus", is_good=False)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
 
 
 def _existing(path: Path) -> Path:

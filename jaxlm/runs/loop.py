@@ -14,8 +14,9 @@ from flax import nnx
 
 from jaxlm.config import LENGTHS, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.data.batch_blocks import BLOCK_STEPS, BatchBlocks
-from jaxlm.data.corpus import Corpus, PathLike, fingerprints
+from jaxlm.data.corpus import Corpus, fingerprints
 from jaxlm.errors import InputError, require
+from jaxlm.files import PathLike
 from jaxlm.inference.perplexity import Evaluation
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import Mesh, mesh_shape
