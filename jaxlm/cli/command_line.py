@@ -91,7 +91,12 @@ def show_messages() -> None:
         def emit(self, record: logging.LogRecord) -> None:
             from tqdm import tqdm  # slow to import: --help does without
 
-            tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
+            try:
+                tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
+            except BrokenPipeError:
+                raise
+            except OSError:  # a log on a full disk; the command goes on without it
+                pass
 
     logging.getLogger("jaxlm").addHandler(Handler())
     logging.getLogger("jaxlm").setLevel(logging.INFO)

@@ -1,11 +1,12 @@
 """Prints the results of preparation, training and evaluation."""
 
+import logging
 import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxlm.errors import MissingPackageError
+from jaxlm.errors import InputError, MissingPackageError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from jaxlm.data.corpus import Corpus
     from jaxlm.inference.perplexity import Evaluation
 
+logger = logging.getLogger(__name__)
 
 ZIPF_LIMIT = 0.3  # nats; English and German novels have 0.12, documentation 0.18, equal counts 0.9 and more
 
@@ -51,6 +53,8 @@ def print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None", m
     from jaxlm.reports.curve import plot_metrics
     from jaxlm.reports.report import write_report
 
+    if evaluation is not None:
+        print_evaluation("valid", evaluation, corpus)
     try:
         print(f"curve: {plot_metrics(run, corpus)}")
         # a model that was trained on a mesh is read into the memory of the host
@@ -58,8 +62,8 @@ def print_result(run: Path, corpus: "Corpus", evaluation: "Evaluation | None", m
             print(f"report: {write_report([run])}")
     except MissingPackageError as error:
         print(f"No curve and no report are written. {error}")
-    if evaluation is not None:
-        print_evaluation("valid", evaluation, corpus)
+    except InputError as error:  # such as a full disk; the run itself is complete
+        logger.warning("%s", error)
 
 
 def print_evaluation(split: str, evaluation: "Evaluation", corpus: "Corpus", how: str = "") -> None:

@@ -183,7 +183,7 @@ def _run_steps(run: RunLogger, state: TrainState, blocks: BatchBlocks, resumed: 
             run.fix_length(decision.total_steps)
 
             # a line of metrics
-            if step % LOG_EVERY == 0:
+            if step % LOG_EVERY == 0 or step == run.config.total_steps:
                 learning_rate = float(np.asarray(block.learning_rates)[(step - 1) % BLOCK_STEPS])
                 run.log_training(step, learning_rate, watch.seconds(), bar)
             bar.update()

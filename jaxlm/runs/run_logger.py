@@ -24,7 +24,7 @@ from jaxlm.runs.finite import not_finite
 from jaxlm.runs.metrics import append_metrics, drop_metrics_after
 from jaxlm.runs.progress import Progress
 from jaxlm.runs.schedule import StepEstimate, jit_learning_rates
-from jaxlm.runs.tensorboard import event_writer
+from jaxlm.runs.tensorboard import open_events
 from jaxlm.training.batch_losses import exact_and_training_loss
 from jaxlm.training.state import TrainState
 
@@ -69,7 +69,7 @@ class RunLogger:
         self.saved_step, self.saved_at = first_step, time.perf_counter()
         if self.writes:
             drop_metrics_after(directory, first_step)
-        self.events = event_writer(directory / "tensorboard", first_step) if self.writes else None
+        self.events = open_events(directory / "tensorboard", first_step) if self.writes else None
 
     def progress_bar(self) -> tqdm:
         """Returns the bar of the steps."""
@@ -115,8 +115,7 @@ class RunLogger:
             logger.warning("metrics cannot be written (%s); training continues, and tries again", error)
             return
         if self.events:
-            for name, value in values.items():
-                self.events.add_scalar(name, value, step)
+            self.events.add(step, values)
 
     def log_training(self, step: int, learning_rate: float, seconds: float, bar: tqdm) -> None:
         """Writes and shows the mean loss and the speed since the last time."""
@@ -173,7 +172,7 @@ class RunLogger:
         )
 
     def close(self) -> None:
-        """Closes the files of TensorBoard, whose writer is a thread."""
+        """Closes the file of TensorBoard."""
         if self.events:
             self.events.close()
 
