@@ -5,14 +5,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from convert.fit.examples import LENGTH_STEP, Labels, Read, Shape
+from convert.fit.examples import LENGTH_STEP, Labels, ReadBatch, Shape
 from convert.fit.network import Network
 from jaxlm.data.batches import Batch
 from jaxlm.errors import require
 
 
 def to_batch(
-    found: Read, network: Network, labels: Labels, shape: Shape, name: str, class_weights: np.ndarray | None = None
+    found: ReadBatch, network: Network, labels: Labels, shape: Shape, name: str, class_weights: np.ndarray | None = None
 ) -> Batch:
     """Makes a batch for jaxlm from a batch of examples.
 
@@ -27,14 +27,14 @@ def to_batch(
     Returns:
       The batch, weighted as Keras' loss is, with the compiled reduction.
     """
-    if network.structure is None:
+    if not network.is_chain:
         weights = as_keras_weights(found, labels, class_weights, found.labels.size)
         return Batch(found.ids, np.where(found.valid, found.labels, 0), True, None, weights, found.features)
     size = shape.batch_size * (1 if labels.last_only else shape.sequence_length)  # which the loss is the mean of
     return _packed(found, labels, shape, name, as_keras_weights(found, labels, class_weights, size))
 
 
-def _packed(found: Read, labels: Labels, shape: Shape, name: str, weights: np.ndarray) -> Batch:
+def _packed(found: ReadBatch, labels: Labels, shape: Shape, name: str, weights: np.ndarray) -> Batch:
     """Makes a batch for jaxlm's own LSTM, which takes no mask.
 
     Masked ids are moved to the end of their sequence, after all outputs that count. A Keras LSTM skips them, so the
@@ -64,7 +64,7 @@ def _order(x: np.ndarray) -> np.ndarray:
     return np.argsort(x == 0, axis=1, kind="stable")
 
 
-def unpacked(values: np.ndarray, batch: Batch, found: Read, labels: Labels) -> np.ndarray:
+def unpacked(values: np.ndarray, batch: Batch, found: ReadBatch, labels: Labels) -> np.ndarray:
     """Returns values `[B, P]` of the labels of examples, given those `[N]` of the labels of their batch."""
     rows, columns = found.labels.shape
     packed = values[: batch.labels.size].reshape(batch.labels.shape)[:rows, :columns]
@@ -75,7 +75,7 @@ def unpacked(values: np.ndarray, batch: Batch, found: Read, labels: Labels) -> n
     return result
 
 
-def as_keras_weights(found: Read, labels: Labels, class_weights: np.ndarray | None, size: int) -> np.ndarray:
+def as_keras_weights(found: ReadBatch, labels: Labels, class_weights: np.ndarray | None, size: int) -> np.ndarray:
     """Returns float32 weights that make the mean over `size` outputs Keras' loss, with the compiled reduction."""
     weights = found.weights * found.valid
     if class_weights is not None:

@@ -23,12 +23,12 @@ class Hooks(NamedTuple):
     """The callbacks of a call."""
 
     list: Any  # Keras' `CallbackList`
-    lookers: tuple[Any, ...]  # callbacks that may read or change the model
+    observers: tuple[Any, ...]  # callbacks that may read or change the model
     on_batches: bool  # whether one of them acts on batches
 
-    def looks(self, hook: str) -> bool:
+    def observes(self, hook: str) -> bool:
         """Whether a callback may read or change the model in a hook."""
-        return any(_looks(callback, hook) for callback in self.lookers)
+        return any(_observes(callback, hook) for callback in self.observers)
 
 
 def open_callbacks(
@@ -56,8 +56,8 @@ def open_callbacks(
         if getattr(callback, "mode", None) == "auto":  # Keras would look at metrics that only `fit` builds
             callback.mode = modes.get(callback.monitor, "auto")
     listed = module.callbacks.CallbackList(flat, add_history=True, add_progbar=progress, model=model, **params)
-    lookers = tuple(callback for callback in flat if library_name(callback) not in LOGS_ONLY)
-    return Hooks(listed, lookers, any(_overrides(callback, hook) for callback in lookers for hook in BATCH_HOOKS))
+    observers = tuple(callback for callback in flat if library_name(callback) not in LOGS_ONLY)
+    return Hooks(listed, observers, any(_overrides(callback, hook) for callback in observers for hook in BATCH_HOOKS))
 
 
 def _check_logs(callback: Any, logs: set[str]) -> None:
@@ -77,11 +77,11 @@ def _check_logs(callback: Any, logs: set[str]) -> None:
         )
 
 
-def _looks(callback: Any, hook: str) -> bool:
+def _observes(callback: Any, hook: str) -> bool:
     if not _overrides(callback, hook):
         return False
     freq = getattr(callback, "save_freq", None)
-    if hook in BATCH_HOOKS and isinstance(freq, int):  # ModelCheckpoint counts batches, and looks when it saves
+    if hook in BATCH_HOOKS and isinstance(freq, int):  # ModelCheckpoint counts batches, reads when it saves
         return getattr(callback, "_batches_seen_since_last_saving", freq) + 1 >= freq
     return True
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from convert.fit.network import Network, integer_ids
+from convert.fit.inputs import integer_ids
+from convert.fit.network import Network
 from convert.fit.sources import Examples
 from jaxlm.errors import InputError, require
 from jaxlm.token_ids import check_ids
@@ -27,8 +28,8 @@ class Labels(NamedTuple):
     allows_empty: bool = True  # sequences of padding alone
 
 
-class Read(NamedTuple):
-    """A batch of examples."""
+class ReadBatch(NamedTuple):
+    """A batch of examples, read and checked."""
 
     ids: tuple[np.ndarray, ...]  # of each lookup, int32
     features: Any  # the body's other inputs, and masks
@@ -120,7 +121,7 @@ def scan(
     return Shape(counts, len(sizes), max(sizes), length, len(set(shapes)) == 1, is_masked, all_ids)
 
 
-def read(batch: Sequence[Any], network: Network, labels: Labels, name: str) -> Read:
+def read(batch: Sequence[Any], network: Network, labels: Labels, name: str) -> ReadBatch:
     """Reads a batch of examples: inputs, an array or a nesting of arrays, labels and maybe weights.
 
     Raises:
@@ -148,7 +149,7 @@ def read(batch: Sequence[Any], network: Network, labels: Labels, name: str) -> R
         given = batch[2].astype(np.float32).reshape(len(batch[2]), -1)
         require(given.shape in (y.shape, (len(y), 1)), "sample_weight", f"shape {y.shape} or [N]", given.shape)
         weights = weights * given
-    return Read(ids, features, y, weights, mask, valid, inputs[0].shape[1] if inputs[0].ndim > 1 else 1)
+    return ReadBatch(ids, features, y, weights, mask, valid, inputs[0].shape[1] if inputs[0].ndim > 1 else 1)
 
 
 def _in_order(x: Any, names: Sequence[str]) -> list[np.ndarray]:

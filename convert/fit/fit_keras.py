@@ -10,10 +10,10 @@ from convert.fit.arguments import check_numbers, check_shape, class_counts, clas
 from convert.fit.callbacks import open_callbacks
 from convert.fit.compile_settings import keras_of
 from convert.fit.examples import Labels, Passes, Shape, scan
-from convert.fit.live_model import InitialBiases, InitialEmbeddings, check_initial_values, open_session
 from convert.fit.loop import Data, Training
 from convert.fit.metrics import open_metrics
 from convert.fit.network import Network
+from convert.fit.session import InitialBiases, InitialEmbeddings, check_initial_values, open_session
 from convert.fit.sources import Examples, open_examples, to_arrays
 from jaxlm.config import ComputeDtype, Sampler, TrainConfig
 from jaxlm.errors import InputError, require
@@ -125,7 +125,7 @@ def fit_keras(
     shuffle = not stateful if shuffle is None else shuffle
     require(not (stateful and shuffle), "shuffle", "False for a stateful model", shuffle)
     check_initial_values(network, initial_biases, initial_embeddings)
-    require(mesh is None or network.structure is not None, "mesh", "None unless the body is LSTMs", mesh)
+    require(mesh is None or network.is_chain, "mesh", "None unless the body is LSTMs", mesh)
     require(mesh is None or session.accumulation is None, "mesh", "None with gradient_accumulation_steps", mesh)
     size = 32 if batch_size is None else batch_size
     valid_size = size if validation_batch_size is None else validation_batch_size
@@ -172,7 +172,7 @@ def _announce(state: TrainState, train: Examples, shape: Shape, is_counted: bool
 
 def _open_validation(examples: Examples, network: Network, labels: Labels, steps: int | None) -> Passes:
     shape = scan(examples, network, labels, steps)
-    if network.structure is None:  # a chain of LSTMs takes other sizes, too
+    if not network.is_chain:  # a chain of LSTMs takes other sizes, too
         check_shape(network, shape, "validation_data", "validation_batch_size")
     return Passes(examples, shape, steps, continues=False)
 

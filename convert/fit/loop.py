@@ -9,9 +9,9 @@ import numpy as np
 
 from convert.fit.batches import as_keras_weights, grown, to_batch, unpacked
 from convert.fit.callbacks import Hooks
-from convert.fit.examples import Labels, Passes, Read, read
-from convert.fit.live_model import Session
-from convert.fit.metrics import Means, Measured, Metric
+from convert.fit.examples import Labels, Passes, ReadBatch, read
+from convert.fit.metrics import LabelStatistics, Means, Metric
+from convert.fit.session import Session
 from jaxlm.data.batches import Batch, shard_batch
 from jaxlm.errors import InputError
 from jaxlm.runs.deferred_losses import MAX_SKIPPED, DeferredLosses
@@ -79,13 +79,13 @@ class Training:
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Calls a hook. Callbacks read the weights of the last step, and may change them."""
-        looks = self.hooks.looks(hook)
-        if looks and not self.is_written:
+        observed = self.hooks.observes(hook)
+        if observed and not self.is_written:
             self.state = self.session.settle(self.state)
             self.session.write(self.state, last=False)
             self.is_written = True
         getattr(self.hooks.list, hook)(*arguments)
-        if looks:
+        if observed:
             self.state = self.session.refresh(self.state)
             self.step = int(self.state.step)
 
@@ -112,10 +112,10 @@ class Training:
         deferred.fetch()
         return losses.mean()
 
-    def _read(self, passes: Passes, examples: tuple[Any, ...]) -> Read:
+    def _read(self, passes: Passes, examples: tuple[Any, ...]) -> ReadBatch:
         """Reads a batch; a larger one than before enlarges the shape of the batches, and the state's batch."""
         network = self.network
-        if network.structure is not None:
+        if network.is_chain:
             passes.shape = grown(passes.shape, examples)
         size = passes.shape.batch_size
         if passes is self.data.train and size != self.state.config.batch_size and network.batch_size is None:
@@ -124,7 +124,7 @@ class Training:
             self.state = dataclasses.replace(self.state, config=config, carry=carry)
         return read(examples, network, self.data.labels, passes.examples.name)
 
-    def _batch(self, passes: Passes, found: Read, class_weights: np.ndarray | None = None) -> Batch:
+    def _batch(self, passes: Passes, found: ReadBatch, class_weights: np.ndarray | None = None) -> Batch:
         """Makes a batch with Keras' weights; it starts from the zero state unless the model is stateful."""
         name = passes.examples.name
         batch = to_batch(found, self.network, self.data.labels, passes.shape, name, class_weights)
@@ -156,7 +156,7 @@ class Training:
         batch = shard_batch(batch._replace(starts_epoch=True), self.state.mesh)
         return dataclasses.replace(self.state, carry=carry), batch
 
-    def _measure(self, passes: Passes, found: Read) -> tuple[float, Measured]:
+    def _measure(self, passes: Passes, found: ReadBatch) -> tuple[float, LabelStatistics]:
         """Returns the loss of a batch, and the statistics of its labels."""
         labels = self.data.labels
         is_word = labels.ignore_class is not None and 0 <= labels.ignore_class < self.network.vocab_size
@@ -165,7 +165,7 @@ class Training:
         *statistics, body_loss = batch_statistics(*self._from_zero(batch))
         log_probabilities, ranks = (unpacked(np.asarray(each), batch, found, labels) for each in statistics)
         loss = float(body_loss) - np.sum(as_keras_weights(found, labels, None, 1) * log_probabilities)
-        measured = Measured(log_probabilities, ranks, found.labels, valid, found.mask, found.weights)
+        measured = LabelStatistics(log_probabilities, ranks, found.labels, valid, found.mask, found.weights)
         return float(loss), measured
 
 

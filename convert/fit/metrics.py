@@ -27,7 +27,7 @@ class Metric(NamedTuple):
         return "min" if self.k is None else "max"
 
 
-class Measured(NamedTuple):
+class LabelStatistics(NamedTuple):
     """Statistics of a batch for metrics."""
 
     log_probabilities: np.ndarray  # [B, P], of the labels
@@ -108,7 +108,7 @@ class Means:
         self.metrics = metrics
         self.totals = {name: (0.0, 0.0) for name in ("loss", *(metric.name for metric in metrics))}
 
-    def add(self, loss: float, size: int, measured: Measured | None) -> None:
+    def add(self, loss: float, size: int, measured: LabelStatistics | None) -> None:
         """Adds a batch of `size` examples."""
         sums = [(size * loss, float(size))]
         sums += [] if measured is None else [_sums(metric, measured) for metric in self.metrics]
@@ -124,7 +124,7 @@ class Means:
         return logs | {each.name: math.exp(logs[each.name]) for each in self.metrics if each.is_perplexity}
 
 
-def _sums(metric: Metric, measured: Measured) -> tuple[float, float]:
+def _sums(metric: Metric, measured: LabelStatistics) -> tuple[float, float]:
     """Returns the sum of a metric over the examples of a batch, and its divisor."""
     values = -measured.log_probabilities
     if metric.k is not None:

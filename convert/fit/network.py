@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from convert.fit.keras_body import KerasBody, output_mask
-from convert.fit.split_model import Cut, cut_model
+from convert.fit.inputs import Prepare, Prepared, input_names, integer_ids, mask_of_outputs, preparation
+from convert.fit.keras_body import KerasBody
+from convert.fit.split_model import cut_model
 from convert.keras_models.live_layers import read_live_model, require_plain_weights, states_of, weight_variables
 from convert.keras_models.supported_layers import Structure
 from convert.weights.table import TABLES, weight_table
@@ -29,7 +30,6 @@ HEAD_SETTINGS = (  # without effect
 )
 
 Path = tuple[Any, ...]  # of an array in a `TrainState`, such as ("dense", "lstms", 0, "kernel")
-Prepared = tuple[tuple[np.ndarray, ...], Any]  # ids of each lookup, int32, and the features of the body
 
 
 class Link(NamedTuple):
@@ -50,7 +50,7 @@ class Network(NamedTuple):
     vocab_size: int
     logits: bool  # no softmax at the end
     unused: tuple[str, ...]  # settings without effect, in words
-    prepare: Callable[[Sequence[np.ndarray], str], Prepared]  # inputs, name of the argument -> ids, features
+    prepare: Prepare
     mask: Callable[..., np.ndarray | None]  # ids, features -> which outputs count, [batch_size, P]
     num_outputs: Callable[[Sequence[np.ndarray]], int | None]  # inputs -> P; None if the body decides
     input_names: tuple[str, ...]
@@ -62,6 +62,11 @@ class Network(NamedTuple):
         """Returns the initial carry of a chain of LSTMs; a Keras body has its states among its other variables."""
         sizes = [] if self.structure is None else [lstm.size for lstm in self.structure.config.lstms]
         return tuple(tuple(place_streams(jnp.zeros((batch_size, size)), mesh) for _ in "ch") for size in sizes)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether the model is a chain of layers that jaxlm has itself; if not, Keras computes the body."""
+        return self.structure is not None
 
     @property
     def trained(self) -> tuple[Link, ...]:
@@ -147,7 +152,7 @@ def _chain(model: Any, layers: Sequence[Any], structure: Structure, unused: tupl
         prepare=prepare,
         mask=mask,
         num_outputs=lambda inputs: 1 if structure.last_only else inputs[0].shape[1],
-        input_names=_input_names(model),
+        input_names=input_names(model),
         last_only=structure.last_only,
         structure=structure,
         batch_size=states_of(stateful[0])[0].shape[0] if stateful else None,
@@ -172,6 +177,7 @@ def _any_body(model: Any) -> Network:
     settings = ((name, getattr(head.layer, name, None)) for name in HEAD_SETTINGS)
     unused = tuple(f"{head.layer.name}: {name}={type(value).__name__}" for name, value in settings if value is not None)
     masked = tuple(i for i, lookup in enumerate(cut.lookups) if lookup.layer.mask_zero)
+    widths = [lookup.outputs.shape[-1] for lookup in cut.lookups]
     body = KerasBody(cut.body, len(cut.lookups), masked, tuple(variable.trainable for variable in cut.body.variables))
     stateful = [layer for layer in cut.body._flatten_layers() if getattr(layer, "stateful", False)]
     shape = cut.body.outputs[0].shape
@@ -183,73 +189,14 @@ def _any_body(model: Any) -> Network:
         vocab_size=head.weights.shape[head.transposed],
         logits=cut.logits,
         unused=unused,
-        prepare=_prepare(model, cut, masked),
-        mask=partial(_mask, body if head.keeps_mask else None, [lookup.outputs.shape[-1] for lookup in cut.lookups]),
+        prepare=preparation(model, cut, masked),
+        mask=partial(mask_of_outputs, body if head.keeps_mask else None, widths),
         num_outputs=lambda inputs: num_outputs,
-        input_names=_input_names(model),
+        input_names=input_names(model),
         last_only=len(shape) == 2,
         batch_size=model.inputs[0].shape[0] if stateful else None,
     )
 
 
-def integer_ids(values: np.ndarray, name: str) -> np.ndarray:
-    """Returns ids of any numeric type as int32, after checking that all of them fit."""
-    if values.dtype.kind == "f":
-        require(bool(np.all(values == np.rint(values))), name, "integer ids", f"{values.dtype} with fractions")
-        require(bool(np.all(np.isfinite(values))), name, "finite ids", "an infinite one")
-    lowest, highest = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    require(-(2**31) <= lowest and highest < 2**31, name, "ids below 2**31", f"{lowest} to {highest}")
-    return values.astype(np.int32)
-
-
-def _input_names(model: Any) -> tuple[str, ...]:
-    """Returns the keys that a model's inputs have in a dict, in the model's order."""
-    structure = getattr(model, "_inputs_struct", None)
-    return tuple(sorted(structure) if isinstance(structure, dict) else (tensor.name for tensor in model.inputs))
-
-
 def _ids_of(variables: Sequence[Any]) -> set[int]:
     return {id(variable) for variable in variables}
-
-
-def _prepare(model: Any, cut: Cut, masked: tuple[int, ...]) -> Callable[[Sequence[np.ndarray], str], Prepared]:
-    """Returns the function from a model's inputs to the ids of its lookups and to the body's features."""
-    places = {id(tensor): i for i, tensor in enumerate(model.inputs)}
-    computed = [lookup.ids for lookup in cut.lookups if id(lookup.ids) not in places]
-    computing = keras.Model(model.inputs, computed) if computed else None
-
-    def prepare(inputs: Sequence[np.ndarray], name: str) -> Prepared:
-        names = [name] if len(inputs) == 1 else [f"{name}[{i}]" for i in range(len(inputs))]
-        inputs = [
-            _of_rank(*each) for each in zip(inputs, (tensor.shape for tensor in model.inputs), names, strict=True)
-        ]
-        results = iter([] if computing is None else keras.tree.flatten(computing(list(inputs))))
-        ids = []
-        for lookup in cut.lookups:
-            place = places.get(id(lookup.ids))
-            found = inputs[place] if place is not None else np.asarray(keras.ops.convert_to_numpy(next(results)))
-            where = names[place] if place is not None else lookup.layer.name
-            ids.append(integer_ids(found, where))
-            check_ids(where, ids[-1].ravel(), lookup.layer.input_dim)
-        features = [inputs[places[id(tensor)]].astype(tensor.dtype) for tensor in cut.features]
-        return tuple(ids), (*features, *(ids[i] != 0 for i in masked))
-
-    return prepare
-
-
-def _of_rank(array: np.ndarray, shape: tuple[int | None, ...], name: str) -> np.ndarray:
-    """Returns an array with the rank of an input; Keras adds and removes a last dimension of 1, too."""
-    if array.ndim == len(shape) - 1 and shape[-1] == 1:
-        array = array[..., None]
-    elif array.ndim == len(shape) + 1 and array.shape[-1] == 1:
-        array = array[..., 0]
-    require(array.ndim == len(shape), name, f"shape {shape}; a dataset needs `.batch()`", array.shape)
-    return array
-
-
-def _mask(body: KerasBody | None, widths: Sequence[int], ids: Sequence[np.ndarray], features: Any) -> np.ndarray | None:
-    """Returns the mask of the outputs, as Keras carries it from the embeddings to the head; None without a body."""
-    if body is None or not body.masked:
-        return None
-    result = output_mask(body, tuple(widths), ids, features)
-    return None if result is None else np.asarray(result)

@@ -143,18 +143,23 @@ class KerasOptimizer:
     batches: int = 1
 
     @property
+    def settings(self) -> Settings:
+        """The settings, by Keras' names."""
+        return dict(self.items)
+
+    @property
     def slots(self) -> list[str]:
         """The slots, by Keras' attributes without the underscore."""
-        return OPTIMIZERS[self.kind].slots(dict(self.items)) + [AVERAGE] * self.has_averages
+        return OPTIMIZERS[self.kind].slots(self.settings) + [AVERAGE] * self.has_averages
 
     @property
     def has_averages(self) -> bool:
         """Whether it keeps moving averages of the parameters."""
-        return dict(self.items).get("ema_momentum") is not None
+        return self.settings.get("ema_momentum") is not None
 
     def __call__(self, learning_rate: Any) -> optax.GradientTransformation:
         """Returns the transformation; `learning_rate` may be traced."""
-        rule, settings = OPTIMIZERS[self.kind].rule, dict(self.items)
+        rule, settings = OPTIMIZERS[self.kind].rule, self.settings
         slots = self.slots + [SETTLED] * self.has_averages
         start = settings.get("initial_accumulator_value") or 0.0
 
@@ -191,14 +196,14 @@ class KerasOptimizer:
 
     def _average(self, param: jax.Array, delta: jax.Array, slots: Slots, steps: jax.Array) -> Slots:
         """Returns the averages after the last step of an update that adds `delta`; the first update begins them."""
-        momentum = jnp.where(steps > 0, dict(self.items)["ema_momentum"], dict(self.items)["first_momentum"])
+        momentum = jnp.where(steps > 0, self.settings["ema_momentum"], self.settings["first_momentum"])
         before = self.settle(param, slots[AVERAGE], slots[SETTLED], steps + self.batches - 1)
         average = momentum * before + (1 - momentum) * (param + delta)
         return {AVERAGE: average, SETTLED: jnp.full_like(slots[SETTLED], steps + self.batches)}
 
     def settle(self, param: jax.Array, average: jax.Array, settled: jax.Array, steps: jax.Array) -> jax.Array:
         """Returns the averages `[R, ...]` at `steps`, of rows unchanged since step `settled`; the rows if it is 0."""
-        left = jnp.where(settled > 0, dict(self.items)["ema_momentum"] ** (steps - settled).astype(jnp.float32), 0.0)
+        left = jnp.where(settled > 0, self.settings["ema_momentum"] ** (steps - settled).astype(jnp.float32), 0.0)
         return param + left.reshape(left.shape + (1,) * (param.ndim - left.ndim)) * (average - param)
 
 

@@ -46,7 +46,7 @@ class LiveVariables:
           variable: of Keras.
           array: its value.
           transposed: whether the variable holds the transposed array.
-          last: whether no step follows, which would overwrite an array that Keras still reads.
+          last: False if a step follows: Keras gets copies, since the step overwrites its arrays.
         """
         on_jax = isinstance(variable, keras.Variable) and keras.backend.backend() == "jax"
         shared = _is_tensorflow(_held(variable)) and _is_shared(_held(variable))

@@ -60,7 +60,7 @@ class Session(NamedTuple):
             parts["tables"]["biases"] = jnp.zeros(self.network.vocab_size, jnp.float32)
             frozen.add("biases")
         body = self.network.body(config.compute_dtype)
-        if self.network.structure is None:
+        if not self.network.is_chain:
             parts |= {name: _as_list(parts[name]) for name in ("dense", "other")}
         carry = tuple((states[0], states[1]) for _, states in sorted(parts["carry"].items()))
         state = TrainState.for_body(
@@ -85,7 +85,7 @@ class Session(NamedTuple):
         """Returns the Optax state of each trained table and of the dense parameters; frozen tables have none."""
         tables = [link.path[1] for link in self.network.links if link.path[0] == "tables" and link.trained]
         dense = {slot: slots["dense"].get(slot, {}) for slot in self.optimizer.rule.slots}
-        if self.network.structure is None:
+        if not self.network.is_chain:
             dense = {slot: _as_list(arrays) for slot, arrays in dense.items()}
         return {table: slots.get(table, {}) for table in tables} | {"dense": dense}
 
@@ -153,7 +153,7 @@ class Session(NamedTuple):
 
         Args:
           state: to put back.
-          last: whether no step follows, which would overwrite arrays that Keras still reads.
+          last: False if a step follows: Keras gets copies, since the step overwrites its arrays.
         """
         if state.mesh is not None:
             with on_host():
@@ -225,8 +225,9 @@ def open_session(model: Any, sequence_length: int | None) -> tuple[Session, Labe
     unused = (*optimizer.unused, *loss.unused, *network.unused)
     if unused:
         warnings.warn(f"fit_keras does not use: {', '.join(unused)}", stacklevel=3)
-    masked = network.structure is not None and network.structure.mask_zero
-    allows_empty = network.structure is None or not network.structure.config.dense
+    structure = network.structure
+    masked = structure is not None and structure.mask_zero
+    allows_empty = structure is None or not structure.config.dense
     labels = Labels(network.vocab_size, network.last_only, masked, loss.ignore_class, loss.reduction, allows_empty)
     optimizer.build(model)  # before the first step, so that nothing fails after the last one
     accumulation = None if optimizer.rule.batches == 1 else Accumulation(optimizer, network.trained)
