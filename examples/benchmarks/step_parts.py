@@ -25,7 +25,7 @@ from problem import Problem, ProblemOptions
 
 import jaxlm
 from jaxlm.candidate_sampling.samplers import log_uniform_candidate_sampler
-from jaxlm.losses.sampled import gather_rows, sampled_softmax_loss_of_rows
+from jaxlm.losses.class_rows import gather_rows, sampled_softmax_loss_of_rows
 from jaxlm.model.lstm import lstm
 from jaxlm.row_updates import RowGradient, sum_duplicates, update_rows
 from jaxlm.training.optimizer import optimizer

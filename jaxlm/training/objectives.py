@@ -13,8 +13,8 @@ from jaxlm.candidate_sampling.samplers import (
     uniform_candidate_sampler,
 )
 from jaxlm.config import ComputeDtype, TrainConfig
+from jaxlm.losses.class_rows import ClassRows, nce_loss_of_rows, sampled_softmax_loss_of_rows
 from jaxlm.losses.exact import exact_losses
-from jaxlm.losses.sampled import ClassRows, nce_loss_of_rows, sampled_softmax_loss_of_rows
 from jaxlm.matmul import product_dtype
 from jaxlm.parallel.collectives import all_gather_invariant, as_varying, local_rows, reduce_scatter, take_local_rows
 from jaxlm.parallel.mesh import Axes, Mesh, data_axes, stream_axes, vocab_axes
