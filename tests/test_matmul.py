@@ -15,8 +15,9 @@ from jaxlm.data.batches import Batch
 from jaxlm.inference import batch_reader, generation, neighbors
 from jaxlm.inference.perplexity import exact_loss
 from jaxlm.matmul import fast_dtype, matmul, transposed
-from jaxlm.model.language_model import LanguageModel, split_params
+from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.lstm import LSTM
+from jaxlm.model.params import split_params
 from jaxlm.training.batch_losses import exact_and_training_loss
 from jaxlm.training.state import TrainState
 from jaxlm.training.step import jit_train_step, train_step

@@ -14,7 +14,8 @@ from jaxlm.config import ScheduleConfig, TrainConfig
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
 from jaxlm.files import require_new_directory, staged
-from jaxlm.model.language_model import LanguageModel, split_params
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.params import split_params
 from jaxlm.parallel.mesh import on_host
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import RunConfig, create_run, load_model

@@ -11,7 +11,8 @@ from flax import nnx
 
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig
 from jaxlm.errors import InputError
-from jaxlm.model.language_model import LanguageModel, abstract_model
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.params import abstract_model
 from jaxlm.parallel.mesh import leaf_name
 
 TABLES = ("embedding", "weights", "biases")  # jaxlm's weights with one row per word

@@ -11,8 +11,9 @@ from flax import nnx
 
 from jaxlm.losses.word_statistics import WordStatistics, word_statistics
 from jaxlm.matmul import in_float32
-from jaxlm.model.language_model import LanguageModel, place_like, require_one_device
+from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.lstm import Carry
+from jaxlm.model.params import place_like, require_one_device
 
 TIME_STEPS = (8, 32, 128)  # of a batch of lines; longer ones are read in parts
 

@@ -13,8 +13,9 @@ from jaxlm.config_checks import require_integer
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError, require
 from jaxlm.matmul import in_float32
-from jaxlm.model.language_model import LanguageModel, place_like
+from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.lstm import Carry
+from jaxlm.model.params import place_like
 from jaxlm.parallel.mesh import map_data
 
 

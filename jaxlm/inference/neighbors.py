@@ -13,7 +13,8 @@ from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import require
 from jaxlm.inference.generation import encode_prompt, next_logits, read_word, require_vocabulary
 from jaxlm.matmul import in_float32
-from jaxlm.model.language_model import LanguageModel, place_like
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.params import place_like
 
 Table = Literal["embedding", "softmax"]
 TABLES: tuple[Table, ...] = ("embedding", "softmax")

@@ -25,8 +25,9 @@ from jaxlm.data.batches import (
 from jaxlm.errors import require
 from jaxlm.losses.exact import exact_losses
 from jaxlm.matmul import in_float32
-from jaxlm.model.language_model import LanguageModel, split_params
+from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.lstm import Carry
+from jaxlm.model.params import split_params
 from jaxlm.parallel.collectives import all_gather_invariant, lookup, nan_unless_valid, on_mesh
 from jaxlm.parallel.mesh import EVERYWHERE, row_spec, stream_spec, vocab_axes
 from jaxlm.token_ids import Ids, check_ids

@@ -1,63 +1,22 @@
 """`LanguageModel`: embedding -> LSTM stack -> softmax rows, as a Flax NNX module."""
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from jaxlm.config import ComputeDtype, DenseConfig, ModelConfig
+from jaxlm.config import ComputeDtype, ModelConfig
 from jaxlm.errors import require
-from jaxlm.matmul import matmul
-from jaxlm.model.initializers import glorot_uniform, initial_embedding, initial_weights
+from jaxlm.model.dense import Dense
+from jaxlm.model.initializers import initial_embedding, initial_weights
 from jaxlm.model.lstm import LSTM, Carry
-from jaxlm.parallel.mesh import Mesh, pad, padded_rows, shard
+from jaxlm.parallel.mesh import Mesh, pad, padded_rows
 from jaxlm.row_updates import take_rows
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "linear": lambda outputs: outputs,
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-}
 
 
 class RowParam(nnx.Param):
     """A table with row-sparse updates. `split_params` separates it from dense parameters."""
-
-
-class Dense(nnx.Module):
-    """One Dense layer: activation(x @ kernel + bias).
-
-    Args:
-      input_size: width of the inputs.
-      config: width, activation and use of a bias.
-      rngs: with a `params` stream.
-
-    Attributes:
-      kernel: `[input_size, size]` float32, Glorot uniform.
-      bias: `[size]` float32, zeros; None without one.
-
-    References:
-      `keras.layers.Dense`.
-    """
-
-    def __init__(self, input_size: int, config: DenseConfig, *, rngs: nnx.Rngs):
-        self.activation = config.activation
-        self.kernel = nnx.Param(glorot_uniform(rngs, (input_size, config.size)))
-        self.bias = nnx.Param(jnp.zeros(config.size, jnp.float32)) if config.use_bias else None
-
-    def __call__(self, inputs: jax.Array, dtype: ComputeDtype = "float32") -> jax.Array:
-        """Returns outputs `[batch, time, size]` of inputs `[batch, time, input_size]`."""
-        outputs = matmul(inputs.reshape(-1, inputs.shape[-1]), self.kernel[...], dtype)
-        outputs = outputs.reshape(*inputs.shape[:-1], -1)
-        if self.bias is not None:
-            outputs += self.bias[...].reshape((1,) * (outputs.ndim - 1) + (-1,))
-        return ACTIVATIONS[self.activation](outputs)
 
 
 class LanguageModel(nnx.Module):
@@ -202,55 +161,6 @@ class LanguageModel(nnx.Module):
         hidden, carry = self.hidden(self.embed(inputs), carry)
         logits = hidden @ self.weights[...].T + self.biases[...][None, None, :]
         return logits[..., : self.config.vocab_size], carry
-
-
-def split_params(model: LanguageModel) -> tuple[nnx.GraphDef, dict[str, jax.Array], dict[str, Any]]:
-    """Splits a model, abstract or not, into its structure, its tables and its dense parameters.
-
-    The inverse is `nnx.merge(graphdef, tables, dense)`, or `merge_params` given the config.
-    """
-    graphdef, *params = nnx.split(model, RowParam, nnx.Param)
-    tables, dense = map(nnx.to_pure_dict, params)
-    return graphdef, tables, dense
-
-
-def merge_params(
-    config: ModelConfig, mesh: Mesh | None, tables: dict[str, jax.Array], dense: dict[str, Any]
-) -> LanguageModel:
-    """Makes a model on a mesh, or on one device, of tables and dense parameters."""
-    return nnx.merge(_graphdef(config, mesh), tables, dense)
-
-
-@cache
-def _graphdef(config: ModelConfig, mesh: Mesh | None) -> nnx.GraphDef:
-    return nnx.graphdef(abstract_model(config, mesh))
-
-
-def shard_model(model: LanguageModel, mesh: Mesh) -> LanguageModel:
-    """Copies a model from one device onto a mesh, without another copy of a table on any device."""
-    _, tables, dense = split_params(model)
-    sharded = shard({"tables": tables, "dense": dense}, mesh)
-    return merge_params(model.config, mesh, sharded["tables"], sharded["dense"])
-
-
-def place_like(model: LanguageModel, tree: Any) -> Any:
-    """Copies arrays to the device of a model's tables, or to each device of its mesh, where its programs leave them.
-
-    A program is then compiled once, for its first call and all others.
-    """
-    mesh = model.mesh
-    return jax.device_put(tree, model.weights[...].sharding if mesh is None else NamedSharding(mesh, PartitionSpec()))
-
-
-def require_one_device(model: LanguageModel) -> None:
-    """Raises `InputError` if a model is on a mesh."""
-    shape = None if model.mesh is None else dict(model.mesh.shape)
-    require(shape is None, "model", "a model on a single device, as from `load_model` without a mesh", shape)
-
-
-def abstract_model(config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
-    """Returns a model whose arrays are shapes and types without values."""
-    return nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0), mesh=mesh))
 
 
 def _checked(rows: ArrayLike | None, shape: tuple[int, ...], name: str, mesh: Mesh | None) -> jax.Array | None:

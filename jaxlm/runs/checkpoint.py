@@ -17,7 +17,8 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
 from jaxlm.files import CHECKSUMS_FILE, readable_size, staged, verify_checksums, write_checksums
-from jaxlm.model.language_model import LanguageModel, abstract_model, merge_params, split_params
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.params import abstract_model, merge_params, split_params
 from jaxlm.parallel.mesh import Mesh, leaf_name, map_data
 from jaxlm.parallel.processes import is_first, is_peer_death, wait_for_all
 from jaxlm.runs.orbax_arrays import OrbaxArrays, require_space

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.matmul import product_dtype
-from jaxlm.model.language_model import LanguageModel, abstract_model, merge_params, split_params
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.params import abstract_model, merge_params, split_params
 from jaxlm.parallel.collectives import local_rows, psum
 from jaxlm.parallel.mesh import Mesh, padded_streams, stream_axes
 

@@ -16,7 +16,8 @@ from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.word_vectors import word_vectors
 from jaxlm.errors import require
-from jaxlm.model.language_model import LanguageModel, merge_params, shard_model, split_params
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.params import merge_params, shard_model, split_params
 from jaxlm.parallel.mesh import (
     Mesh,
     pad,

@@ -14,7 +14,8 @@ from helpers import make_random_model
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.word_vectors import word_vectors
 from jaxlm.errors import InputError
-from jaxlm.model.language_model import LanguageModel, split_params
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.params import split_params
 from jaxlm.training.settings import class_order
 from jaxlm.training.state import TrainState
 
