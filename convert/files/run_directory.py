@@ -20,6 +20,7 @@ from jaxlm.parallel.mesh import on_host
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import RunConfig, create_run, load_model
 from jaxlm.runs.progress import Progress
+from jaxlm.runs.restoring import restore_optimizer
 from jaxlm.training.optimizer import initial_opt_state
 
 
@@ -51,7 +52,7 @@ def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
             )
         checkpoints = Checkpoints(directory)
         step = checkpoints.best_step()
-        opt_state = checkpoints.restore_optimizer(step, config.model, config.train)
+        opt_state = restore_optimizer(checkpoints, step, config.model, config.train)
         if opt_state is not None:
             state = from_train_state(opt_state, config.train, config.schedule.learning_rate, step)
             return state if config.model.softmax_bias else _without_biases(state)

@@ -14,16 +14,12 @@ from typing import Any
 import jax
 from orbax.checkpoint.options import MultiprocessingOptions
 
-from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import InputError, reason
 from jaxlm.files import CHECKSUMS_FILE, readable_size, staged, verify_checksums, write_checksums
-from jaxlm.model.language_model import LanguageModel
-from jaxlm.model.params import abstract_model, merge_params, split_params
 from jaxlm.parallel.mesh import Mesh, leaf_name, map_data
 from jaxlm.parallel.processes import is_first, is_peer_death, wait_for_all
 from jaxlm.runs.orbax_arrays import OrbaxArrays, require_space
 from jaxlm.runs.progress import PROGRESS_FILE, Progress, read_progress, write_progress
-from jaxlm.training.optimizer import averaged, initial_opt_state
 
 CHECKPOINTS_DIRECTORY = "checkpoints"
 STATE_DIRECTORY = "state"
@@ -207,28 +203,9 @@ class Checkpoints:
                 return self.progress(step)
         return None
 
-    def restore_model(
-        self, step: int, config: ModelConfig, mesh: Mesh | None = None, train: TrainConfig | None = None
-    ) -> LanguageModel:
-        """Reads the parameters onto one device or a mesh; their averages if `train` has them."""
-        _, tables, dense = split_params(abstract_model(config, mesh))
-        restored = self.restore(step, {"tables": tables, "dense": dense}, mesh)  # as in TrainState
-        params = restored["tables"], restored["dense"]
-        if train is not None and train.has_averages:
-            opt_state = self.restore_optimizer(step, config, train, mesh)
-            params = params if opt_state is None else averaged(*params, opt_state, train)
-        return merge_params(config, mesh, *params)
-
-    def restore_optimizer(
-        self, step: int, model: ModelConfig, train: TrainConfig, mesh: Mesh | None = None
-    ) -> dict[str, Any] | None:
-        """Reads `TrainState.opt_state` for the optimizer of `train`; None if the checkpoint has none for it."""
-        _, tables, dense = split_params(abstract_model(model, mesh))
-        abstract = {"opt_state": jax.eval_shape(partial(initial_opt_state, config=train), tables, dense)}
-        names = set(_named(abstract))
-        if not names or not names <= set(self.local_arrays.stored(self.directory / str(step) / STATE_DIRECTORY)):
-            return None
-        return self.restore(step, abstract, mesh)["opt_state"]
+    def has(self, step: int, abstract: Any) -> bool:
+        """Returns whether a checkpoint has each array of a `TrainState`, or of some of its parts, by name."""
+        return set(_named(abstract)) <= set(self.local_arrays.stored(self.directory / str(step) / STATE_DIRECTORY))
 
     def restore(self, step: int, abstract: Any, mesh: Mesh | None = None) -> Any:
         """Reads a `TrainState`, or some of its parts, that may have been saved on another mesh.

@@ -13,6 +13,7 @@ from jaxlm.files import PathLike, read_json, write_json
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import Mesh
 from jaxlm.runs.checkpoint import CHECKPOINTS_DIRECTORY, Checkpoints
+from jaxlm.runs.restoring import restore_model
 
 CONFIG_FILE = "config.json"
 FORMAT = 1  # of config.json
@@ -167,5 +168,5 @@ def load_model(directory: PathLike, *, mesh: Mesh | None = None) -> Run:
     if not (directory / CHECKPOINTS_DIRECTORY).is_dir():
         raise InputError(f"{directory} has no checkpoint yet; train longer with `jaxlm train`.")
     checkpoints = Checkpoints(directory)
-    model = checkpoints.restore_model(checkpoints.best_step(), config.model, mesh, config.train)
+    model = restore_model(checkpoints, checkpoints.best_step(), config.model, mesh, config.train)
     return Run(model, vocabulary, config)

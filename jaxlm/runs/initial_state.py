@@ -15,6 +15,7 @@ from jaxlm.parallel.processes import from_first, on_first
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import RunConfig
 from jaxlm.runs.progress import Progress
+from jaxlm.runs.restoring import restore_model, restore_optimizer
 from jaxlm.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,6 @@ def _imported_state(
     checkpoints: Checkpoints, corpus: Corpus, model_config: ModelConfig, config: TrainConfig, mesh: Mesh | None
 ) -> TrainState:
     """Returns the state of an imported model before its first step, with its optimizer state if it has one."""
-    state = TrainState.create(checkpoints.restore_model(0, model_config, mesh), config, corpus.counts)
-    opt_state = checkpoints.restore_optimizer(0, model_config, config, mesh)
+    state = TrainState.create(restore_model(checkpoints, 0, model_config, mesh), config, corpus.counts)
+    opt_state = restore_optimizer(checkpoints, 0, model_config, config, mesh)
     return state if opt_state is None else dataclasses.replace(state, opt_state=opt_state)

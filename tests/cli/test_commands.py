@@ -18,6 +18,7 @@ from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import load_config, save_config
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.progress import Progress
+from jaxlm.runs.restoring import restore_model
 from jaxlm.training import settings
 
 
@@ -221,7 +222,7 @@ def test_a_run_is_resumed_without_its_settings(run_dir, tmp_path, capsys):
 def test_a_diverged_model_has_no_perplexity(run_dir, tmp_path, capsys):
     shutil.copytree(run_dir, tmp_path / "run")
     checkpoints, config = Checkpoints(tmp_path / "run"), load_config(tmp_path / "run")
-    model = checkpoints.restore_model(checkpoints.best_step(), config.model)
+    model = restore_model(checkpoints, checkpoints.best_step(), config.model)
     tables = {"embedding": model.embedding[...], "weights": model.weights[...], "biases": 1000.0 * model.biases[...]}
     lstms = {n: nnx.to_pure_dict(nnx.state(lstm, nnx.Param)) for n, lstm in enumerate(model.lstms)}
     checkpoints.save(61, {"tables": tables, "dense": {"lstms": lstms}}, Progress(1.0, valid_loss=-1.0))

@@ -24,6 +24,7 @@ from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import load_config, load_model
 from jaxlm.runs.loop import resume, train
 from jaxlm.runs.metrics import read_metrics
+from jaxlm.runs.restoring import restore_model
 
 TRAIN = TrainConfig(batch_size=4, sequence_length=5, num_sampled=20)
 SCHEDULE = ScheduleConfig(steps=600, eval_every=60, eval_tokens=40, decay_fraction=0.3)
@@ -248,7 +249,7 @@ def test_averaging_begins_when_validation_no_longer_improves_and_the_run_resumes
     assert 6 < row["step"] < 20 and caplog.text.count(f"step {row['step']}: above the lowest loss") == 2
     assert caplog.text.count("averaging begins") == 2  # once in each run
     checkpoints = Checkpoints(tmp_path / "whole")
-    averages = checkpoints.restore_model(20, model_config(corpus), train=config)
+    averages = restore_model(checkpoints, 20, model_config(corpus), train=config)
     np.testing.assert_allclose(evaluate(averages, corpus.valid).loss, evaluation.loss, rtol=1e-6)
-    last = checkpoints.restore_model(20, model_config(corpus))
+    last = restore_model(checkpoints, 20, model_config(corpus))
     assert abs(evaluate(last, corpus.valid).loss - evaluation.loss) > 1e-4
