@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per line, with a step and values."""
+"""The metrics of a run: metrics.jsonl, one JSON object with a step and values per line, and events for TensorBoard."""
 
 import json
 import logging
@@ -8,10 +8,47 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.files import write_text
+from jaxlm.parallel.processes import is_first
+from jaxlm.runs.tensorboard import open_events
 
 METRICS_FILE = "metrics.jsonl"
 
 logger = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """Writes the metrics of a run; of several processes, the first one does.
+
+    Args:
+      directory: of the run.
+      first_step: at which training starts or resumes; later metrics, of a process that was killed, are removed.
+    """
+
+    def __init__(self, directory: Path, first_step: int):
+        self.directory, self.writes = directory, is_first()
+        self.unwritten: list[dict[str, float]] = []
+        if self.writes:
+            drop_metrics_after(directory, first_step)
+        self.events = open_events(directory / "tensorboard", first_step) if self.writes else None
+
+    def add(self, step: int, **values: float) -> None:
+        """Writes values to metrics.jsonl and TensorBoard; if that fails, they are written with the next ones."""
+        if not self.writes:
+            return
+        self.unwritten.append({"step": step, **values})
+        try:
+            append_metrics(self.directory, self.unwritten)
+            self.unwritten = []
+        except OSError as error:
+            logger.warning("metrics cannot be written (%s); training continues, and tries again", error)
+            return
+        if self.events:
+            self.events.add(step, values)
+
+    def close(self) -> None:
+        """Closes the file of TensorBoard."""
+        if self.events:
+            self.events.close()
 
 
 def append_metrics(directory: Path, rows: list[dict[str, float]]) -> None:

@@ -21,10 +21,9 @@ from jaxlm.runs.compilation import Compilation
 from jaxlm.runs.deferred_losses import MAX_SKIPPED
 from jaxlm.runs.directory import RunConfig, save_config
 from jaxlm.runs.finite import not_finite
-from jaxlm.runs.metrics import append_metrics, drop_metrics_after
+from jaxlm.runs.metrics import MetricsLog
 from jaxlm.runs.progress import Progress
 from jaxlm.runs.schedule import StepEstimate, jit_learning_rates
-from jaxlm.runs.tensorboard import open_events
 from jaxlm.training.batch_losses import exact_and_training_loss
 from jaxlm.training.state import TrainState
 
@@ -62,14 +61,11 @@ class RunLogger:
         self.learning_rates = jit_learning_rates(self.schedule, config.total_steps, mesh)
         self.length, self.estimated = StepEstimate(self.schedule, first_step), 0
         self.logged = resumed.logged  # steps and seconds at the last line of metrics.jsonl
-        self.unwritten: list[dict[str, float]] = []
         self.losses = list(resumed.losses)  # since that line
         self.averaging = AveragingTrigger(self.train.average_patience, resumed.valid_losses)
         self.config_is_saved = True
         self.saved_step, self.saved_at = first_step, time.perf_counter()
-        if self.writes:
-            drop_metrics_after(directory, first_step)
-        self.events = open_events(directory / "tensorboard", first_step) if self.writes else None
+        self.metrics = MetricsLog(directory, first_step)
 
     def progress_bar(self) -> tqdm:
         """Returns the bar of the steps."""
@@ -103,20 +99,6 @@ class RunLogger:
             self.config_is_saved = False
             logger.warning("%s; training continues, and tries again", error)
 
-    def log(self, step: int, **values: float) -> None:
-        """Writes values to metrics.jsonl and TensorBoard; if that fails, they are written with the next ones."""
-        if not self.writes:
-            return
-        self.unwritten.append({"step": step, **values})
-        try:
-            append_metrics(self.directory, self.unwritten)
-            self.unwritten = []
-        except OSError as error:
-            logger.warning("metrics cannot be written (%s); training continues, and tries again", error)
-            return
-        if self.events:
-            self.events.add(step, values)
-
     def log_training(self, step: int, learning_rate: float, seconds: float, bar: tqdm) -> None:
         """Writes and shows the mean loss and the speed since the last time."""
         if not self.losses:
@@ -126,7 +108,7 @@ class RunLogger:
         words = self.train.batch_size * self.train.sequence_length
         speed = words * (step - last_step) / max(seconds - last_seconds, 1e-9)
         self.logged = (step, seconds)
-        self.log(step, train_loss=loss, learning_rate=learning_rate, seconds=seconds, words_per_second=speed)
+        self.metrics.add(step, train_loss=loss, learning_rate=learning_rate, seconds=seconds, words_per_second=speed)
         bar.total = self.config.total_steps or int(step * self.schedule.minutes * 60 / seconds)
         bar.set_postfix_str(f"training loss {loss:.3f}, {speed:,.0f} words/s")
 
@@ -171,11 +153,6 @@ class RunLogger:
             device=jax.devices()[0].device_kind,
         )
 
-    def close(self) -> None:
-        """Closes the file of TensorBoard."""
-        if self.events:
-            self.events.close()
-
     def finish(self, step: int) -> None:
         """Waits for the last checkpoint.
 
@@ -211,7 +188,7 @@ class RunLogger:
         self.compilation.wait("sampling gap")
         exact, training = map(float, exact_and_training_loss(state, shard_batch(next_batch, self.mesh)))
         values = {"valid_loss": evaluation.loss, "valid_perplexity": evaluation.perplexity}
-        self.log(step, **values, exact_train_loss=exact, loss_gap=exact - training)
+        self.metrics.add(step, **values, exact_train_loss=exact, loss_gap=exact - training)
         state = self.averaging.after_evaluation(step, state, evaluation.loss)
         self.save(step, state, progress._replace(valid_loss=evaluation.loss))
         limit = self.unigram_loss + DIVERGED
