@@ -6,7 +6,6 @@ The file written is a copy of it in which each dataset is replaced by the weight
 
 import dataclasses
 import json
-import logging
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from convert.weights.optimizer_state import SLOTS, OptimizerState
 from convert.weights.run_model import RunModel
 from convert.weights.table import language_model_weights, to_keras_weights, weight_table
 from jaxlm.config import ModelConfig
+from jaxlm.quiet import quiet
 
 BLOCK = 1 << 26  # bytes of an array that are copied at a time
 KERAS_2_KEYS = {  # the settings of each layer that Keras 2 and 3 both read; both have the same defaults for the rest
@@ -81,13 +81,8 @@ def _write_rebuilt(run: RunModel, description: dict[str, Any], target: Path) -> 
 
 def _save_hdf5(model: keras.Model, path: Path) -> None:
     """Saves a whole model in HDF5 without its optimizer, and without Keras' warning that the format is old."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with quiet("absl"):
         model.save(path, include_optimizer=False)
-    finally:
-        logger.setLevel(level)
 
 
 def _write_archive(run: RunModel, target: Path, options: ExportOptions) -> None:

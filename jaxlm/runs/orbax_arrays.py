@@ -1,12 +1,10 @@
 """Arrays on disk through Orbax: one plain file per array, read onto one device or onto a mesh of any shape."""
 
 import dataclasses
-import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,14 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from jaxlm.errors import InputError, reason
 from jaxlm.parallel.mesh import Mesh, mesh_shape, sharded_dim, spec_of
 from jaxlm.parallel.processes import is_peer_death
+from jaxlm.quiet import quiet
 
 
 class OrbaxArrays:
     """Writes and reads named arrays.
 
     Args:
-      processes: that take part in reading and writing.
+      processes: those that read and write the arrays together.
     """
 
     def __init__(self, processes: MultiprocessingOptions):
@@ -34,7 +33,7 @@ class OrbaxArrays:
 
     def write(self, directory: Path, arrays: dict[str, jax.Array]) -> None:
         """Writes arrays into a directory that does not exist yet."""
-        with _quiet():
+        with quiet("absl", "asyncio"):  # which warn at every save, and print tracebacks of errors that are also raised
             self.checkpointer.save(directory, args=ocp.args.PyTreeSave(arrays))
 
     def stored(self, directory: Path) -> dict[str, Any]:
@@ -99,20 +98,6 @@ def require_space(directory: Path, sizes: Iterable[int]) -> None:
         for number, size in enumerate(sizes):
             with (Path(reserved) / str(number)).open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, max(1, size))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the loggers of Orbax, which warn at every save, and print tracebacks of errors that are also raised."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
 
 
 def _sharding(name: str, ndim: int, mesh: Mesh | None) -> jax.sharding.Sharding:
