@@ -33,7 +33,7 @@ from jaxlm.runs.run_logger import LOG_EVERY, RunLogger
 from jaxlm.runs.schedule import known_total_steps
 from jaxlm.runs.stop_signals import StopSignals
 from jaxlm.token_ids import check_ids
-from jaxlm.training.settings import resolve_config
+from jaxlm.training.settings import require_vocab_size, resolve_config
 from jaxlm.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,7 @@ def train(
     vocab_size = len(corpus.vocabulary)
     for name in ("train", "valid"):
         check_ids(f"corpus.{name}", getattr(corpus, name), vocab_size)
-    fits, expected = model_config.vocab_size == vocab_size, f"{vocab_size}, the vocabulary of the corpus"
-    require(fits, "vocab_size", expected, model_config.vocab_size)
+    require_vocab_size(model_config, vocab_size)
     directory = Path(directory)
     train_config = resolve_config(with_dtype_of_run(directory, train_config), vocab_size)
     total_steps = known_total_steps(schedule, train_config, corpus.train.size)
@@ -104,7 +103,7 @@ def train(
         with closing(Compilation(abstract, blocks, corpus.valid, schedule.eval_tokens)) as compilation:
             step, state, resumed = starting_state(checkpoints, abstract, corpus, config, mesh)
             run = RunLogger(directory, config, checkpoints, compilation, corpus, step, resumed, progress, mesh)
-            with closing(run):
+            with closing(run.metrics):
                 return _run_steps(run, state, blocks, resumed)
 
 

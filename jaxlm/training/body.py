@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.matmul import product_dtype
@@ -49,7 +50,7 @@ class LanguageModelBody:
     ) -> BodyOutputs:
         """Returns outputs `[batch, time, softmax_size]`, as a `Body`."""
         (embedded,) = rows
-        _, tables, _ = split_params(abstract_model(self.config, self.mesh))  # which it does not read
+        _, tables, _ = split_params(abstract_model(self.config, self.mesh))  # the tables are not read here
         model = self.model(tables, dense, other)
         if key is None:
             hidden, carry = model.hidden(embedded, carry)
@@ -83,24 +84,13 @@ def padded_streams_of(local: int, mesh: Mesh | None) -> int:
     return local if mesh is None else padded_streams(local * mesh.size, mesh)
 
 
-def split_tree(tree: dict, names: frozenset[str], prefix: str = "") -> tuple[dict, dict]:
+def split_tree(tree: dict, names: frozenset[str]) -> tuple[dict, dict]:
     """Splits a nested dict in two: the leaves without the names, such as "lstms/0/kernel", and those with them."""
-    rest: dict = {}
-    named: dict = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        parts: tuple
-        if isinstance(value, dict):
-            parts = split_tree(value, names, f"{name}/")
-        else:
-            parts = (None, value) if name in names else (value, None)
-        for target, part in zip((rest, named), parts, strict=True):
-            if part is not None and (not isinstance(part, dict) or part):
-                target[key] = part
-    return rest, named
+    flat = flatten_dict(tree)
+    named = {path: leaf for path, leaf in flat.items() if "/".join(map(str, path)) in names}
+    return unflatten_dict({path: leaf for path, leaf in flat.items() if path not in named}), unflatten_dict(named)
 
 
 def merge_trees(first: dict, second: dict) -> dict:
     """The inverse of `split_tree`."""
-    both = {key: merge_trees(first[key], second[key]) for key in first.keys() & second.keys()}
-    return {**first, **second, **both}
+    return unflatten_dict(flatten_dict(first) | flatten_dict(second))

@@ -43,7 +43,11 @@ def initial_opt_state(
 
 
 def _with_weight_decay(tx: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
-    """Adds rate * parameter to each gradient. The state stays that of `tx`."""
+    """Adds rate * parameter to each gradient.
+
+    Unlike `optax.add_decayed_weights` in a chain, it keeps the state that of `tx`, which checkpoints and conversions
+    read.
+    """
 
     def update(gradients: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
         return tx.update(jax.tree.map(lambda g, param: g + rate * param, gradients, params), state, params)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxlm.candidate_sampling.distributions import UnigramTable, unigram_table
-from jaxlm.config import TrainConfig
+from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.errors import require
 from jaxlm.matmul import fast_dtype
 from jaxlm.parallel.mesh import leaf_name
@@ -65,6 +65,12 @@ def check_config(
     fits = counts.shape == (vocab_size,) and counts.dtype.kind in "iu"
     require(fits, "unigram_counts", f"integer counts of shape ({vocab_size},)", f"{counts.dtype} {counts.shape}")
     return config, unigram_table(np.maximum(counts, 1))
+
+
+def require_vocab_size(config: ModelConfig, vocab_size: int) -> None:
+    """Raises `InputError` unless a model has the vocabulary size of its corpus."""
+    fits = config.vocab_size == vocab_size
+    require(fits, "vocab_size", f"{vocab_size}, the vocabulary of the corpus", config.vocab_size)
 
 
 def check_frozen(frozen: Collection[str], params: Any) -> tuple[str, ...]:

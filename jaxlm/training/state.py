@@ -18,19 +18,11 @@ from jaxlm.data.word_vectors import word_vectors
 from jaxlm.errors import require
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.params import merge_params, shard_model, split_params
-from jaxlm.parallel.mesh import (
-    Mesh,
-    pad,
-    padded_rows,
-    padded_streams,
-    place,
-    row_spec,
-    tree_specs,
-)
+from jaxlm.parallel.mesh import Mesh, pad, padded_rows, padded_streams, place, row_spec, tree_specs
 from jaxlm.parallel.processes import require_same
 from jaxlm.training.body import Body, LanguageModelBody, split_tree
 from jaxlm.training.optimizer import Transformation, averaged, initial_opt_state
-from jaxlm.training.settings import ClassOrder, check_config, check_frozen
+from jaxlm.training.settings import ClassOrder, check_config, check_frozen, require_vocab_size
 
 
 @jax.tree_util.register_dataclass
@@ -106,8 +98,7 @@ class TrainState:
           InputError: the settings do not fit the corpus.
         """
         vocab_size = len(corpus.vocabulary)
-        fits = model_config.vocab_size == vocab_size
-        require(fits, "vocab_size", f"{vocab_size}, the vocabulary of the corpus", model_config.vocab_size)
+        require_vocab_size(model_config, vocab_size)
         config, table = check_config(train_config, vocab_size, corpus.counts)
         vectors = word_vectors(corpus.train, vocab_size, model_config.embedding_size) if use_word_vectors else None
         if vectors is not None:
