@@ -63,7 +63,7 @@ def test_jozefowicz_plans_the_whole_run(run, treebank, tmp_path):
         directory.mkdir()
         for number in (1, 2):
             shutil.copy(treebank / "ptb.train.txt", directory / name.format(number))
-    arguments = ("--out", tmp_path / "out", "--divisor", 256, "--trial-minutes", 0.05)
+    arguments = ("--out", tmp_path / "out", "--divisor", 256, "--trial-minutes", 0.02)
     error = run("jozefowicz2016.py", "--data", tmp_path, *arguments)
     assert re.fullmatch(r"error: .* 99 shards in .* and 50 in .* Received: 2 and 2\.\n", error)
     output = run("jozefowicz2016.py", "--data", tmp_path, "--no-check", *arguments)

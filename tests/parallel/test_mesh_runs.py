@@ -78,11 +78,11 @@ def test_a_run_may_move_between_meshes_and_to_keras(corpus, corpus_dir, tmp_path
     assert "was saved by 1 process(es) on 2 x 4 devices" in caplog.text
     progress = [Checkpoints(run).progress(step) for step in (10, 20)]
     assert [each.mesh for each in progress] == [(2, 4), (1, 7)] and progress[0].device == "cpu"
-    whole, sharded = load_model(run)[0], load_model(run, mesh=make_mesh(2, 4))[0]
+    whole, sharded = (load_model(run, mesh=mesh).model for mesh in (None, make_mesh(1, 7)))  # 120 words: 7 * 17 + 1
     assert whole.weights.shape[0] == len(corpus.vocabulary)
     found = [evaluate(each, corpus.valid, max_tokens=400).loss for each in (whole, sharded)]
     np.testing.assert_allclose(found, losses[1], rtol=1e-6)
-    live = convert.to_keras(load_model(run, mesh=make_mesh(1, 7))[0])  # whose shards have padding: 120 = 7 * 17 + 1
+    live = convert.to_keras(sharded)  # without the padding of its shards
     assert convert.cli.run(["to-keras", str(run), str(tmp_path / "model.keras")]) == 0
     stored = keras.models.load_model(tmp_path / "model.keras")
     for ours, theirs in zip(live.get_weights(), stored.get_weights(), strict=True):

@@ -120,7 +120,7 @@ def test_a_diverged_run_goes_back_to_its_best_checkpoint_as_it_advises(corpus, t
 
 @pytest.mark.slow
 def test_minutes_are_turned_into_steps_and_written_down(corpus, tmp_path):
-    schedule = dataclasses.replace(SCHEDULE, steps=0, minutes=0.05, decay_fraction=0.5, eval_every=10**6)
+    schedule = dataclasses.replace(SCHEDULE, steps=0, minutes=0.03, decay_fraction=0.5, eval_every=10**6)
     assert train(corpus, tmp_path, model_config(corpus), TRAIN, schedule, progress=False) is not None
     total_steps = load_config(tmp_path).total_steps
     assert Checkpoints(tmp_path).latest_step() == total_steps > 0
