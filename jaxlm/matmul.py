@@ -67,7 +67,8 @@ matmul.defvjp(_forward, _backward)
 def product_dtype(dtype: ComputeDtype, time: int) -> ComputeDtype:
     """Returns the data type of operands for words `[batch_size, time]`.
 
-    Float32 for a single time step: XLA sees no loop there, and chooses layouts that processors lack in bfloat16.
+    Float32 for a single time step: XLA sees no loop there, and chooses layouts for which XLA:CPU has no bfloat16
+    products.
     """
     return "float32" if time == 1 else dtype
 
@@ -80,8 +81,8 @@ def product_precision(dtype: ComputeDtype) -> AbstractContextManager:
     """
     if dtype == "bfloat16" and jax.default_backend() != "cpu":  # a processor has no such products of some sizes
         return jax.default_matmul_precision("BF16_BF16_F32")
-    asked = jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
-    return nullcontext() if asked else jax.default_matmul_precision("float32")
+    is_set = jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
+    return nullcontext() if is_set else jax.default_matmul_precision("float32")
 
 
 def in_float32(function: Callable) -> Callable:

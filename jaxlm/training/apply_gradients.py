@@ -68,7 +68,7 @@ def _apply_if(
         return jax.lax.cond(finite, apply, lambda *old: old, *before)
 
     def select(*before: Any) -> tuple[Any, optax.OptState]:
-        # an accelerator would ask its host which branch to take
+        # on an accelerator, a branch waits for the host
         return jax.tree.map(partial(jnp.where, finite), apply(*before), before)
 
     return jax.lax.platform_dependent(param, opt_state, cpu=choose, default=select)

@@ -109,7 +109,7 @@ def test_every_process_makes_the_same_program():
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
-def test_on_a_gpu_tables_are_updated_in_place_and_the_host_is_not_asked(optimizer):
+def test_on_a_gpu_tables_are_updated_in_place_without_waiting_for_the_host(optimizer):
     """The program that is lowered for CUDA; it was not run on one."""
     config = dataclasses.replace(TRAIN, optimizer=optimizer, compute_dtype="bfloat16", clip_norm=1.0, num_sampled=500)
     state = jax.eval_shape(
@@ -121,7 +121,7 @@ def test_on_a_gpu_tables_are_updated_in_place_and_the_host_is_not_asked(optimize
     text = step_in_block.trace(state, block).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("tf.aliasing_output") == len(jax.tree.leaves(state))
     assert "callback" not in text and "infeed" not in text and "outfeed" not in text
-    # a choice asks the host where to go on, unless it is one by the platform, which is a constant
+    # a conditional waits for the host, unless its condition is the platform, which is a constant
     by_platform = set(re.findall(r'(%\w+) = "stablehlo.case"\(%c', text))
     choices = set(re.findall(r'"stablehlo.case"\((%\w+)', text))
     assert "stablehlo.if" not in text and all(index in by_platform or index.startswith("%c") for index in choices)
