@@ -85,8 +85,7 @@ def test_a_run_may_move_between_meshes_and_to_keras(corpus, corpus_dir, tmp_path
     live = convert.to_keras(sharded)  # without the padding of its shards
     assert convert.cli.run(["to-keras", str(run), str(tmp_path / "model.keras")]) == 0
     stored = keras.models.load_model(tmp_path / "model.keras")
-    for ours, theirs in zip(live.get_weights(), stored.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, live.get_weights(), stored.get_weights())
 
 
 @pytest.mark.exhaustive

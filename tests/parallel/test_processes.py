@@ -161,8 +161,7 @@ def test_a_run_whose_processes_are_killed_and_stopped_has_the_bits_of_one_proces
         assert "resuming from step" in ends[0][1] and "stopped at step" in ends[0][1] and "step" not in ends[1][1]
     ends = finish(start(corpus_dir, run, count, *options), 120 * kills)
     assert [code for code, *_ in ends] == [0] * count and "resuming from step" in ends[0][1], ends
-    for ours, expected in zip(final_arrays(run), expected_arrays, strict=True):
-        np.testing.assert_array_equal(ours, expected)
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(run), expected_arrays)
     steps = [row["step"] for row in read_metrics(run) if "train_loss" in row]
     assert steps == sorted(set(steps)) and steps[-1] == num_steps
     progress = Checkpoints(run).progress(num_steps)

@@ -54,8 +54,7 @@ def test_killed_and_stopped_runs_end_with_the_same_bits(corpus, corpus_dir, tmp_
             assert process.returncode == 0
             assert b"resuming from step" in output and b"resume with: jaxlm resume" in output
     assert train(corpus, directory, model_config(corpus), TRAIN, SCHEDULE, progress=False) is not None
-    for ours, whole in zip(final_arrays(directory), expected, strict=True):
-        np.testing.assert_array_equal(ours, whole)
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(directory), expected)
     steps = [row["step"] for row in read_metrics(directory) if "train_loss" in row]
     assert steps == sorted(set(steps)) and steps[-1] == 600
 
@@ -239,8 +238,7 @@ def test_averaging_begins_when_validation_no_longer_improves_and_the_run_resumes
         for steps in lengths:
             length = dataclasses.replace(schedule, steps=steps)
             evaluation = train(corpus, tmp_path / name, model_config(corpus), config, length, progress=False)
-    for ours, whole in zip(final_arrays(tmp_path / "resumed"), final_arrays(tmp_path / "whole"), strict=True):
-        np.testing.assert_array_equal(ours, whole)
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(tmp_path / "resumed"), final_arrays(tmp_path / "whole"))
     earlier, rows = [], (row for row in read_metrics(tmp_path / "whole") if "valid_loss" in row)
     for row in rows:
         if len(earlier) > 2 and row["valid_loss"] > min(earlier[:-2]):  # as in the authors' main.py

@@ -86,8 +86,7 @@ def test_a_keras_file_is_what_keras_writes(random_run, tmp_path, options, change
     assert config(ours) == config(theirs)
     assert contents(ours / "model.weights.h5") == contents(theirs / "model.weights.h5")
     loaded = keras.models.load_model(tmp_path / "ours.keras", safe_mode=True)
-    for one, two in zip(loaded.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
+    jax.tree.map(np.testing.assert_array_equal, loaded.get_weights(), model.get_weights())
 
 
 @pytest.mark.parametrize("ending", [".h5", ".weights.h5"])
@@ -101,8 +100,7 @@ def test_an_hdf5_file_is_what_keras_writes(random_run, tmp_path, ending):
     if ending == ".h5":
         model = keras.models.load_model(tmp_path / "ours.h5")
         expected = to_keras(run.model).get_weights()
-        for one, two in zip(model.get_weights(), expected, strict=True):
-            np.testing.assert_array_equal(one, two)
+        jax.tree.map(np.testing.assert_array_equal, model.get_weights(), expected)
 
 
 def test_exported_weights_load_into_the_users_own_model(random_run, tmp_path):
