@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from convert.keras_models.live_layers import library_name
+from convert.keras_models.live_layers import definer, library_name
 from jaxlm.errors import InputError, require
 
 BATCH_HOOKS = (
@@ -16,6 +16,8 @@ BATCH_HOOKS = (
     "on_test_batch_begin",
     "on_test_batch_end",
 )
+ALIASES = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
+SAVERS = {"ModelCheckpoint", "BackupAndRestore", "OrbaxCheckpoint"}
 LOGS_ONLY = {"CSVLogger", "History", "LearningRateScheduler", "ProgbarLogger", "ReduceLROnPlateau", "TerminateOnNaN"}
 
 
@@ -49,50 +51,60 @@ def open_callbacks(
     """
     found = getattr(callbacks, "callbacks", callbacks)
     flat = [callback for callback in keras.tree.flatten(found) if callback is not None]
+    may_log_more = False  # whether a callback before may add to the logs
     for callback in flat:
         is_callback = hasattr(callback, "on_epoch_end") and hasattr(callback, "set_model")
         require(is_callback, "callbacks", "callbacks of Keras", type(callback).__name__)
-        _check_logs(callback, set(modes))
-        if getattr(callback, "mode", None) == "auto":  # Keras would look at metrics that only `fit` builds
+        if _is_of_keras(callback) and not may_log_more:
+            _check_logs(callback, set(modes))
+        may_log_more |= "" in _owners(callback, "on_epoch_end")
+        if _is_of_keras(callback) and getattr(callback, "mode", None) == "auto":
+            # Keras would look at metrics that only `fit` builds
             callback.mode = modes.get(callback.monitor, "auto")
     listed = module.callbacks.CallbackList(flat, add_history=True, add_progbar=progress, model=model, **params)
     observers = tuple(callback for callback in flat if library_name(callback) not in LOGS_ONLY)
     return Hooks(listed, observers, any(_overrides(callback, hook) for callback in observers for hook in BATCH_HOOKS))
 
 
+def _is_of_keras(callback: Any) -> bool:
+    """Whether a callback is one of Keras' or extends one; attributes of any other may mean anything."""
+    return not {library_name(kind) for kind in type(callback).__mro__} <= {"", "Callback"}
+
+
 def _check_logs(callback: Any, logs: set[str]) -> None:
-    """Raises `InputError` if a callback monitors a metric that is not logged, or uses it in a file name."""
-    name, path = type(callback).__name__, str(getattr(callback, "filepath", None) or "")
-    if name == "ModelCheckpoint" and getattr(callback, "save_freq", None) != "epoch":
+    """Raises `InputError` if a callback of Keras monitors a metric that is not logged, or has it in a file name."""
+    if getattr(callback, "save_freq", "epoch") != "epoch":
         return  # the metrics of a batch are not known in advance
+    path = str(getattr(callback, "filepath", None) or "")
     fields = {field for _, field, _, _ in string.Formatter().parse(path) if field} - {"epoch", "batch"}
     monitor = getattr(callback, "monitor", None)
-    if isinstance(monitor, str) and (name != "ModelCheckpoint" or getattr(callback, "save_best_only", False)):
+    if isinstance(monitor, str) and getattr(callback, "save_best_only", True):
         fields.add(monitor)
     missing = sorted(fields - logs - {"learning_rate", "lr"})
     if missing:
         raise InputError(
-            f"Invalid `callbacks`: {name} reads {missing[0]!r}, which fit_keras does not log."
+            f"Invalid `callbacks`: {type(callback).__name__} reads {missing[0]!r}, which fit_keras does not log."
             f" Expected one of {sorted(logs)}."
         )
 
 
 def _observes(callback: Any, hook: str) -> bool:
+    """Whether a callback may read or change the model in a hook, now."""
     if not _overrides(callback, hook):
         return False
-    freq = getattr(callback, "save_freq", None)
-    if hook in BATCH_HOOKS and isinstance(freq, int):  # ModelCheckpoint counts batches, reads when it saves
-        return getattr(callback, "_batches_seen_since_last_saving", freq) + 1 >= freq
+    if hook in BATCH_HOOKS and _owners(callback, hook) <= SAVERS:  # it counts batches, and reads when it saves
+        freq = callback.save_freq
+        return bool(getattr(callback, "_batches_seen_since_last_saving", freq) + 1 >= freq)
     return True
 
 
 def _overrides(callback: Any, hook: str) -> bool:
     """Whether a callback implements a hook."""
-    if hook in BATCH_HOOKS and getattr(callback, "save_freq", None) == "epoch":
-        return False
-    base = next((kind for kind in type(callback).__mro__ if library_name(kind) == "Callback"), None)
-    aliases = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
-    return any(
-        name in vars(callback) or getattr(type(callback), name, None) is not getattr(base, name, None)
-        for name in (hook, aliases.get(hook, hook))
-    )
+    owners = _owners(callback, hook)
+    is_idle = hook in BATCH_HOOKS and owners <= SAVERS and getattr(callback, "save_freq", None) == "epoch"
+    return bool(owners) and not is_idle
+
+
+def _owners(callback: Any, hook: str) -> set[str]:
+    """Returns the classes of Keras that implement a hook of a callback, without `Callback`; "" is a user's."""
+    return {definer(callback, name) for name in (hook, ALIASES.get(hook, hook))} - {"Callback"}

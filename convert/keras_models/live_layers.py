@@ -22,6 +22,12 @@ def library_name(thing: Any) -> str:
     return kind.__name__ if str(kind.__module__).split(".")[0] in LIBRARIES else ""
 
 
+def definer(thing: Any, method: str) -> str:
+    """Returns the name of the class of Keras that defines a method of an object; "" if a user does."""
+    kinds = (kind for kind in type(thing).__mro__ if method in vars(kind))
+    return "" if method in vars(thing) else library_name(next(kinds, None))
+
+
 def read_live_model(model: Any) -> tuple[list[Any], Structure]:
     """Returns the layers that have weights, in order, and the structure of a live model.
 

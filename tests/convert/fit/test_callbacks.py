@@ -118,6 +118,18 @@ def test_a_callback_that_waits_for_what_is_not_logged_is_refused_before_the_firs
         np.testing.assert_array_equal(one, other)
 
 
+class Bleu(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        logs["val_bleu"] = 1.0
+
+
+def test_callbacks_that_keras_accepts_are_accepted(tmp_path):
+    checkpoint = type("Checkpoint", (keras.callbacks.ModelCheckpoint,), {})(tmp_path / "x.keras")  # saves always
+    stopping = keras.callbacks.EarlyStopping("val_bleu", mode="max", patience=1)  # logged by a callback before
+    history = fit_keras(make(), *sequences(), **QUIET, epochs=4, callbacks=[checkpoint, Bleu(), stopping])
+    assert (tmp_path / "x.keras").exists() and len(history.epoch) == 2
+
+
 @pytest.mark.parametrize(
     "nest", [lambda one: one, lambda one: [[one]], lambda one: keras.callbacks.CallbackList([one])]
 )
@@ -215,14 +227,14 @@ def test_a_callback_can_set_the_step_of_the_optimizer():
     assert int(model.optimizer.iterations) == 43
 
 
-def test_the_name_of_a_callback_does_not_make_it_one_of_keras():
+@pytest.mark.parametrize("name", ["History", "ModelCheckpoint"])
+def test_the_name_of_a_callback_does_not_make_it_one_of_keras(name):
     class Callback(Calls):
+        save_freq, monitor, mode, filepath = "epoch", "val_bleu", "auto", "{bleu}"  # of its own, too
+
         def on_train_batch_end(self, batch, logs=None):
             self.model.set_weights([array / 2 for array in self.model.get_weights()])
 
-    class History(Callback):
-        pass
-
-    (theirs, _, _), (ours, _, _) = both(lambda: [History()], epochs=2)
+    (theirs, _, _), (ours, _, _) = both(lambda: [type(name, (Callback,), {})()], epochs=2)
     for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
