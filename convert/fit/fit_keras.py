@@ -63,8 +63,8 @@ def fit_keras(
 
     Args:
       model: live: Embedding, LSTM and Dense layers of Keras 3 or `tf_keras`; or, under Keras' JAX backend, any
-        functional or Sequential one that ends in Dense(V) or ReversibleEmbedding. States of stateful layers
-        carry over.
+        functional or Sequential one that ends in Dense(V) or ReversibleEmbedding. States of a stateful chain
+        of LSTMs carry over.
       x: `[N, T]` integer ids, in any order of frequency, or the model's inputs as in `model.fit`; or batches
         (x, y) or (x, y, sample_weight) from a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader` or
         a Python generator. They are read once before training, to count the words; of an endless stream only the
@@ -120,7 +120,7 @@ def fit_keras(
     sizes = {"batch_size": batch_size, "validation_batch_size": validation_batch_size, "epochs": epochs}
     steps = {"steps_per_epoch": steps_per_epoch, "validation_steps": validation_steps}
     check_numbers(validation_freq, sizes | steps)
-    session, labels = open_session(model, getattr(x, "shape", (0, None))[-1])
+    session, labels = open_session(model, (None, *getattr(x, "shape", (0, None))[1:]))
     network, stateful = session.network, session.network.batch_size is not None
     shuffle = not stateful if shuffle is None else shuffle
     require(not (stateful and shuffle), "shuffle", "False for a stateful model", shuffle)

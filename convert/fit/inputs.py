@@ -26,9 +26,11 @@ def integer_ids(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def input_names(model: Any) -> tuple[str, ...]:
-    """Returns the keys that a model's inputs have in a dict, in the model's order."""
+    """Returns the names of a model's inputs in its order: their keys in a dict, unless it nests them."""
     structure = getattr(model, "_inputs_struct", None)
-    return tuple(sorted(structure) if isinstance(structure, dict) else (tensor.name for tensor in model.inputs))
+    if isinstance(structure, dict) and not any(isinstance(each, dict | list | tuple) for each in structure.values()):
+        return tuple(sorted(structure))
+    return tuple(tensor.name for tensor in model.inputs)
 
 
 def preparation(model: Any, cut: Cut, masked: tuple[int, ...]) -> Prepare:
@@ -67,10 +69,18 @@ def _of_rank(array: np.ndarray, shape: tuple[int | None, ...], name: str) -> np.
 
 
 def mask_of_outputs(
-    body: KerasBody | None, widths: Sequence[int], ids: Sequence[np.ndarray], features: Any
+    body: KerasBody | None, widths: Sequence[int], batch_size: int | None, ids: Sequence[np.ndarray], features: Any
 ) -> np.ndarray | None:
-    """Returns the mask of the outputs, as Keras carries it from the embeddings to the head; None without a body."""
-    if body is None or not body.masked:
+    """Returns the mask of the outputs, as Keras carries it to the head, or None.
+
+    Args:
+      body: None if the head does not keep masks.
+      widths: of the rows of each lookup.
+      batch_size: of a stateful body; a batch of another size has no mask here, since it is refused.
+      ids: of each lookup.
+      features: of the body.
+    """
+    if body is None or batch_size not in (None, len((*ids, *features)[0])):
         return None
     result = output_mask(body, tuple(widths), ids, features)
     return None if result is None else np.asarray(result)

@@ -130,7 +130,8 @@ def open_optimizer(model: Any) -> LiveOptimizer:
     if not library_name(inner):
         raise InputError(f"Invalid `optimizer`: {kind} is defined in {type(inner).__module__}, not in Keras. {HOW}")
     settings = dict(inner.get_config())
-    if getattr(inner, "_exclude_from_weight_decay", None):
+    excluded = (getattr(inner, f"_exclude_from_weight_decay{end}", None) for end in ("", "_pattern", "_names"))
+    if settings.get("weight_decay") and any(excluded):
         raise InputError(f"Invalid `optimizer`: expected {kind} with weight decay for all weights, or none.")
     unused = [f"the state of the legacy optimizer {kind}, which is initialized"] if legacy else []
     if legacy and settings.get("decay"):

@@ -10,8 +10,14 @@ import numpy as np
 
 from convert.fit.inputs import Prepare, Prepared, input_names, integer_ids, mask_of_outputs, preparation
 from convert.fit.keras_body import KerasBody
-from convert.fit.split_model import cut_model
-from convert.keras_models.live_layers import read_live_model, require_plain_weights, states_of, weight_variables
+from convert.fit.split_model import Cut, cut_model
+from convert.keras_models.live_layers import (
+    definer,
+    read_live_model,
+    require_plain_weights,
+    states_of,
+    weight_variables,
+)
 from convert.keras_models.supported_layers import Structure
 from convert.weights.table import TABLES, weight_table
 from jaxlm.config import ComputeDtype, TrainConfig
@@ -21,13 +27,7 @@ from jaxlm.parallel.mesh import Mesh
 from jaxlm.token_ids import check_ids
 from jaxlm.training.body import Body, LanguageModelBody
 
-HEAD_SETTINGS = (  # without effect
-    "kernel_regularizer",
-    "bias_regularizer",
-    "activity_regularizer",
-    "kernel_constraint",
-    "bias_constraint",
-)
+METHODS = ("call", "train_step", "compute_loss", "make_train_function")  # which training does not call
 
 Path = tuple[Any, ...]  # of an array in a `TrainState`, such as ("dense", "lstms", 0, "kernel")
 
@@ -79,18 +79,22 @@ class Network(NamedTuple):
         return tuple(link.path[1] for link in self.links if link.path[0] == "tables" and not link.trained)
 
 
-def open_network(model: Any, sequence_length: int | None) -> Network:
+def open_network(model: Any, shape: tuple[int | None, ...]) -> Network:
     """Opens a live model: the chain that jaxlm has itself, or any body under Keras' JAX backend.
 
     Args:
       model: of Keras 3 or `tf_keras`; it is built if it is not.
-      sequence_length: of its inputs, to build it with.
+      shape: of a batch of its inputs, to build it with.
 
     Raises:
       InputError: it cannot be trained with sampled softmax; names the layer and the reason.
     """
     if not getattr(model, "built", False) and type(model).__name__ == "Sequential":
-        model.build((None, sequence_length))
+        _build(model, shape)
+    changed = methods_of_user(model, METHODS) if getattr(model, "inputs", None) else []
+    if changed:
+        kind, advice = type(model).__name__, "which fit_keras does not call. Train it with model.fit."
+        raise InputError(f"Invalid `model`: {kind} has a `{changed[0]}` of its own, {advice}")
     any_body = isinstance(model, keras.Model) and keras.backend.backend() == "jax"
     try:
         layers, structure = read_live_model(model)
@@ -106,6 +110,19 @@ def open_network(model: Any, sequence_length: int | None) -> Network:
         raise
     ignored = [setting for setting in structure.ignored if not setting.endswith("trainable=False")]
     return _any_body(model) if any_body and ignored else _chain(model, layers, structure, tuple(ignored))
+
+
+def _build(model: Any, shape: tuple[int | None, ...]) -> None:
+    try:
+        model.build(shape)
+    except (ValueError, TypeError) as error:
+        problem = f"The Keras model cannot be built for inputs of shape {shape}: {error}"
+        raise InputError(f"{problem} Add keras.Input(shape) as its first layer.") from error
+
+
+def methods_of_user(model: Any, methods: Sequence[str]) -> list[str]:
+    """Returns the methods of a functional or Sequential model that a user's class defines, of those named."""
+    return [name for name in methods if hasattr(model, name) and not definer(model, name)]
 
 
 def _check_layers(layers: Sequence[Any]) -> None:
@@ -174,12 +191,11 @@ def _any_body(model: Any) -> Network:
         Link(each, ("tables", names[key]), key in trainable, head.transposed and each is head.weights)
         for key, each in variables.items()
     ]
-    settings = ((name, getattr(head.layer, name, None)) for name in HEAD_SETTINGS)
-    unused = tuple(f"{head.layer.name}: {name}={type(value).__name__}" for name, value in settings if value is not None)
     masked = tuple(i for i, lookup in enumerate(cut.lookups) if lookup.layer.mask_zero)
     widths = [lookup.outputs.shape[-1] for lookup in cut.lookups]
     body = KerasBody(cut.body, len(cut.lookups), masked, tuple(variable.trainable for variable in cut.body.variables))
-    stateful = [layer for layer in cut.body._flatten_layers() if getattr(layer, "stateful", False)]
+    is_stateful = any(getattr(layer, "stateful", False) for layer in cut.body._flatten_layers())
+    batch_size = model.inputs[0].shape[0] if is_stateful else None
     shape = cut.body.outputs[0].shape
     num_outputs = 1 if len(shape) == 2 else shape[1] if len(shape) == 3 else None
     return Network(
@@ -188,14 +204,25 @@ def _any_body(model: Any) -> Network:
         lookups=tuple(names[id(lookup.layer.embeddings)] for lookup in cut.lookups),
         vocab_size=head.weights.shape[head.transposed],
         logits=cut.logits,
-        unused=unused,
+        unused=_unused(model, cut),
         prepare=preparation(model, cut, masked),
-        mask=partial(mask_of_outputs, body if head.keeps_mask else None, widths),
+        mask=partial(mask_of_outputs, body if head.keeps_mask else None, widths, batch_size),
         num_outputs=lambda inputs: num_outputs,
         input_names=input_names(model),
         last_only=len(shape) == 2,
-        batch_size=model.inputs[0].shape[0] if stateful else None,
+        batch_size=batch_size,
     )
+
+
+def _unused(model: Any, cut: Cut) -> tuple[str, ...]:
+    """Returns the settings of the head, and of layers after it, that have no effect."""
+    inside = _ids_of(cut.body._flatten_layers())
+    outside = [layer for layer in model._flatten_layers(include_self=False) if id(layer) not in inside]
+    settings = [(layer.name, "activity_regularizer", layer.activity_regularizer) for layer in outside]
+    for variable in (cut.head.weights, cut.head.bias):
+        if variable is not None:
+            settings += [(variable.path, name, getattr(variable, name)) for name in ("regularizer", "constraint")]
+    return tuple(f"{name}: {kind}={type(value).__name__}" for name, kind, value in settings if value is not None)
 
 
 def _ids_of(variables: Sequence[Any]) -> set[int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,9 +12,10 @@ from flax import nnx
 
 from convert.fit.accumulation import Accumulation
 from convert.fit.compile_settings import read_loss
+from convert.fit.constraints import constraints_on
 from convert.fit.examples import Labels
 from convert.fit.live_optimizer import LiveOptimizer, open_optimizer
-from convert.fit.network import Link, Network, Path, open_network
+from convert.fit.network import Link, Network, Path, methods_of_user, open_network
 from convert.fit.optimizers import AVERAGE, SETTLED, settle
 from convert.fit.paths import get_path, put_path, replace_path
 from convert.fit.variables import LiveVariables
@@ -29,6 +31,7 @@ from jaxlm.training.state import TrainState
 from jaxlm.training.state_sharding import gather_state
 from jaxlm.training.step import train_step
 
+EVALUATION_METHODS = ("test_step", "compute_metrics", "make_test_function")  # which validation does not call
 InitialBiases = Literal["unigram"] | None
 InitialEmbeddings = Literal["counts"] | None
 
@@ -41,6 +44,7 @@ class Session(NamedTuple):
     optimizer: LiveOptimizer
     variables: LiveVariables
     accumulation: Accumulation | None  # with `gradient_accumulation_steps`
+    constrain: Callable[[TrainState], TrainState]  # Keras' constraints in the body
 
     def read(self, config: TrainConfig, counts: np.ndarray) -> TrainState:
         """Makes a training state of the model's weights, its states and its optimizer's state.
@@ -105,7 +109,7 @@ class Session(NamedTuple):
         return [(link, slot, variable) for link in links for slot, variable in self.optimizer.slots_of(link.variable)]
 
     def step(self, state: TrainState, batch: Batch, step: int) -> tuple[TrainState, jax.Array]:
-        """Runs `jaxlm.train_step`, or the same with `gradient_accumulation_steps`.
+        """Runs `jaxlm.train_step`, or the same with `gradient_accumulation_steps`, and applies constraints.
 
         Args:
           state: donated.
@@ -113,8 +117,10 @@ class Session(NamedTuple):
           step: number of the batch, from 0.
         """
         if self.accumulation is not None:
-            return self.accumulation.step(state, batch, step)
-        return train_step(state, batch, self.optimizer.learning_rate(step))
+            state, loss = self.accumulation.step(state, batch, step)
+        else:
+            state, loss = train_step(state, batch, self.optimizer.learning_rate(step))
+        return self.constrain(state), loss
 
     def refresh(self, state: TrainState) -> TrainState:
         """Returns a state with the changes of callbacks to the model, its states or its optimizer since `read`."""
@@ -146,7 +152,7 @@ class Session(NamedTuple):
             return state
         params = {name: jax.tree.map(jnp.copy, opt_state[name][AVERAGE]) for name in params}
         dense = params.pop("dense")
-        return dataclasses.replace(state, tables=state.tables | params, dense=dense)
+        return self.constrain(dataclasses.replace(state, tables=state.tables | params, dense=dense))
 
     def write(self, state: TrainState, *, last: bool) -> None:
         """Puts a training state back into the model, its states and its optimizer.
@@ -210,19 +216,20 @@ def check_initial_values(network: Network, initial_biases: Any, initial_embeddin
         require(not frozen, argument, f"None for tables that are not trainable: {', '.join(sorted(frozen))}", value)
 
 
-def open_session(model: Any, sequence_length: int | None) -> tuple[Session, Labels]:
+def open_session(model: Any, shape: tuple[int | None, ...]) -> tuple[Session, Labels]:
     """Opens a live model for training, and warns of settings that have no effect.
 
     Args:
       model: of Keras; it is built if it is not.
-      sequence_length: of its inputs, to build it with.
+      shape: of a batch of its inputs, to build it with.
 
     Raises:
       InputError: the model or its optimizer cannot be used.
     """
-    network = open_network(model, sequence_length)
+    network = open_network(model, shape)
     optimizer, loss = open_optimizer(model), read_loss(model, network.logits)
-    unused = (*optimizer.unused, *loss.unused, *network.unused)
+    methods = [f"{type(model).__name__}.{name}" for name in methods_of_user(model, EVALUATION_METHODS)]
+    unused = (*optimizer.unused, *loss.unused, *network.unused, *methods)
     if unused:
         warnings.warn(f"fit_keras does not use: {', '.join(unused)}", stacklevel=3)
     structure = network.structure
@@ -231,7 +238,8 @@ def open_session(model: Any, sequence_length: int | None) -> tuple[Session, Labe
     labels = Labels(network.vocab_size, network.last_only, masked, loss.ignore_class, loss.reduction, allows_empty)
     optimizer.build(model)  # before the first step, so that nothing fails after the last one
     accumulation = None if optimizer.rule.batches == 1 else Accumulation(optimizer, network.trained)
-    return Session(model, network, optimizer, LiveVariables(), accumulation), labels
+    constrain = constraints_on(() if network.is_chain else network.trained)
+    return Session(model, network, optimizer, LiveVariables(), accumulation, constrain), labels
 
 
 def _slot_path(path: Path, slot: str) -> Path:

@@ -155,8 +155,18 @@ def _open_arrays(x: Any, y: Any, weights: Any, batch_size: int, name: str) -> Ex
 
 def _map_arrays(to_array: Callable[[Any], np.ndarray], x: Any) -> Any:
     """Returns an array, or the same nesting of arrays if x is several of them, and not the rows of one."""
-    is_several = isinstance(x, list | tuple) and bool(x) and all(len(getattr(part, "shape", ())) for part in x)
-    return keras.tree.map_structure(to_array, x) if is_several or isinstance(x, dict) else to_array(x)
+    if isinstance(x, dict):
+        return {name: _map_arrays(to_array, part) for name, part in x.items()}
+    if not _is_several(x):
+        return to_array(x)
+    parts = [_map_arrays(to_array, part) for part in x]
+    return tuple(parts) if isinstance(x, tuple) else parts
+
+
+def _is_several(x: Any) -> bool:
+    if not isinstance(x, list | tuple):
+        return isinstance(x, dict)
+    return bool(x) and all(_is_several(part) or len(getattr(part, "shape", ())) for part in x)
 
 
 def _array(value: Any, name: str) -> np.ndarray:

@@ -60,9 +60,9 @@ def cut_model(model: Any) -> Cut:
 def _settings(layer: Any) -> dict[str, Any]:
     """Returns the settings of a layer, on which a cut and the compiled body depend; a user may change them."""
     named = {name: getattr(layer, name, None) for name in ("lora_enabled", "quantization_mode", "axis")}
-    public = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
-    plain = (bool, int, float, str, type(None))
-    return named | {name: value for name, value in public.items() if isinstance(value, plain) or callable(value)}
+    is_of_user, plain = not library_name(layer), (bool, int, float, str, type(None))
+    read = {name: value for name, value in vars(layer).items() if is_of_user or not name.startswith("_")}
+    return named | {name: value for name, value in read.items() if isinstance(value, plain) or callable(value)}
 
 
 def _cut(model: Any) -> Cut:
@@ -93,7 +93,8 @@ def _without_models(model: Any, inputs: list[Any], output: Any) -> Any:
 
     def expand(operation: Any) -> Callable[..., Any]:
         def call(*arguments: Any, **settings: Any) -> Any:
-            if not _is_model(operation) or settings:  # such as training=False
+            given = [value for value in keras.tree.flatten(settings) if value is not None]  # such as training=False
+            if not _is_model(operation) or given:
                 return operation(*arguments, **settings)
             inner = getattr(operation, "_functional", None) or operation
             return inner._run_through_graph(keras.tree.flatten(arguments), expand)
@@ -228,8 +229,13 @@ def _is_table(layer: Any, node: Any) -> bool:
 
 
 def _is_plain(tensor: Any) -> bool:
-    """Whether a tensor depends on inputs alone, and on no weights, states or random numbers."""
-    return all(not getattr(operation, "variables", ()) for operation in _operations(tensor))
+    """Whether a tensor depends on inputs alone: on no weights, states or random numbers, and not on `training`."""
+    return not any(getattr(each, "variables", ()) or _reads_training(each) for each in _operations(tensor))
+
+
+def _reads_training(operation: Any) -> bool:
+    reads = getattr(operation, "_call_has_training_arg", False)
+    return reads and getattr(operation, "_fn_expects_training_arg", True)  # of a Lambda
 
 
 def _operations(tensor: Any) -> Iterator[Any]:

@@ -132,6 +132,31 @@ def test_compiled_settings_without_effect_are_named(loss, logits, named):
         fit_keras(model, X, Y, **QUIET)
 
 
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("method", ["call", "train_step", "compute_loss", "test_step"])
+def test_methods_of_a_class_of_the_user_are_refused_or_named(module, method):
+    module = MODULES[module]
+    kind = type("Sequential", (module.Sequential,), {})
+    model = kind(make(module).layers)
+    setattr(kind, method, lambda self, *arguments, **settings: None)
+    if method == "test_step":
+        with pytest.warns(UserWarning, match="fit_keras does not use: Sequential.test_step"):
+            fit_keras(model, X, Y, **QUIET)
+    else:
+        with pytest.raises(InputError, match=f"Sequential has a `{method}` of its own"):
+            fit_keras(model, X, Y, **QUIET)
+
+
+@pytest.mark.parametrize("by", ["var_names", "var_list"])
+@pytest.mark.parametrize("module", MODULES)
+def test_weight_decay_of_some_weights_is_refused(module, by):
+    model, optimizer = make(MODULES[module]), MODULES[module].optimizers.AdamW(weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(**{by: ["bias"] if by == "var_names" else model.weights[:1]})
+    model.compile(optimizer)
+    with pytest.raises(InputError, match="expected AdamW with weight decay for all weights"):
+        fit_keras(model, X, Y, **QUIET)
+
+
 def test_label_smoothing_is_refused():
     model = make()
     model.compile("adam", keras.losses.CategoricalCrossentropy(label_smoothing=0.1))
