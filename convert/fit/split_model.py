@@ -94,10 +94,9 @@ def _without_models(model: Any, inputs: list[Any], output: Any) -> Any:
     def expand(operation: Any) -> Callable[..., Any]:
         def call(*arguments: Any, **settings: Any) -> Any:
             given = [value for value in keras.tree.flatten(settings) if value is not None]  # such as training=False
-            if not _is_model(operation) or given:
-                return operation(*arguments, **settings)
             inner = getattr(operation, "_functional", None) or operation
-            return inner._run_through_graph(keras.tree.flatten(arguments), expand)
+            flat = _in_order(inner, *arguments) if _is_model(operation) and not given else None
+            return operation(*arguments, **settings) if flat is None else inner._run_through_graph(flat, expand)
 
         return call
 
@@ -107,6 +106,14 @@ def _without_models(model: Any, inputs: list[Any], output: Any) -> Any:
 def _is_model(operation: Any) -> bool:
     is_plain = isinstance(operation, keras.Sequential) and type(operation).call is keras.Sequential.call
     return is_plain or library_name(operation) == "Functional"
+
+
+def _in_order(model: Any, inputs: Any) -> list[Any] | None:
+    """Returns the inputs of a model inside the model in its order, by name as in Keras; None if Keras reshapes them."""
+    by_name = isinstance(inputs, dict) and not isinstance(model._inputs_struct, dict)
+    flat = [inputs[tensor.name] for tensor in model.inputs] if by_name else keras.tree.flatten(inputs)
+    ranks = [[len(tensor.shape) for tensor in tensors] for tensors in (flat, model.inputs)]
+    return flat if ranks[0] == ranks[1] else None
 
 
 def _node(tensor: Any) -> tuple[Any, Any]:

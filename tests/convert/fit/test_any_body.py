@@ -189,7 +189,7 @@ for metrics in ([], ["accuracy", "sparse_categorical_crossentropy"]):
 a, b = keras.Input((6,), dtype="int32", name="a"), keras.Input((6,), dtype="int32", name="b")
 pair = keras.Model([a, b], head(L.Concatenate()([L.GRU(4)(embed(a)), L.GRU(4)(embed(b))])))
 pair.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
-nest = keras.Model({"q": a, "p": [b]}, pair([a, b]))
+nest = keras.Model({"q": a, "p": [b]}, keras.Model([b, a], pair.output)({"a": a, "b": b}))
 nest.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
 for each, both in ((pair, [x, x[::-1]]), (pair, {"a": x, "b": x[::-1]}), (nest, {"q": x, "p": [x[::-1]]})):
     split = convert.fit_keras(each, both, y[:, :1], validation_split=0.4, verbose=0).history["val_loss"][0]
