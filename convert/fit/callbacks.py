@@ -51,13 +51,13 @@ def open_callbacks(
     """
     found = getattr(callbacks, "callbacks", callbacks)
     flat = [callback for callback in keras.tree.flatten(found) if callback is not None]
-    may_log_more = False  # whether a callback before may add to the logs
+    may_log_more = False  # whether a callback so far may add to the logs
     for callback in flat:
         is_callback = hasattr(callback, "on_epoch_end") and hasattr(callback, "set_model")
         require(is_callback, "callbacks", "callbacks of Keras", type(callback).__name__)
+        may_log_more |= "" in _owners(callback, "on_epoch_end")
         if _is_of_keras(callback) and not may_log_more:
             _check_logs(callback, set(modes))
-        may_log_more |= "" in _owners(callback, "on_epoch_end")
         if _is_of_keras(callback) and getattr(callback, "mode", None) == "auto":
             # Keras would look at metrics that only `fit` builds
             callback.mode = modes.get(callback.monitor, "auto")
