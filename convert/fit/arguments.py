@@ -1,4 +1,4 @@
-"""Checks of the arguments of `fit_keras` that are numbers, or one number per class."""
+"""Checks of the arguments of `fit_keras`: numbers, one number per class, and initial values."""
 
 from collections.abc import Container, Mapping
 from numbers import Real
@@ -53,3 +53,18 @@ def check_shape(network: Network, shape: Shape, name: str, size_name: str) -> No
         expected = f"a multiple of {size} examples of equal length, for a stateful model"
         require(shape.is_regular, name, expected, "another number or length")
         require(not shape.is_masked, name, "no 0 for a stateful model that masks it", "0")
+
+
+def check_initial_values(network: Network, initial_biases: Any, initial_embeddings: Any) -> None:
+    """Raises `InputError` if a model cannot start at these initial values, or if their tables are frozen."""
+    present = {link.path[1] for link in network.links if link.path[0] == "tables"}
+    for argument, value, allowed, tables, without in (
+        ("initial_biases", initial_biases, "unigram", {"biases"}, "a softmax without biases"),
+        ("initial_embeddings", initial_embeddings, "counts", {"embedding", "weights"}, "a body other than LSTMs"),
+    ):
+        if value is None:
+            continue
+        require(isinstance(value, str) and value == allowed, argument, f"None or {allowed!r}", value)
+        require(tables <= present, argument, f"None for {without}", value)
+        frozen = tables.intersection(network.frozen)
+        require(not frozen, argument, f"None for tables that are not trainable: {', '.join(sorted(frozen))}", value)

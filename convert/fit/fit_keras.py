@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 import keras
 
-from convert.fit.arguments import check_numbers, check_shape, class_counts, class_weights
+from convert.fit.arguments import check_initial_values, check_numbers, check_shape, class_counts, class_weights
 from convert.fit.callbacks import open_callbacks
 from convert.fit.compile_settings import keras_of
 from convert.fit.examples import Labels, Passes, Shape, scan
 from convert.fit.loop import Data, Training
 from convert.fit.metrics import open_metrics
 from convert.fit.network import Network
-from convert.fit.session import InitialBiases, InitialEmbeddings, check_initial_values, open_session
+from convert.fit.session import InitialBiases, InitialEmbeddings, open_session
 from convert.fit.sources import Examples, open_examples, to_arrays
 from jaxlm.config import ComputeDtype, Sampler, TrainConfig
 from jaxlm.errors import InputError, require

@@ -23,7 +23,6 @@ from jaxlm.config import TrainConfig
 from jaxlm.data.batches import Batch
 from jaxlm.data.vocabulary import log_unigram
 from jaxlm.data.word_vectors import word_vectors
-from jaxlm.errors import require
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import on_host, shard
 from jaxlm.training.settings import class_order, resolve_config
@@ -199,21 +198,6 @@ class Session(NamedTuple):
             fresh = LanguageModel(config, None, vectors, rngs=nnx.Rngs(state.config.seed))
             tables |= {"embedding": fresh.input_rows, "weights": fresh.weights[...]}
         return dataclasses.replace(state, tables=tables)
-
-
-def check_initial_values(network: Network, initial_biases: Any, initial_embeddings: Any) -> None:
-    """Raises `InputError` if a model cannot start at these initial values, or if their tables are frozen."""
-    present = {link.path[1] for link in network.links if link.path[0] == "tables"}
-    for argument, value, allowed, tables, without in (
-        ("initial_biases", initial_biases, "unigram", {"biases"}, "a softmax without biases"),
-        ("initial_embeddings", initial_embeddings, "counts", {"embedding", "weights"}, "a body other than LSTMs"),
-    ):
-        if value is None:
-            continue
-        require(isinstance(value, str) and value == allowed, argument, f"None or {allowed!r}", value)
-        require(tables <= present, argument, f"None for {without}", value)
-        frozen = tables.intersection(network.frozen)
-        require(not frozen, argument, f"None for tables that are not trainable: {', '.join(sorted(frozen))}", value)
 
 
 def open_session(model: Any, shape: tuple[int | None, ...]) -> tuple[Session, Labels]:
