@@ -54,7 +54,8 @@ def _layers(model: Any, path: tuple[str, ...], names: tuple[str, ...]) -> list[L
         inbound = _references(entry.get("inbound_nodes", []))
         if previous is not None and kind != "Sequential" and inbound != [(previous, 0)]:
             layer = Layer(entry["class_name"], {"name": name})
-            raise refusal(layer, f"expected the layer before it, {previous!r}, as its only input. Received: {inbound}")
+            expected = f"expected a chain without branches or further outputs, and {previous!r} as its only input"
+            raise refusal(layer, f"{expected}. Received: {inbound}")
         if entry["class_name"] in MODELS:
             layers += _layers(entry, (*path, key), (*names, name))
         else:

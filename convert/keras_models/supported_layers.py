@@ -73,12 +73,13 @@ def read_structure(layers: Sequence[Layer]) -> Structure:
     if softmax.config["units"] != embedding["input_dim"]:
         units, words = softmax.config["units"], embedding["input_dim"]
         raise refusal(softmax, f"expected {words} units, as many as the embedding has words. Received: {units}")
+    dense = _dense_settings(layers)
     try:
         config = ModelConfig(
             embedding["input_dim"],
             embedding["output_dim"],
             lstms=tuple(LSTMConfig(layer.config["units"], layer.config.get("use_bias", True)) for layer in lstms),
-            dense=tuple(_dense_configs(layers)),
+            dense=tuple(DenseConfig(*settings) for settings in dense),
             dropout_rates=tuple(_dropout_rates(layers)),
             softmax_bias=softmax.config.get("use_bias", True),
         )
@@ -154,8 +155,8 @@ def _last_activation(softmax: Layer, layers: Sequence[Layer]) -> str:
     return found[-1]
 
 
-def _dense_configs(layers: Sequence[Layer]) -> list[DenseConfig]:
-    """Returns the Dense layers before the last, each with the activation that may follow it."""
+def _dense_settings(layers: Sequence[Layer]) -> list[tuple[int, Any, bool]]:
+    """Returns units, activation and use_bias of the Dense layers before the last; the activation may follow it."""
     last = max(i for i, layer in enumerate(layers) if layer.kind == "Dense")
     found = []
     for layer, following in zip(layers[:last], layers[1:], strict=False):
@@ -168,7 +169,7 @@ def _dense_configs(layers: Sequence[Layer]) -> list[DenseConfig]:
             name, source = activation(following), following
         if name not in ("linear", "relu", "tanh"):
             raise refusal(source, f"expected linear, relu or tanh before the softmax layer. Received: {_short(name)}")
-        found.append(DenseConfig(layer.config["units"], name, layer.config.get("use_bias", True)))
+        found.append((layer.config["units"], name, layer.config.get("use_bias", True)))
     return found
 
 

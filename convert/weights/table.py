@@ -204,6 +204,6 @@ def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         raise InputError(f"Invalid weight {name}: expected float32 {shape}. Received: {array.dtype} {array.shape}.")
     if not np.isfinite(array.sum(dtype=np.float64)):  # a sum needs no array of flags beside a large table
         raise InputError(
-            f"Invalid weight {name}: it has NaN or infinite values, since training diverged. Train again with a lower"
+            f"Invalid weight {name}: it has NaN or infinite values. If training diverged, train again with a lower"
             " learning rate."
         )

@@ -99,11 +99,11 @@ REFUSED = {
     ),
     "gelu": (
         lambda: chain(lstm(), layers.Dense(5, "gelu", name="g"), softmax()),
-        "'g' .*relu or tanh.* Received: 'gelu'",
+        "^(?!.*damaged).*'g' .*relu or tanh.* Received: 'gelu'",
     ),
     "two activations": (
         lambda: chain(lstm(), layers.Dense(5, "relu"), layers.Activation("tanh", name="t"), softmax()),
-        "'t' .*already an activation",
+        "^(?!.*damaged).*'t' .*already an activation",
     ),
     "leaky": (
         lambda: chain(lstm(), layers.Dense(5), layers.ReLU(negative_slope=0.1), softmax()),
@@ -175,7 +175,7 @@ def test_a_comparison_reads_from_zero_states_and_leaves_those_of_the_user():
 def test_branches_and_unbuilt_models_are_refused():
     inputs = keras.Input((None,), dtype="int32")
     hidden = lstm(5)(layers.Embedding(V, 5)(inputs))
-    with pytest.raises(InputError, match="'add' .*expected the layer before it"):
+    with pytest.raises(InputError, match="'add' .*expected a chain without branches"):
         convert.from_keras(keras.Model(inputs, softmax()(layers.Add()([hidden, hidden]))))
     shared = lstm(5)
     with pytest.raises(InputError, match="cannot be converted|Invalid Keras model"):
