@@ -8,12 +8,13 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxlm.errors import require
+from jaxlm.token_ids import as_int32
 
 
 class RowGradient(NamedTuple):
     """The gradient of a table `[V, ...]` that is zero except in the listed rows."""
 
-    indices: jax.Array  # [K] int32; V and above mark entries without a row
+    indices: jax.Array  # [K] integer; those that are not in [0, V) mark entries without a row
     values: jax.Array  # [K, ...], summed if an index occurs more than once
 
 
@@ -23,18 +24,18 @@ def take_rows(table: jax.Array, ids: ArrayLike) -> jax.Array:
     >>> take_rows(jnp.array([1.0, 2.0]), jnp.array([1, 2, -1])).tolist()
     [2.0, nan, nan]
     """
-    return table.at[jnp.asarray(ids)].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    return table.at[as_int32("ids", ids)].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def sum_duplicates(gradient: RowGradient, num_rows: int) -> RowGradient:
     """Sums the values of equal indices.
 
     Args:
-      gradient: `[K]` indices in any order, with repeats.
+      gradient: `[K]` integer indices in any order, with repeats. Those that are not in [0, V) are dropped.
       num_rows: number of rows V of the table.
 
     Returns:
-      A `RowGradient` of the same shapes with strictly increasing indices. Entries left over have indices of
+      A `RowGradient` of the same shapes with strictly increasing int32 indices. Entries left over have indices of
       `num_rows` and above, and values of zero.
 
     References:
@@ -46,13 +47,15 @@ def sum_duplicates(gradient: RowGradient, num_rows: int) -> RowGradient:
     ([1, 3, 6], [2.0, 6.0, 0.0])
     """
     size = gradient.indices.size
-    order = jnp.argsort(gradient.indices, stable=True)
-    indices = gradient.indices[order]
+    indices = as_int32("gradient", gradient.indices)
+    indices = jnp.where(indices < 0, num_rows, indices)
+    order = jnp.argsort(indices, stable=True)
+    indices = indices[order]
     first = jnp.concatenate([jnp.ones(1, bool), indices[1:] != indices[:-1]])
     slot = jnp.cumsum(first, dtype=jnp.int32) - 1
     # inside the scatter: values stay in their own order, so no gathered copy of them is made
     values = jnp.zeros_like(gradient.values).at[slot[jnp.argsort(order)]].add(gradient.values)
-    unused = num_rows + jnp.arange(size, dtype=indices.dtype)
+    unused = num_rows + jnp.arange(size, dtype=jnp.int32)
     return RowGradient(unused.at[slot].set(jnp.where(indices < num_rows, indices, unused[slot])), values)
 
 
@@ -67,10 +70,10 @@ def update_rows(
     Args:
       tx: an element-wise transformation, learning rate included, such as `optax.adam(1e-3)`, `optax.adagrad(0.1)`,
         `optax.adamw(1e-3)` or a chain of such. Clip by the global norm beforehand, since one table does not see all
-        gradients.
+        gradients. `optax.lamb` and `optax.lars` are not element-wise: they would take the norms of the touched rows.
       table: `[V, ...]` float.
       opt_state: `tx.init(table)`. Leaves with a row for each of the table are updated by rows.
-      gradient: with distinct indices, as from `sum_duplicates`.
+      gradient: with distinct indices, as from `sum_duplicates`. Those that are not in [0, V) are dropped.
 
     Returns:
       The table and the optimizer state, in place if the caller donates them.
@@ -91,15 +94,18 @@ def update_rows(
         expected = f"an element-wise transformation, with states of {len(table)} rows or of shape ()"
         require(jnp.ndim(leaf) == 0 or leaf.shape[0] == len(table), "tx", expected, jnp.shape(leaf))
 
+    indices = as_int32("gradient", gradient.indices)
+    distinct: Any = {"mode": "drop", "unique_indices": True, "wrap_negative_indices": False}
+
     def gather(leaf: jax.Array) -> jax.Array:
-        return leaf.at[gradient.indices].get(mode="clip") if jnp.ndim(leaf) else leaf
+        return leaf.at[indices].get(mode="clip", wrap_negative_indices=False) if jnp.ndim(leaf) else leaf
 
     def scatter(leaf: jax.Array, rows: jax.Array) -> jax.Array:
-        return leaf.at[gradient.indices].set(rows, mode="drop", unique_indices=True) if jnp.ndim(leaf) else rows
+        return leaf.at[indices].set(rows, **distinct) if jnp.ndim(leaf) else rows
 
     updates, rows_state = tx.update(gradient.values, jax.tree.map(gather, opt_state), gather(table))
     opt_state = jax.tree.map(scatter, opt_state, rows_state)
-    return table.at[gradient.indices].add(updates, mode="drop", unique_indices=True), opt_state
+    return table.at[indices].add(updates, **distinct), opt_state
 
 
 def global_norm(gradients: Any) -> jax.Array:

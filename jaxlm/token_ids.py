@@ -1,15 +1,17 @@
-"""Checks of word ids that do not wait for a device."""
+"""Checks of word ids that do not wait for a device, and their conversion to int32."""
 
 import mmap
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxlm.errors import InputError, require
 
 Ids = jax.Array | np.ndarray
+INT32_MAX = np.iinfo(np.int32).max
 BLOCK = 1 << 22  # ids per block: a memory-mapped text is never read as a whole
 
 
@@ -35,6 +37,25 @@ def check_ids(argument: str, ids: jax.Array | ArrayLike, vocab_size: int, ndim: 
                 f" Received: {lowest} to {highest}."
             )
     return found
+
+
+def as_int32(argument: str, ids: jax.Array | ArrayLike) -> Ids:
+    """Returns integer ids as int32, because sums and comparisons of ids overflow in a narrower type.
+
+    An id that int32 does not hold stays out of range: it becomes -1 or `INT32_MAX`. The values of a JAX array are not
+    read.
+
+    Raises:
+      InputError: ids are not integers; names the argument of the caller.
+
+    >>> as_int32("labels", np.array([3, 2**32 + 5])).tolist()
+    [3, 2147483647]
+    """
+    found: Ids = ids if isinstance(ids, jax.Array | np.ndarray) else jnp.asarray(ids)
+    require(found.dtype.kind in "iu", argument, "integer ids", f"dtype {found.dtype}")
+    if not np.can_cast(found.dtype, np.int32):
+        found = found.clip(0 if found.dtype.kind == "u" else -1, INT32_MAX)
+    return found if found.dtype == np.int32 else found.astype(np.int32)
 
 
 def id_range(ids: np.ndarray) -> tuple[int, int]:

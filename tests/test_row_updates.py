@@ -16,7 +16,7 @@ from jaxlm.row_updates import RowGradient, global_norm, sum_duplicates, take_row
 
 def dense(gradient: RowGradient, num_rows: int) -> np.ndarray:
     total = np.zeros((num_rows, *gradient.values.shape[1:]), np.float32)
-    real = np.asarray(gradient.indices) < num_rows
+    real = (np.asarray(gradient.indices) >= 0) & (np.asarray(gradient.indices) < num_rows)
     np.add.at(total, np.asarray(gradient.indices)[real], np.asarray(gradient.values)[real])
     return total
 
@@ -25,15 +25,32 @@ def dense(gradient: RowGradient, num_rows: int) -> np.ndarray:
 @given(num_rows=st.integers(1, 12), size=st.integers(1, 30), width=st.integers(0, 3), seed=st.integers(0, 99))
 def test_duplicates_are_summed_once(num_rows, size, width, seed):
     rng = np.random.default_rng(seed)
-    indices = jnp.asarray(rng.integers(0, num_rows + 2, size), jnp.int32)  # two ids that are no row
+    indices = jnp.asarray(rng.integers(-1, num_rows + 2, size), jnp.int32)  # three ids that are no row
     shape = (size, width) if width else (size,)
     gradient = RowGradient(indices, jnp.asarray(rng.standard_normal(shape), jnp.float32))
     summed = jax.jit(sum_duplicates, static_argnums=1)(gradient, num_rows)
     assert (np.diff(np.asarray(summed.indices)) > 0).all()
     np.testing.assert_allclose(dense(summed, num_rows), dense(gradient, num_rows), rtol=1e-5, atol=1e-6)
-    assert set(np.asarray(indices)[np.asarray(indices) < num_rows]) == {
-        i for i in summed.indices.tolist() if i < num_rows
-    }
+    assert set(summed.indices.tolist()) & set(range(num_rows)) == set(indices.tolist()) & set(range(num_rows))
+
+
+@pytest.mark.parametrize(("dtype", "num_rows"), [("uint8", 256), ("int8", 128), ("uint16", 65530), ("uint32", 9)])
+def test_the_type_of_the_indices_changes_nothing(dtype, num_rows):
+    values, tx = jnp.arange(1.0, 7.0), optax.adagrad(0.1)
+    indices = np.array([num_rows - 1, 2, 3, 2, num_rows - 1, 0])
+    tables = []
+    for kind in (dtype, "int32"):
+        gradient = sum_duplicates(RowGradient(jnp.asarray(indices, kind), values), num_rows)
+        table = jnp.ones(num_rows)
+        tables.append(update_rows(tx, table, tx.init(table), gradient)[0])
+    np.testing.assert_array_equal(*tables)
+    assert (np.flatnonzero(tables[0] != 1) == np.unique(indices)).all()
+
+
+def test_indices_out_of_range_move_no_row():
+    gradient = RowGradient(jnp.array([-1, 7, 3, -9]), jnp.ones((4, 2)))
+    table, _ = update_rows(optax.sgd(1.0), jnp.zeros((5, 2)), optax.sgd(1.0).init(jnp.zeros((5, 2))), gradient)
+    np.testing.assert_array_equal(table[:, 0], [0, 0, 0, -1, 0])
 
 
 def random_gradient(rng: np.random.Generator, indices: np.ndarray, shape: tuple[int, ...]) -> RowGradient:

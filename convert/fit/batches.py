@@ -41,7 +41,7 @@ def _packed(found: ReadBatch, labels: Labels, shape: Shape, name: str, weights: 
     results are equal. The batch is filled up with its own ids and labels, of weight 0, which touch no other row of a
     table.
     """
-    (x,), y = found.ids, found.labels
+    (x,), y = found.ids, np.where(found.valid, found.labels, 0)
     positions = np.full((len(x), 1), x.shape[1] - 1, np.int32) if labels.last_only else None
     if labels.mask_zero and not np.all(x != 0):
         order = _order(x)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from convert.keras_models.live_layers import library_name
+from jaxlm.inference.perplexity import perplexity_of
 
 ACCURACIES = {"categoricalaccuracy", "topkcategoricalaccuracy"}
 
@@ -121,7 +122,7 @@ class Means:
         logs = {name: float(total / count) if count else 0.0 for name, (total, count) in self.totals.items()}
         if not self.totals["loss"][1]:
             logs["loss"] = math.nan
-        return logs | {each.name: math.exp(logs[each.name]) for each in self.metrics if each.is_perplexity}
+        return logs | {each.name: perplexity_of(logs[each.name]) for each in self.metrics if each.is_perplexity}
 
 
 def _sums(metric: Metric, measured: LabelStatistics) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxlm.errors import require
+from jaxlm.token_ids import as_int32
 
 HIT_WEIGHT = np.finfo(np.float32).min  # TensorFlow adds it to the logit of an accidental hit
 
@@ -38,12 +39,13 @@ def compute_accidental_hits(
       `AccidentalHits`.
 
     Raises:
-      InputError: a shape does not fit.
+      InputError: a shape does not fit, or ids are not integers.
 
     References:
       `tf.nn.compute_accidental_hits`.
     """
-    true_classes, sampled_candidates = jnp.asarray(true_classes), jnp.asarray(sampled_candidates)
+    true_classes = jnp.asarray(as_int32("true_classes", true_classes))
+    sampled_candidates = jnp.asarray(as_int32("sampled_candidates", sampled_candidates))
     fits = true_classes.ndim == 2 and true_classes.shape[1] == num_true
     require(fits, "true_classes", f"shape [N, {num_true}], with num_true={num_true}", true_classes.shape)
     require(sampled_candidates.ndim == 1, "sampled_candidates", "shape [S]", sampled_candidates.shape)

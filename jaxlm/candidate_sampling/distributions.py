@@ -9,6 +9,7 @@ import numpy as np
 from jax.extend.random import threefry_2x32
 from jax.typing import ArrayLike
 
+from jaxlm.config_checks import require_integer
 from jaxlm.errors import require
 
 SEGMENTS_PER_OCTAVE = 16  # finer segments reject fewer proposals: 3 % at 16
@@ -125,14 +126,15 @@ def unigram_table(unigrams: ArrayLike, distortion: float = 1.0, num_reserved_ids
 
     Args:
       unigrams: `[V - num_reserved_ids]` counts or probabilities of at least 0, unnormalised, concrete.
-      distortion: power they are raised to; 0 makes them equal, 0.75 is word2vec's.
+      distortion: finite power they are raised to; 0 makes them equal, 0.75 is word2vec's.
       num_reserved_ids: number of ids before them, with probability 0.
 
     Returns:
       A `UnigramTable`, 12 bytes per class. It is a pytree: pass it into `jit` rather than closing over it.
 
     Raises:
-      InputError: the unigrams are not a vector, negative, not finite, or all 0.
+      InputError: the unigrams are not a vector, negative, not finite, or all 0, by themselves or raised to the power;
+        or `num_reserved_ids` is not an integer of at least 0.
 
     References:
       `tf.random.fixed_unigram_candidate_sampler`; Walker 1977, https://doi.org/10.1145/355744.355749;
@@ -142,7 +144,12 @@ def unigram_table(unigrams: ArrayLike, distortion: float = 1.0, num_reserved_ids
     require(weights.ndim == 1, "unigrams", "a vector", f"shape {weights.shape}")
     valid = (weights >= 0).all() and 0 < weights.sum() < np.inf
     require(bool(valid), "unigrams", "finite values of at least 0, not all 0", weights[:8].tolist())
-    weights = np.concatenate([np.zeros(num_reserved_ids), weights**distortion])
+    require_integer("num_reserved_ids", num_reserved_ids, 0)
+    with np.errstate(all="ignore"):
+        powers = (weights / weights.max()) ** distortion  # which cannot overflow for a distortion of at least 0
+    finite = math.isfinite(distortion) and bool(np.isfinite(powers.sum()))
+    require(finite, "distortion", "a power that keeps the unigrams finite", distortion)
+    weights = np.concatenate([np.zeros(num_reserved_ids), powers])
     probability = weights / weights.sum()
     columns = probability * weights.size  # 1 on average
     light, heavy = np.flatnonzero(columns <= 1.0), np.flatnonzero(columns > 1.0)
@@ -199,13 +206,14 @@ def learned_unigrams(range_max: int) -> LearnedUnigrams:
     return LearnedUnigrams(jnp.asarray(np.concatenate([np.zeros(1, np.int32), *reversed(levels)])))
 
 
-def add_classes(state: LearnedUnigrams, classes: jax.Array) -> LearnedUnigrams:
-    """Counts each occurrence of classes `[...]`, up to a total of 2**31 - 1, as in TensorFlow."""
+def add_classes(state: LearnedUnigrams, classes: jax.Array, range_max: int) -> LearnedUnigrams:
+    """Counts each occurrence of classes `[...]` in [0, range_max), up to a total of 2**31 - 1, as in TensorFlow."""
     depth = (state.sums.size // 2).bit_length() - 1
     classes = classes.reshape(-1)
-    room = jnp.arange(classes.size) < jnp.iinfo(jnp.int32).max - state.total
-    nodes = (classes + state.sums.size // 2)[None, :] >> jnp.arange(depth + 1)[:, None]
-    return LearnedUnigrams(state.sums.at[nodes].add(room.astype(jnp.int32)[None, :]))
+    valid = (classes >= 0) & (classes < range_max)
+    counted = valid & (jnp.cumsum(valid, dtype=jnp.int32) <= jnp.iinfo(jnp.int32).max - state.total)
+    nodes = (jnp.where(valid, classes, 0) + state.sums.size // 2)[None, :] >> jnp.arange(depth + 1)[:, None]
+    return LearnedUnigrams(state.sums.at[nodes].add(counted.astype(jnp.int32)[None, :]))
 
 
 def propose_learned(bits: Bits, state: LearnedUnigrams) -> tuple[jax.Array, jax.Array]:

@@ -24,6 +24,7 @@ from jaxlm.candidate_sampling.distributions import (
 from jaxlm.candidate_sampling.unique import block_of, draw, zipf_block
 from jaxlm.errors import require
 from jaxlm.row_updates import take_rows
+from jaxlm.token_ids import as_int32
 
 Classes = jax.Array | ArrayLike  # [N, num_true] integer
 
@@ -53,7 +54,8 @@ def log_uniform_candidate_sampler(
     Returns:
       `SampledValues`: candidates `[S]` and the expected counts of true classes `[N, num_true]` and
       candidates `[S]`. With `unique`, the expected count is -expm1(num_tries * log1p(-P)), where
-      num_tries is the number of draws it took; P * S if none was rejected, or without `unique`.
+      num_tries is the number of draws it took; P * S if none was rejected, or without `unique`. A traced
+      class that is not in [0, V) has the expected count NaN.
 
     Raises:
       InputError: a shape does not fit, `num_sampled > range_max` with `unique`, or a concrete id is
@@ -77,7 +79,7 @@ def _log_uniform(
     propose = partial(propose_log_uniform, range_max=range_max, envelope=envelope)
     candidates, num_tries = draw(key, num_sampled, unique, range_max, block, propose)
     probability = partial(log_uniform_probability, range_max=range_max)
-    return _with_counts(candidates, num_tries, true_classes, probability)
+    return _with_counts(candidates, num_tries, true_classes, range_max, probability)
 
 
 def log_uniform_probability(ids: jax.Array, range_max: int) -> jax.Array:
@@ -106,7 +108,9 @@ def _uniform(key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: 
         return ids, jnp.ones(ids.shape, bool)
 
     candidates, num_tries = draw(key, num_sampled, unique, range_max, block, propose)
-    return _with_counts(candidates, num_tries, true_classes, lambda ids: jnp.full(ids.shape, np.float32(1 / range_max)))
+    return _with_counts(
+        candidates, num_tries, true_classes, range_max, lambda ids: jnp.full(ids.shape, np.float32(1 / range_max))
+    )
 
 
 def fixed_unigram_candidate_sampler(
@@ -146,7 +150,9 @@ def _fixed_unigram(
     propose = partial(propose_unigram, table=unigrams)
     block = zipf_block(num_sampled, unique, range_max)
     candidates, num_tries = draw(key, num_sampled, unique, range_max, block, propose)
-    return _with_counts(candidates, num_tries, true_classes, lambda ids: take_rows(unigrams.probability, ids))
+    return _with_counts(
+        candidates, num_tries, true_classes, range_max, lambda ids: take_rows(unigrams.probability, ids)
+    )
 
 
 def learned_unigram_candidate_sampler(
@@ -188,7 +194,9 @@ def _learned_unigram(
     def probability(ids: jax.Array) -> jax.Array:
         return state.count_of(ids).astype(jnp.float32) / state.total.astype(jnp.float32)
 
-    return _with_counts(candidates, num_tries, true_classes, probability), add_classes(state, true_classes)
+    return _with_counts(candidates, num_tries, true_classes, range_max, probability), add_classes(
+        state, true_classes, range_max
+    )
 
 
 def all_candidate_sampler(
@@ -215,15 +223,14 @@ def all_candidate_sampler(
 
 
 def check_classes(name: str, ids: jax.Array, num_classes: int) -> None:
-    """Raises `InputError` if ids are not integers or, outside `jit`, not in [0, num_classes)."""
-    require(jnp.issubdtype(ids.dtype, jnp.integer), name, "integer ids", f"dtype {ids.dtype}")
+    """Raises `InputError` outside `jit` if integer ids are not in [0, num_classes)."""
     if ids.size and not isinstance(ids, jax.core.Tracer):
         low, high = int(np.asarray(ids).min()), int(np.asarray(ids).max())
         require(low >= 0 and high < num_classes, name, f"ids in [0, {num_classes})", f"{low} to {high}")
 
 
 def _checked(true_classes: Classes, num_sampled: int, unique: bool, range_max: int) -> jax.Array:
-    true_classes = jnp.asarray(true_classes)
+    true_classes = jnp.asarray(as_int32("true_classes", true_classes))
     require(true_classes.ndim == 2, "true_classes", "shape [N, num_true]", true_classes.shape)
     require(1 <= range_max <= 2**26, "range_max", "1 to 2**26 classes", range_max)
     require(num_sampled >= 1, "num_sampled", "at least 1", num_sampled)
@@ -237,9 +244,10 @@ def _with_counts(
     candidates: jax.Array,
     num_tries: jax.Array,
     true_classes: jax.Array,
+    range_max: int,
     probability: Callable[[jax.Array], jax.Array],
 ) -> SampledValues:
-    """Adds the expected counts, computed from the probabilities and the number of draws."""
+    """Adds the expected counts, computed from the probabilities and the number of draws; NaN for an invalid class."""
     num_sampled = candidates.size
 
     def expected_count(ids: jax.Array) -> jax.Array:
@@ -247,4 +255,6 @@ def _with_counts(
         repeated = -jnp.expm1(num_tries.astype(jnp.float32) * jnp.log1p(-p))
         return jnp.where(num_tries == num_sampled, p * num_sampled, repeated)
 
-    return SampledValues(candidates, expected_count(true_classes), expected_count(candidates))
+    valid = (true_classes >= 0) & (true_classes < range_max)
+    true_count = jnp.where(valid, expected_count(true_classes), jnp.nan)
+    return SampledValues(candidates, true_count, expected_count(candidates))

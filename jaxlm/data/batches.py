@@ -14,7 +14,7 @@ from jaxlm.config_checks import require_integer
 from jaxlm.errors import InputError, require
 from jaxlm.parallel.collectives import all_gather, all_gather_invariant, psum
 from jaxlm.parallel.mesh import Mesh, data_axes, mesh_shape, pad, padded_streams, place, stream_spec, vocab_axes
-from jaxlm.token_ids import Ids
+from jaxlm.token_ids import Ids, as_int32
 
 
 class Batch(NamedTuple):
@@ -117,8 +117,9 @@ def train_batch(tokens: np.ndarray, step: int, config: TrainConfig, streams: np.
     streams = np.arange(config.batch_size) if streams is None else streams
     starts = streams * ((tokens.size - 1) // config.batch_size) + index * config.sequence_length
     positions = (starts + _offset(config, epoch))[:, None] + np.arange(config.sequence_length + 1)
-    words = np.zeros((config.batch_size, config.sequence_length + 1), tokens.dtype)
-    words[streams] = tokens[positions % tokens.size]  # a moved batch may go on with the beginning of the text
+    words = np.zeros((config.batch_size, config.sequence_length + 1), np.int32)
+    # a moved batch may go on with the beginning of the text
+    words[streams] = as_int32("tokens", tokens[positions % tokens.size])
     return Batch(words[:, :-1], words[:, 1:], index == 0)
 
 
@@ -168,4 +169,5 @@ def evaluation_batches(tokens: Ids, batch_size: int, sequence_length: int, max_t
         index = np.arange(batch_size)[:, None] * stream + position
         mask = (position < length)[None, :] & (index < labels)
         index = np.minimum(index, labels - 1)
-        yield Batch(tokens[index], tokens[index + 1], weights=mask.astype(np.float32))
+        inputs, words = (as_int32("tokens", tokens[each]) for each in (index, index + 1))
+        yield Batch(inputs, words, weights=mask.astype(np.float32))

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from jaxlm.config_checks import require_integer
 from jaxlm.errors import require
-from jaxlm.token_ids import check_ids
+from jaxlm.token_ids import as_int32, check_ids
 
 CONTEXTS = 1024  # most frequent words, counted as left and as right neighbors
 PRIOR = 5.0  # neighbors that each word is assumed to have besides those counted, by their frequency
@@ -100,7 +100,8 @@ def _count(tokens: np.ndarray, vocab_size: int) -> tuple[np.ndarray, sparse.csr_
     neighbors = sparse.csr_matrix((vocab_size, 2 * contexts), dtype=np.float32)
     starts = np.arange(0, tokens.size, BLOCK)
     for start in starts[np.linspace(0, starts.size - 1, min(starts.size, MAX_BLOCKS)).astype(int)]:
-        block = np.asarray(tokens[start : start + BLOCK + 1])  # one more, for the pair across the boundary
+        # one more, for the pair across the boundary
+        block = np.asarray(as_int32("tokens", tokens[start : start + BLOCK + 1]))
         counts += np.bincount(block[:BLOCK], minlength=vocab_size)
         before, after = block[:-1], block[1:]
         left, right = before < contexts, after < contexts

@@ -14,6 +14,7 @@ from jaxlm.losses.blocks import LogSumExp, block_logits, block_start, even_block
 from jaxlm.matmul import cast_operand, dot_f32, transposed
 from jaxlm.parallel.collectives import local_ids, pmax, psum, take_local_rows
 from jaxlm.parallel.mesh import Axes
+from jaxlm.token_ids import as_int32
 
 KEPT_BYTES = 2**29  # of exponentials that training keeps for its gradient; more of them are computed twice
 
@@ -34,7 +35,8 @@ def linear_cross_entropy(
     Args:
       inputs: `[..., D]` float32 or bfloat16, which is cast to float32.
       weights: `[V, D]` float32 or bfloat16, one row per class.
-      labels: `[...]` integer, the true classes; a label that is not in [0, V) gives NaN.
+      labels: `[...]` integer, the true classes. A label that is not in [0, V) gives NaN, and no gradient where its
+        loss is masked.
       biases: `[V]` float32 or bfloat16; None for no biases.
       block_size: maximum number of classes in a block; memory is `[block_size, N]`.
 
@@ -52,13 +54,12 @@ def linear_cross_entropy(
     >>> losses.shape, round(float(losses[0, 0]), 4)  # log(7)
     ((2, 5), 1.9459)
     """
-    inputs, weights, labels = jnp.asarray(inputs), jnp.asarray(weights), jnp.asarray(labels)
+    inputs, weights, labels = jnp.asarray(inputs), jnp.asarray(weights), jnp.asarray(as_int32("labels", labels))
     require(weights.ndim == 2 and len(weights) > 0, "weights", "shape [V, D]", weights.shape)
     biases = jnp.zeros(weights.shape[0], weights.dtype) if biases is None else jnp.asarray(biases)
     shape = (*labels.shape, weights.shape[1])
     require(inputs.shape == shape, "inputs", f"shape {shape}, that of the labels and the width D", inputs.shape)
     require(biases.shape == weights.shape[:1], "biases", f"shape {weights.shape[:1]}", biases.shape)
-    require(jnp.issubdtype(labels.dtype, jnp.integer), "labels", "integer ids", f"dtype {labels.dtype}")
     require_integer("block_size", block_size, 1)
     dtype = jnp.promote_types(jnp.result_type(inputs, weights, biases), jnp.float32)
     inputs, weights, biases = inputs.astype(dtype), weights.astype(dtype), biases.astype(dtype)
@@ -192,9 +193,11 @@ def _backward(
     zeros = jnp.zeros_like(weights), jnp.zeros_like(biases)
     (d_weights, d_biases), _ = jax.lax.scan(add_block, zeros, (jnp.arange(num_blocks(num_classes, block_size)), kept))
     indices = local_ids(labels, num_classes, axes)
-    d_weights = d_weights.at[indices].add(d_label_logits[:, None] * inputs, mode="drop")
-    d_biases = d_biases.at[indices].add(d_label_logits, mode="drop")
-    d_inputs = d_normalizer[:, None] * mean_rows + d_label_logits[:, None] * take_local_rows(weights, labels, axes)
+    d_weights = d_weights.at[indices].add(d_label_logits[:, None] * inputs, mode="drop", wrap_negative_indices=False)
+    d_biases = d_biases.at[indices].add(d_label_logits, mode="drop", wrap_negative_indices=False)
+    # zeros for an invalid label, whose loss the caller may have masked: 0 * NaN is NaN
+    label_rows = weights.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+    d_inputs = d_normalizer[:, None] * mean_rows + d_label_logits[:, None] * label_rows
     return d_inputs, d_weights, None, d_biases
 
 

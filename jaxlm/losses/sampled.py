@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxlm.candidate_sampling.samplers import SampledValues, check_classes, log_uniform_candidate_sampler
 from jaxlm.errors import InputError, require
 from jaxlm.losses.class_rows import ClassRows, Table, gather_rows, nce_loss_of_rows, sampled_softmax_loss_of_rows
+from jaxlm.token_ids import as_int32
 
 
 def sampled_softmax_loss(
@@ -52,7 +53,7 @@ def sampled_softmax_loss(
 
     Returns:
       `[N]` float32, the loss of each example in nats. Logits are accumulated in float32. A traced label that is
-      not in [0, V) gives NaN.
+      not in [0, V) gives NaN, and no gradient.
 
     Raises:
       InputError: a shape does not fit, a concrete id is out of range, `sampled_values` and `key` are both
@@ -69,8 +70,9 @@ def sampled_softmax_loss(
     require(seed is None, "seed", "None, and a jax.random.key as `key`", seed)
     sizes = num_sampled, num_classes, num_true, partition_strategy
     with jax.named_scope(name):
-        gathered = _gather(weights, biases, labels, inputs, sampled_values, key, *sizes)
-        return sampled_softmax_loss_of_rows(*gathered, remove_accidental_hits, subtract_log_q)
+        valid, gathered = _gather(weights, biases, labels, inputs, sampled_values, key, *sizes)
+        losses = sampled_softmax_loss_of_rows(*gathered, remove_accidental_hits, subtract_log_q)
+        return jnp.where(valid, losses, jnp.nan)
 
 
 def nce_loss(
@@ -111,8 +113,9 @@ def nce_loss(
     """
     sizes = num_sampled, num_classes, num_true, partition_strategy
     with jax.named_scope(name):
-        gathered = _gather(weights, biases, labels, inputs, sampled_values, key, *sizes)
-        return nce_loss_of_rows(*gathered, remove_accidental_hits, subtract_log_q)
+        valid, gathered = _gather(weights, biases, labels, inputs, sampled_values, key, *sizes)
+        losses = nce_loss_of_rows(*gathered, remove_accidental_hits, subtract_log_q)
+        return jnp.where(valid, losses, jnp.nan)
 
 
 def _gather(
@@ -126,9 +129,13 @@ def _gather(
     num_classes: int,
     num_true: int,
     partition_strategy: str,
-) -> tuple[ClassRows, jax.Array, jax.Array, SampledValues]:
-    """Checks the arguments of a loss, draws candidates if none are given, and gathers the rows that it reads."""
-    labels, inputs = jnp.asarray(labels), jnp.asarray(inputs)
+) -> tuple[jax.Array, tuple[ClassRows, jax.Array, jax.Array, SampledValues]]:
+    """Checks the arguments of a loss, draws candidates if none are given, and gathers the rows that it reads.
+
+    Returns also which examples `[N]` have valid labels alone. The labels of the others are replaced, since a loss of
+    NaN that is masked afterwards still has a gradient of NaN.
+    """
+    labels, inputs = jnp.asarray(as_int32("labels", labels)), jnp.asarray(inputs)
     expected = "'div', contiguous shards of rows ('mod' shards must be reordered first)"
     require(partition_strategy == "div", "partition_strategy", expected, partition_strategy)
     fits = labels.ndim == 2 and labels.shape[1] == num_true
@@ -145,8 +152,14 @@ def _gather(
             raise InputError("Invalid `key`: expected a jax.random.key, or `sampled_values`. Received: None.")
         values = log_uniform_candidate_sampler(key, labels, num_sampled, True, num_classes)
     else:
-        values = SampledValues(*map(jnp.asarray, sampled_values))
+        candidates, *counts = sampled_values
+        candidates = jnp.asarray(as_int32("sampled_values", candidates))
+        values = SampledValues(candidates, *map(jnp.asarray, counts))
         shapes, fitting = [value.shape for value in values], [(num_sampled,), labels.shape, (num_sampled,)]
         require(shapes == fitting, "sampled_values", f"shapes {fitting}", shapes)
-        check_classes("sampled_values", values.sampled_candidates, num_classes)
-    return gather_rows(weights, biases, labels, values.sampled_candidates), labels, inputs, values
+        check_classes("sampled_values", candidates, num_classes)
+    valid = (labels >= 0) & (labels < num_classes)
+    labels = jnp.where(valid, labels, 0)
+    values = values._replace(true_expected_count=jnp.where(valid, values.true_expected_count, 1.0))
+    rows = gather_rows(weights, biases, labels, values.sampled_candidates)
+    return valid.all(axis=1), (rows, labels, inputs, values)

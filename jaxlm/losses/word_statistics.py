@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxlm.losses.blocks import LogSumExp, block_logits, even_block_size, mask_padding, num_blocks
 from jaxlm.parallel.collectives import local_ids, pmax, psum, take_local_rows
 from jaxlm.parallel.mesh import Axes
+from jaxlm.token_ids import as_int32
 
 
 class WordStatistics(NamedTuple):
@@ -50,7 +51,8 @@ def word_statistics(
     (0.375, 2)
     """
     biases = jnp.zeros(weights.shape[0], weights.dtype) if biases is None else biases
-    return local_word_statistics(inputs, weights, jnp.asarray(labels), biases, weights.shape[0], block_size=block_size)
+    labels = jnp.asarray(as_int32("labels", labels))
+    return local_word_statistics(inputs, weights, labels, biases, weights.shape[0], block_size=block_size)
 
 
 def local_word_statistics(

@@ -60,7 +60,8 @@ class LSTM(nnx.Module):
         Returns:
           outputs `[batch, time, hidden_size]`, and the carry after the last time step.
         """
-        bias = jnp.zeros(self.kernel.shape[1], jnp.float32) if self.bias is None else self.bias[...]
+        # zeros_like, since the gradient varies along the axes of a mesh as the kernel does
+        bias = jnp.zeros_like(self.kernel[...][0]) if self.bias is None else self.bias[...]
         outputs, carry = lstm(inputs.swapaxes(0, 1), self.kernel[...], self.recurrent_kernel[...], bias, carry, dtype)
         return outputs.swapaxes(0, 1), carry
 

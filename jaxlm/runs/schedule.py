@@ -50,9 +50,9 @@ def learning_rate_schedule(config: ScheduleConfig, total_steps: int) -> optax.Sc
 
 
 def _decay_by_epochs(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
-    steps = total_steps / config.epochs  # of an epoch
+    steps = math.floor(total_steps / config.epochs + 1e-9)  # of an epoch: a last fraction of one is rounded up
     decayed = range(round((1.0 - config.decay_fraction) * config.epochs), math.ceil(config.epochs))
-    return optax.piecewise_constant_schedule(1.0, {round(epoch * steps): 1 / config.epoch_decay for epoch in decayed})
+    return optax.piecewise_constant_schedule(1.0, {epoch * steps: 1 / config.epoch_decay for epoch in decayed})
 
 
 def jit_learning_rates(
@@ -77,7 +77,7 @@ def known_total_steps(schedule: ScheduleConfig, train: TrainConfig, num_tokens: 
     batches = batches_per_epoch(num_tokens, train.batch_size, train.sequence_length)
     if schedule.minutes:
         return 0
-    return schedule.steps or math.ceil((schedule.epochs or 1) * batches)
+    return schedule.steps or max(1, math.ceil((schedule.epochs or 1) * batches - 1e-6))  # 0.07 * 100 is above 7
 
 
 class StepEstimate:

@@ -25,7 +25,7 @@ from jaxlm.parallel.collectives import (
 )
 from jaxlm.parallel.mesh import EVERYWHERE, Axes, stream_axes, tree_specs, vocab_axes
 from jaxlm.row_updates import RowGradient, sum_duplicates
-from jaxlm.token_ids import Ids, check_ids
+from jaxlm.token_ids import Ids, as_int32, check_ids
 from jaxlm.training.apply_gradients import update
 from jaxlm.training.body import BodyOutputs
 from jaxlm.training.objectives import Gradient, training_loss_of
@@ -83,15 +83,16 @@ def checked_batch(state: TrainState, batch: Batch) -> Batch:
     for name, ids in zip(state.lookups, given, strict=True):
         ndim = np.ndim(ids) if many else 2
         size = state.vocab_size if state.mesh is not None else state.tables[name].shape[0]
-        inputs.append(check_ids("inputs", ids, size, ndim))
+        inputs.append(as_int32("inputs", check_ids("inputs", ids, size, ndim)))
         fits = inputs[-1].shape[0] == (state.config.batch_size if jax.tree.leaves(state.carry) else len(batch.labels))
         fits = fits and inputs[-1].size > 0
         expected = f"shape [{state.config.batch_size}, sequence_length], as the state was made for"
         require(fits, "inputs", expected, inputs[-1].shape)
-    labels = check_ids("labels", batch.labels, state.vocab_size, ndim=2)
+    labels = as_int32("labels", check_ids("labels", batch.labels, state.vocab_size, ndim=2))
     positions, weights, source = batch.positions, batch.weights, "inputs"
     if positions is not None:
         positions, source = positions if isinstance(positions, jax.Array) else np.asarray(positions), "positions"
+        positions = as_int32(source, positions)
         check_ids("positions", positions + 1, inputs[0].shape[1] + 1, ndim=2)  # -1 is a position, too
     if positions is not None or not many:
         shape = inputs[0].shape if positions is None else positions.shape

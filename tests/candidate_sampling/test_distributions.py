@@ -60,11 +60,26 @@ def test_weights_that_are_not_a_distribution_raise(weights):
         unigram_table(weights)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("distortion", -1.0), ("distortion", np.nan), ("distortion", np.inf)]
+    + [("num_reserved_ids", -1), ("num_reserved_ids", 2.5)],
+)
+def test_settings_that_give_no_distribution_raise(name, value):
+    with pytest.raises(InputError, match=name):
+        unigram_table([3.0, 0.0, 1.0], **{name: value})
+
+
+def test_a_high_power_of_counts_does_not_overflow():
+    np.testing.assert_allclose(unigram_table([1e6, 1e3], distortion=100.0).probability, [1.0, 0.0], atol=1e-30)
+
+
 @pytest.mark.parametrize("range_max", [1, 2, 5, 64, 65])
 def test_tree_counts_and_finds_each_class(range_max):
     rng = np.random.default_rng(range_max)
     classes = rng.integers(0, range_max, (30, 2))
-    state = add_classes(learned_unigrams(range_max), jnp.asarray(classes))
+    invalid = np.array([[-1, range_max], [range_max + 1, 10**6]])
+    state = add_classes(learned_unigrams(range_max), jnp.asarray(np.concatenate([classes, invalid])), range_max)
     counts = 1 + np.bincount(classes.ravel(), minlength=range_max)
     np.testing.assert_array_equal(state.count_of(jnp.arange(range_max)), counts)
     assert int(state.total) == counts.sum()

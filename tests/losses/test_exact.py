@@ -1,5 +1,6 @@
 """The exact loss against that of the full logits."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from jaxlm.errors import InputError
 from jaxlm.losses.exact import KEPT_BYTES, exact_losses, linear_cross_entropy
+from jaxlm.losses.word_statistics import word_statistics
 
 
 @pytest.mark.parametrize("kept_bytes", [0, KEPT_BYTES])
@@ -115,8 +117,30 @@ def test_leading_dimensions_lists_and_missing_biases():
 
 @pytest.mark.parametrize("label", [9, -1, 10**6, -(10**6)])
 def test_a_label_out_of_range_gives_nan_and_spares_the_others(label):
-    losses = linear_cross_entropy(jnp.ones((2, 4)), jnp.ones((9, 4)), jnp.array([3, label]))
-    np.testing.assert_array_equal(jnp.isnan(losses), [False, True])
+    inputs, weights, labels = jnp.eye(2, 4), jnp.arange(36.0).reshape(9, 4) / 36, jnp.array([3, label])
+    np.testing.assert_array_equal(jnp.isnan(linear_cross_entropy(inputs, weights, labels)), [False, True])
+
+    def masked(loss: Callable) -> list[jax.Array]:  # of the first example alone
+        return jax.grad(lambda *tables: jnp.where(labels == 3, loss(*tables), 0.0).sum(), argnums=(0, 1))(
+            inputs, weights
+        )
+
+    ours = masked(lambda inputs, weights: linear_cross_entropy(inputs, weights, labels))
+    optaxs = masked(lambda x, w: optax.softmax_cross_entropy_with_integer_labels(x @ w.T, labels))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), ours, optaxs)
+
+
+@pytest.mark.parametrize(("dtype", "num_classes"), [("uint8", 256), ("int8", 128), ("uint16", 300)])
+def test_the_type_of_the_labels_changes_nothing(dtype, num_classes):
+    rng = np.random.default_rng(0)
+    inputs, weights = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((3, 4), (num_classes, 4)))
+    labels = np.array([num_classes - 1, 0, 94])
+    for function in (
+        jax.grad(lambda w, y: linear_cross_entropy(inputs, w, y, block_size=64).sum()),
+        lambda w, y: word_statistics(inputs, w, y, block_size=64),
+    ):
+        found = [function(weights, jnp.asarray(labels, kind)) for kind in (dtype, "int32")]
+        jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_bfloat16_is_cast_to_float32():

@@ -247,6 +247,28 @@ def test_a_traced_label_out_of_range_gives_nan_and_spares_the_others(loss, cut):
     for label in (50, -1, 10**6):
         labels[3] = label
         np.testing.assert_array_equal(np.isnan(losses_of(labels)), np.arange(5) == 3)
+    gradients = []  # the loss of the invalid label masked, and without its example
+    for rows in (np.arange(5), np.delete(np.arange(5), 3)):
+        some = values._replace(true_expected_count=values.true_expected_count[rows])
+
+        def total(inputs: jax.Array, rows: np.ndarray = rows, some: SampledValues = some) -> jax.Array:
+            losses = jax.jit(lambda labels: loss(*tables, labels, inputs, 20, 50, 1, some))(labels[rows])
+            return jnp.where(rows == 3, 0.0, losses).sum()
+
+        gradients.append(np.asarray(jax.grad(total)(jnp.asarray(inputs[rows]))))
+    np.testing.assert_array_equal(gradients[0][3], 0.0)
+    np.testing.assert_allclose(np.delete(gradients[0], 3, axis=0), gradients[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [sampled_softmax_loss, nce_loss])
+def test_the_type_of_labels_and_candidates_changes_nothing(loss):
+    weights, biases, _, inputs, values = problem(2, 256, 6, 3, 1, 4)
+    counts = values.true_expected_count, values.sampled_expected_count
+    results = []
+    for dtype in ("uint8", "int32"):
+        labels, candidates = (jnp.asarray(ids, dtype) for ids in ([[255], [3], [4]], [4, 4, 255, 7]))
+        results.append(loss(weights, biases, labels, inputs, 4, 256, 1, SampledValues(candidates, *counts)))
+    np.testing.assert_array_equal(*results)
 
 
 def test_lists_and_numpy_arrays_are_taken():

@@ -12,7 +12,7 @@ from helpers import quick_if
 from jax.sharding import PartitionSpec
 from mesh_helpers import BATCH_SIZE, MODEL, TRAIN, VOCAB_SIZE, make_batch, make_model
 
-from jaxlm.config import ModelConfig, TrainConfig
+from jaxlm.config import LSTMConfig, ModelConfig, TrainConfig
 from jaxlm.data.batches import local_streams, train_batch
 from jaxlm.device_config import MeshConfig
 from jaxlm.errors import InputError
@@ -24,6 +24,7 @@ from jaxlm.parallel.mesh import make_mesh, open_mesh, vocab_axes
 from jaxlm.training.state import TrainState
 from jaxlm.training.step import train_step
 
+LSTMS = (LSTMConfig(7, use_bias=False), LSTMConfig(6))
 TIED = {"projection_size": 5, "tied": True}
 MESHES = [(2, 4), (1, 8), (4, 2), (8, 1), (1, 1)]
 REGULARIZERS = {
@@ -40,7 +41,7 @@ CASES = [
     {"optimizer": "sgd", "loss": "nce", "model": TIED, **REGULARIZERS},
     {"optimizer": "adagrad", "loss": "full", "model": TIED, "clip_each": True},
     {"optimizer": "sgd", "compute_dtype": "bfloat16", "model": {"projection_size": 3}},
-    {"optimizer": "adam", "sampler": "unigram", "clip_each": True, "labels": True},
+    {"optimizer": "adam", "sampler": "unigram", "clip_each": True, "labels": True, "model": {"lstms": LSTMS}},
     {"optimizer": "sgd", "sampler": "uniform", "clip_norm": 0.0, "train_embedding": False},
 ]
 QUICK = [(2, (1, 8)), (3, (8, 1)), (6, (2, 4))]

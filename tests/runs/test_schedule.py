@@ -1,6 +1,7 @@
 """The learning rate rises, stays and falls; minutes become steps when the decay begins."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -39,6 +40,14 @@ def test_the_learning_rate_of_zaremba_et_al_falls_by_epochs(constant, epochs, di
     expected = [divisor ** -max(step // 7 + 1 - constant, 0) for step in steps]
     np.testing.assert_allclose(schedule(steps), expected, rtol=1e-5)
     assert learning_rate_schedule(config, 0)(10**6) == 1.0  # no decay while the length is unknown
+
+
+@pytest.mark.parametrize("epochs", [1.01, 2.5, 6.99, 7.0])
+def test_a_fraction_of_an_epoch_decays_at_the_ends_of_whole_ones(epochs):
+    total = math.ceil(7 * epochs)
+    config = ScheduleConfig(1.0, warmup_steps=0, decay_fraction=1.0, epoch_decay=2.0, epochs=epochs)
+    expected = [2.0 ** -(step // 7 + 1) for step in range(total)]
+    np.testing.assert_allclose(learning_rate_schedule(config, total)(np.arange(total)), expected, rtol=1e-5)
 
 
 def test_lengths_in_steps_epochs_and_minutes():

@@ -9,6 +9,7 @@ from convert_helpers import run_python
 from fit_helpers import EXACT, MODULES, QUIET, last_labels, make, one_hot, padded, sequences, weights, with_ignored
 
 from convert import fit_keras
+from convert.fit.metrics import LabelStatistics, Means, Metric
 from jaxlm.errors import InputError
 
 
@@ -117,6 +118,12 @@ def test_callbacks_monitor_metrics_and_others_are_named():
     assert history.keys() == {"loss", "val_loss", "val_acc"} and len(history["loss"]) == 2
     with pytest.raises(InputError, match="'val_acc', which fit_keras does not log"):
         fit_keras(model, x, y, **arguments | {"validation_data": None})
+
+
+def test_a_perplexity_beyond_the_largest_float_is_infinite():
+    means, one = Means((Metric("perplexity", None, False, is_perplexity=True),)), np.ones((1, 1))
+    means.add(800.0, 1, LabelStatistics(-800 * one, one, one, one.astype(bool), one.astype(bool), one))
+    assert means.logs() == {"loss": 800.0, "perplexity": np.inf}
 
 
 ANY_BODY = """
