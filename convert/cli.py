@@ -5,21 +5,18 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, get_args
 
 import tyro
 
 from convert.options import Dtype, ExportOptions, FormatName
-from jaxlm.cli import OptionalPath, RunPath, run_command, show_messages
+from jaxlm.cli.arguments import OptionalPath, OptionalTokenization, OptionalWord, RunPath, shown
+from jaxlm.cli.command_line import run_command, show_messages
 from jaxlm.errors import InputError, require
 
 # argument names and metavars in --help
 Model = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
-OptionalWord = Annotated[str | None, tyro.conf.arg(metavar="WORD")]
-OptionalTokenization = Annotated[
-    Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"] | None,
-    tyro.conf.arg(metavar="{words,whitespace,text_vectorization,keras_tokenizer}"),
-]
+OptionalFormat = Annotated[FormatName | None, tyro.conf.arg(metavar=f"{{{','.join(get_args(FormatName))}}}")]
 
 app = tyro.extras.SubcommandApp()
 
@@ -29,7 +26,7 @@ def to_keras(
     run: RunPath,
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
     /,
-    format: FormatName | None = None,
+    format: OptionalFormat = None,
     logits: bool = False,
     dtype: Dtype = "float32",
     single_step: bool = False,
@@ -107,7 +104,7 @@ def verify(
     /,
     text: OptionalPath = None,
     vocabulary: OptionalPath = None,
-    max_tokens: int = 10_000,
+    max_tokens: Annotated[int | None, shown(10_000, "INT")] = None,
 ) -> int:
     """Compare two models of any format. Exits with 1 if they differ.
 
@@ -122,6 +119,9 @@ def verify(
     from convert.files.format_table import load_predictor
     from convert.files.importing import encode_text
 
+    for name, value in (("vocabulary", vocabulary), ("max_tokens", max_tokens)):
+        require(text is not None or value is None, name, "no value without `text`", value)
+    max_tokens = 10_000 if max_tokens is None else max_tokens
     require(max_tokens >= 0, "max_tokens", "at least 0", max_tokens)
     ours, theirs = load_predictor(first), load_predictor(second)
     comparison = compare(ours, theirs)

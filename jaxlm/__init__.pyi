@@ -9,7 +9,7 @@ from .data.batches import Batch as Batch
 from .data.batches import train_batches as train_batches
 from .data.corpus import Corpus as Corpus
 from .data.corpus import load_corpus as load_corpus
-from .data.corpus import prepare as prepare
+from .data.preparation import prepare as prepare
 from .data.tokenization import KerasTokenizer as KerasTokenizer
 from .data.vocabulary import Vocabulary as Vocabulary
 from .data.word_vectors import word_vectors as word_vectors

@@ -27,6 +27,11 @@ def require_packages(extra: str, *packages: str) -> None:
         raise MissingPackageError(f"Not installed: {', '.join(missing)}. Run: pip install 'jaxlm[{extra}]'")
 
 
+def shorten(word: str, size: int = 40) -> str:
+    """Returns a word for a message, cut after `size` characters."""
+    return word if len(word) <= size else f"{word[:size]}…"
+
+
 def reason(error: BaseException) -> str:
     """Returns the first line of an error's text, for a message that names the file."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -57,6 +57,14 @@ def require_new_directory(directory: Path) -> None:
         raise InputError(f"{directory} already exists and is not an empty directory; remove it, or choose another one.")
 
 
+def require_output_file(path: Path) -> None:
+    """Raises `InputError` unless `staged` can put a file at a path: call it before the file is computed."""
+    if not path.resolve().parent.is_dir():
+        raise InputError(f"{path} cannot be written: the directory {path.parent} does not exist.")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} cannot be written: it is {'a directory' if path.is_dir() else 'no regular file'}.")
+
+
 def readable_size(size: float) -> str:
     """Formats a number of bytes.
 
@@ -92,7 +100,7 @@ def read_json(path: Path, version: int | None = None) -> dict[str, Any]:
     except IsADirectoryError as error:
         raise InputError(f"{path} is a directory; expected a file.") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+        raise InputError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object. Received: {type(value).__name__}.")
     if version is not None:

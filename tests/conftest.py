@@ -25,7 +25,8 @@ import pytest
 from helpers import branches_for, make_random_model
 
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
-from jaxlm.data.corpus import Corpus, load_corpus, prepare
+from jaxlm.data.corpus import Corpus, load_corpus
+from jaxlm.data.preparation import prepare
 from jaxlm.runs.loop import train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

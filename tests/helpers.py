@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxlm.cli import run
 from jaxlm.config import DenseConfig, LSTMConfig, ModelConfig
 from jaxlm.files import write_json
 from jaxlm.model.language_model import LanguageModel
@@ -82,3 +83,16 @@ def rewrite_json(path: Path, old: str, new: str) -> None:
     version = value.pop("format")
     del value["checksum"]
     write_json(path, value, version)
+
+
+def jaxlm(*arguments: object) -> int:
+    """Runs a command in this process; returns its exit code."""
+    return run([str(argument) for argument in arguments])
+
+
+def error_line(capsys: pytest.CaptureFixture) -> str:
+    """Returns the only line of errors."""
+    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in lines if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]

@@ -9,7 +9,7 @@ from jaxlm.data.text_files import read_text
 from jaxlm.data.tokenization import KerasTokenizer, Tokenization, tokenization_of
 from jaxlm.data.vocabulary import EOS, MAX_COUNT, PAD, UNK, UNUSED, Vocabulary
 from jaxlm.data.word_lists import read_words
-from jaxlm.errors import InputError
+from jaxlm.errors import InputError, shorten
 
 KERAS_UNK = "[UNK]"  # of `TextVectorization`, whose ids 0 and 1 are PAD and this
 EXAMPLES = 5
@@ -109,7 +109,9 @@ def _with_reserved_words(path: Path, found: KerasWords, unk: str | None, eos: st
     known = set(found.words)
     if len(known) < len(found.words):
         word = next(word for n, word in enumerate(found.words) if word in found.words[:n])
-        raise InputError(f"{path}: expected distinct words. Received: {word!r} {found.words.count(word)} times.")
+        raise InputError(
+            f"{path}: expected distinct words. Received: {shorten(word)!r} {found.words.count(word)} times."
+        )
     for argument, given, name in (("unk", unk, UNK), ("eos", eos, EOS)):
         if given is not None and given not in known:
             raise InputError(

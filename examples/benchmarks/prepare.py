@@ -18,7 +18,7 @@ import tyro
 from measure import interleaved, machine, milliseconds, print_table
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from jaxlm.data.corpus import prepare
+from jaxlm.data.preparation import prepare
 from jaxlm.data.text_files import read_chunks
 from jaxlm.data.tokenization import PATTERNS, PieceEncoder
 from jaxlm.data.vocabulary import UNK

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import tyro
 
-from jaxlm.cli.arguments import OptionalPath, RunPath, require_given_once
+from jaxlm.cli.arguments import OptionalPath, RunPath, check_several_values
 from jaxlm.cli.command_line import enable_compilation_cache, run_command, show_messages
 from jaxlm.cli.generation import generate, neighbors, next_words
-from jaxlm.cli.scoring import compare, rescore, score
+from jaxlm.cli.preparation import prepare
+from jaxlm.cli.rescoring import rescore
+from jaxlm.cli.scoring import compare, score
 from jaxlm.cli.supervision import CHILD, run_supervised, supervise
-from jaxlm.cli.training import doctor, evaluate, prepare, report, resume, train
+from jaxlm.cli.training import doctor, evaluate, report, resume, train
 
 __all__ = ["OptionalPath", "RunPath", "main", "run", "run_command", "show_messages"]
 
@@ -27,7 +29,7 @@ def run(args: Sequence[str] | None = None) -> int:
     """Runs the command line, by default that of the process; returns the exit code."""
 
     def command() -> int | None:
-        require_given_once(sys.argv[1:] if args is None else args, *SEVERAL_VALUES)
+        check_several_values(sys.argv[1:] if args is None else args, *SEVERAL_VALUES)
         return app.cli(prog="jaxlm", description=__doc__, args=args)
 
     return run_command(command, *COMMANDS)

@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import tyro
 
@@ -13,18 +13,28 @@ from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.device_config import MeshConfig, ProcessConfig
 from jaxlm.errors import InputError
 
+
+def shown(default: object, metavar: str | None = None) -> Any:
+    """Returns an annotation with the default that --help shows of an option whose value is None if it is left out."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
 Texts = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="TEXT [TEXT ...]")]
 Data = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
 RunPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 TextOrInput = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="[FILE|-]")]
-Paths = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
-Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORD [WORD ...]")]
-Scales = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=NUMBER [NAME=NUMBER ...]")]
+Paths = Annotated[tuple[Path, ...], shown(None, "PATH [PATH ...]")]
+Words = Annotated[tuple[str, ...], shown(None, "WORD [WORD ...]")]
+Scales = Annotated[tuple[str, ...], shown(None, "NAME=NUMBER [NAME=NUMBER ...]")]
 OptionalWord = Annotated[str | None, tyro.conf.arg(metavar="WORD")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 OptionalPositional = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]")]
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+OptionalTokenization = Annotated[
+    Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"] | None,
+    tyro.conf.arg(metavar="{words,whitespace,text_vectorization,keras_tokenizer}"),
+]
 BatchSize = Annotated[int | Literal["auto"], tyro.conf.arg(metavar="INT|auto")]
 
 
@@ -41,23 +51,28 @@ def made_by(config: type) -> Any:
     return tyro.conf.arg(constructor=make)
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    __doc__ = str(ModelConfig.__doc__).partition(">>>")[0]  # its example is tested there
-    embedding_size: int = 256
-    hidden_size: int = 1024
-    num_layers: int = 1
-    projection_size: int = 0
-    tied: bool = False
-    dropout: float = 0.0
-    softmax_bias: bool = True
+class ModelOptions(TypedDict, total=False):
+    """Those options of `ModelConfig` that are given."""
 
-    def __post_init__(self) -> None:
-        self.config(1)  # raises if they are invalid
+    embedding_size: Annotated[int, shown(256)]
+    hidden_size: Annotated[int, shown(1024)]
+    num_layers: Annotated[int, shown(1)]
+    projection_size: Annotated[int, shown(0)]
+    tied: Annotated[bool, shown(False)]
+    dropout: Annotated[float, shown(0.0)]
+    softmax_bias: Annotated[bool, shown(True)]
 
-    def config(self, vocab_size: int) -> ModelConfig:
-        """Returns the config of a model with a vocabulary of some size."""
-        return ModelConfig(vocab_size, **asdict(self))
+
+class MeshOptions(TypedDict, total=False):
+    """Those options of `MeshConfig` that are given."""
+
+    vocab_shards: Annotated[int, shown(0)]
+    data_shards: Annotated[int, shown(1)]
+
+
+# their help is that of the configs; the example is tested there
+ModelOptions.__doc__ = str(ModelConfig.__doc__).partition(">>>")[0]
+MeshOptions.__doc__ = MeshConfig.__doc__
 
 
 @dataclass(frozen=True)
@@ -66,15 +81,24 @@ class StepOptions(TrainConfig):
     batch_size: tyro.conf.Suppress[int] = 32  # --batch-size may also be "auto"
 
 
-Model = Annotated[ModelOptions, made_by(ModelOptions), tyro.conf.OmitArgPrefixes]
+Model = Annotated[ModelOptions, tyro.conf.OmitArgPrefixes]
 Step = Annotated[StepOptions, made_by(StepOptions), tyro.conf.OmitArgPrefixes]
 Schedule = Annotated[ScheduleConfig, made_by(ScheduleConfig), tyro.conf.OmitArgPrefixes]
-Devices = Annotated[MeshConfig, made_by(MeshConfig), tyro.conf.OmitArgPrefixes]
+Devices = Annotated[MeshOptions, tyro.conf.OmitArgPrefixes]
 Processes = Annotated[ProcessConfig, made_by(ProcessConfig), tyro.conf.OmitArgPrefixes]
 
 
-def require_given_once(args: Sequence[str], *options: str) -> None:
-    """Raises `InputError` if an option that takes several values is repeated: the parser would keep only the last."""
+def check_several_values(args: Sequence[str], *options: str) -> None:
+    """Checks options that take several values.
+
+    Raises:
+      InputError: an option is repeated, of which the parser would keep only the last, or has no value, as from an
+        empty pattern of the shell.
+    """
     for option in options:
-        if sum(arg == option or arg.startswith(f"{option}=") for arg in args) > 1:
+        places = [n for n, arg in enumerate(args) if arg == option or arg.startswith(f"{option}=")]
+        if len(places) > 1:
             raise InputError(f"{option} is given twice; expected all of its values after one {option}.")
+        for n in places:
+            if args[n] == option and (n + 1 == len(args) or args[n + 1].startswith("--")):
+                raise InputError(f"{option} is given without a value; expected at least one, or no {option}.")

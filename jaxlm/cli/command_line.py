@@ -9,11 +9,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_type_hints, is_typeddict
 
 from jaxlm.errors import InputError
 
+INTERRUPTED = 130  # 128 + SIGINT: stopped by Ctrl-C or SIGTERM
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as of any program whose output is no longer read
+OPTIONS = {"use_word_vectors": "word_vectors"}  # arguments of jaxlm whose options have another name
 
 
 class OptionError(Exception):
@@ -39,13 +41,15 @@ def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
         _discard_output()
         return CLOSED_PIPE
     except (InputError, OptionError, OSError) as error:
-        print(f"error: {_with_options(' '.join(str(error).split()), commands)}", file=sys.stderr)
+        if isinstance(error, OSError) and error.filename is None and error.strerror:
+            _discard_output()  # the full disk is that of the output
+        print(f"error: {_with_options(_message(error), commands)}", file=sys.stderr)
         return 2
     except UnicodeEncodeError as error:  # an argument that is not UTF-8 has halves of surrogate pairs
         print(f"error: expected text in UTF-8. Received: {error.object[:100]!r}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def print_any_text() -> None:
@@ -63,14 +67,25 @@ def _discard_output() -> None:
         pass
 
 
+def _message(error: Exception) -> str:
+    """Returns the text of an error, in one line."""
+    if isinstance(error, OSError) and error.strerror:  # of the system
+        return f"{'The output' if error.filename is None else error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
 def _with_options(message: str, commands: tuple[Callable, ...]) -> str:
-    """Writes `num_sampled` as --num-sampled, if a command has such an option."""
+    """Writes `num_sampled` as --num-sampled, and `tied`=False as --no-tied, if a command has such an option."""
     options = {name for command in commands for name in option_names(command)}
 
     def option(match: re.Match) -> str:
-        return f"--{match[1].replace('_', '-')}" if match[1] in options else match[0]
+        name, value = OPTIONS.get(match[1], match[1]), match[2]
+        if name not in options:
+            return match[0]
+        flag = name.replace("_", "-")
+        return {"=False": f"--no-{flag}", "=True": f"--{flag}"}.get(value, f"--{flag}{value or ''}")
 
-    return re.sub(r"`(\w+)`", option, message)
+    return re.sub(r"`(\w+)`(=True|=False)?", option, message)
 
 
 def option_names(command: Callable) -> Iterator[str]:
@@ -80,6 +95,8 @@ def option_names(command: Callable) -> Iterator[str]:
         kind = types[parameter.name]
         if dataclasses.is_dataclass(kind):
             yield from (field.name for field in dataclasses.fields(kind))
+        elif is_typeddict(kind):
+            yield from kind.__annotations__
         elif parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
             yield parameter.name
 

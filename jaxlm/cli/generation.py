@@ -9,7 +9,7 @@ import tyro
 
 from jaxlm.cli.arguments import RunPath
 from jaxlm.config_checks import require_seed
-from jaxlm.errors import InputError
+from jaxlm.errors import InputError, require, shorten
 
 if TYPE_CHECKING:
     from jaxlm.data.vocabulary import Vocabulary
@@ -47,10 +47,9 @@ def generate(
     from jaxlm.parallel.mesh import open_mesh
     from jaxlm.runs.directory import load_model
 
-    if num_samples < 1:
-        raise InputError(f"Invalid `num_samples`: expected at least 1. Received: {num_samples}.")
-    for each in (seed, seed + num_samples - 1):
-        require_seed(each)
+    require_seed(seed)
+    most = 2**32 - seed  # seeds from there on
+    require(1 <= num_samples <= most, "num_samples", f"an integer from 1 to {most} with this `seed`", num_samples)
     loaded = load_model(run, mesh=open_mesh())
     _print_unknown(loaded.vocabulary, prompt)
     texts = draw_texts(
@@ -72,7 +71,7 @@ def _print_unknown(vocabulary: "Vocabulary", prompt: str) -> None:
     unknown = [word for word in words if word not in vocabulary.ids]
     if unknown:
         treatment = "left out" if vocabulary.unk is None else "read as <unk>"
-        print(f"(not in the vocabulary, so {treatment}: {', '.join(unknown)})", file=sys.stderr)
+        print(f"(not in the vocabulary, so {treatment}: {', '.join(map(shorten, unknown))})", file=sys.stderr)
 
 
 def _print_texts(vocabulary: "Vocabulary", drawn: Iterable[list[list[int]]]) -> None:
@@ -134,8 +133,11 @@ def neighbors(
         raise InputError("No word: expected jaxlm neighbors RUN WORD [WORD ...].")
     unknown = [word for word in words if word not in vocabulary.ids]
     if unknown:
-        raise InputError(f"Not in the vocabulary: {', '.join(unknown)}. Give words of {run}/vocabulary.json.")
-    print("word", "table", "neighbor", "cosine", sep="\t")
-    for word, table in itertools.product(words, TABLES):
-        for neighbor, cosine in zip(*nearest_words(loaded.model, vocabulary, word, k, table=table), strict=True):
+        found = ", ".join(map(shorten, unknown))
+        raise InputError(f"Not in the vocabulary: {found}. Give words of {run}/vocabulary.json.")
+    for n, (word, table) in enumerate(itertools.product(words, TABLES)):
+        nearest = nearest_words(loaded.model, vocabulary, word, k, table=table)
+        if n == 0:  # the arguments are valid
+            print("word", "table", "neighbor", "cosine", sep="\t")
+        for neighbor, cosine in zip(*nearest, strict=True):
             print(word, table, neighbor, f"{cosine:.3f}", sep="\t")

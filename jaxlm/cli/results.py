@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,25 @@ if TYPE_CHECKING:
 
     from jaxlm.data.corpus import Corpus
     from jaxlm.inference.perplexity import Evaluation
+    from jaxlm.inference.unknown_words import UnknownWords
 
 logger = logging.getLogger(__name__)
 
 ZIPF_LIMIT = 0.3  # nats; English and German novels have 0.12, documentation 0.18, equal counts 0.9 and more
+
+
+def describe(corpus: "Corpus") -> str:
+    """Returns a summary of a corpus: sizes, and rates of unknown words."""
+    from jaxlm.data.corpus import oov_rate
+
+    vocabulary = corpus.vocabulary
+    ids = ["no id" if word is None else f"id {word}" for word in (vocabulary.eos, vocabulary.unk)]
+    lines = [f"vocabulary: {len(vocabulary):,} words (<eos> has {ids[0]}, <unk> {ids[1]})"]
+    for name in ("train", "valid", "test"):
+        tokens = getattr(corpus, name)
+        unknown = "" if vocabulary.unk is None else f", {oov_rate(tokens, vocabulary):.2%} unknown"
+        lines.append(f"{name}: {tokens.size:,} words{unknown}")
+    return "\n".join(lines)
 
 
 def print_count_warnings(corpus: "Corpus", advise_size: bool) -> None:
@@ -71,14 +87,23 @@ def print_evaluation(split: str, evaluation: "Evaluation", corpus: "Corpus", how
     from jaxlm.data.corpus import unigram_loss
     from jaxlm.inference.perplexity import DIVERGED
 
-    unigram = unigram_loss(getattr(corpus, split), corpus.counts)
+    tokens = getattr(corpus, split)
+    unigram = unigram_loss(tokens, corpus.counts)
     if evaluation.loss > unigram + DIVERGED:
         print(
             f"{split}: exact loss {evaluation.loss:.2f} nats per word on {evaluation.num_tokens:,} words, far above the"
             f" {unigram:.2f} of the unigram model: the model has diverged"
         )
         return
+    whole = "" if evaluation.num_tokens == tokens.size - 1 else ", on the whole text"
     print(
         f"{split}: exact perplexity {evaluation.perplexity:.2f} on {evaluation.num_tokens:,} words{how}"
-        f" (unigram model, from word frequencies alone: {math.exp(unigram):.2f})"
+        f" (unigram model, from word frequencies alone{whole}: {math.exp(unigram):.2f})"
     )
+
+
+def print_unknown(unknown: "UnknownWords") -> None:
+    """Prints the number of unknown words, if there are any, after the output."""
+    if line := unknown.describe():
+        sys.stdout.flush()
+        print(line, file=sys.stderr)

@@ -1,8 +1,9 @@
-"""The prepare, train, resume, evaluate, report and doctor commands."""
+"""The train, resume, evaluate, report and doctor commands."""
 
 import dataclasses
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -10,88 +11,25 @@ from jaxlm.cli.arguments import (
     BatchSize,
     Data,
     Devices,
+    MeshOptions,
     Model,
-    ModelOptions,
     OptionalFloat,
     OptionalInt,
     OptionalPath,
     OptionalPositional,
-    OptionalWord,
-    Paths,
     Processes,
     RunPath,
     Schedule,
     Step,
-    Texts,
-    Words,
 )
-from jaxlm.cli.results import print_count_warnings, print_evaluation, print_result
-from jaxlm.config import TrainConfig
+from jaxlm.cli.command_line import INTERRUPTED
+from jaxlm.cli.results import print_evaluation, print_result
+from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.device_config import MeshConfig, ProcessConfig
-from jaxlm.errors import InputError
 from jaxlm.runs.glibc import keep_freed_memory
 
 if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does not
     from jax.sharding import Mesh
-
-
-def prepare(
-    train: Texts,
-    /,
-    out: Path,
-    valid: Paths = (),
-    test: Paths = (),
-    vocab_size: int = 200_000,
-    tokenization: Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"] = "words",
-    vocabulary: OptionalPath = None,
-    unk: OptionalWord = None,
-    drop: Words = (),
-) -> None:
-    """Turn texts into a vocabulary and token files.
-
-    Args:
-      train: Training texts in UTF-8, plain or compressed: files, directories of shards, or - for the standard input.
-        The vocabulary comes from these alone.
-      out: Directory to make.
-      valid: Validation texts. Without them, the end of the training text is held out.
-      test: Test texts. Without them, the end of the training text is held out.
-      vocab_size: Maximum number of words; less frequent ones become <unk>.
-      tokenization: "words" and punctuation marks, "whitespace" for text that is already tokenized, or a
-        default tokenization of Keras.
-      vocabulary: vocabulary.json of an existing model, which replaces --vocab-size and --tokenization; or a list of the
-        words to keep, one per line, with or without counts.
-      unk: Word of the texts that stands for unknown words, such as "<UNK>".
-      drop: Words of the texts to leave out, such as "<s>" "</s>".
-    """
-    from jaxlm.data import corpus as corpora
-    from jaxlm.data.text_warnings import UNK_MARKERS
-    from jaxlm.data.vocabulary import UNK
-    from jaxlm.data.word_lists import read_vocabulary
-
-    if not train:
-        raise InputError("No training text: expected jaxlm prepare TEXT [TEXT ...] --out DIRECTORY, texts first.")
-    for name, paths in (("validation", valid), ("test", test)):
-        if not paths:
-            print(f"no {name} text given: holding out the end of the training text")
-    given = read_vocabulary(vocabulary) if vocabulary else None
-    if isinstance(given, list) and unk is None and UNK not in given:
-        unk = next((word for word in UNK_MARKERS if word in given), None)
-        if unk is not None:
-            print(f"{unk} of {vocabulary} stands for unknown words")
-    corpus = corpora.prepare(
-        train,
-        out,
-        valid=valid,
-        test=test,
-        vocab_size=vocab_size,
-        tokenization=tokenization,
-        vocabulary=given,
-        unk=unk,
-        drop=drop,
-    )
-    print(corpora.describe(corpus))
-    print_count_warnings(corpus, advise_size=given is None)
-    print(f"written to {out}")
 
 
 def train(
@@ -117,12 +55,13 @@ def train(
         the number it began with.
       word_vectors: Start embedding and softmax rows of a new model at vectors counted from the training text, in which
         words with the same neighbors are close together, rather than at random.
-      model: Shape of the model. If omitted, uses the existing run's model.
+      model: Shape of the model. Without any of these options, that of the existing run.
       config: Settings of a training step.
       schedule: Learning rate, length and evaluations.
       devices: Devices that share the model.
       processes: Processes that train together.
     """
+    ModelConfig(1, **model)  # raises if the options are invalid, before JAX starts
     keep_freed_memory()
     mesh = _join(processes, devices, out)
     from jaxlm.data.corpus import load_corpus
@@ -132,16 +71,19 @@ def train(
 
     corpus = load_corpus(data)
     before = load_config(out) if (out / CONFIG_FILE).exists() else None  # of the run, or of an imported model
-    shape = before.model if before and model == ModelOptions() else model.config(len(corpus.vocabulary))
+    shape = before.model if before and not model else ModelConfig(len(corpus.vocabulary), **model)
     if batch_size == "auto":
         batch_size = before.train.batch_size if before and before.train else default_batch_size()
     step = TrainConfig(**dataclasses.asdict(config) | {"batch_size": batch_size})
     evaluation = train_model(corpus, out, shape, step, schedule, use_word_vectors=word_vectors, data=data, mesh=mesh)
     print_result(out, corpus, evaluation, mesh)
+    if evaluation is None:
+        sys.exit(INTERRUPTED)
 
 
-def _join(processes: ProcessConfig, devices: MeshConfig, run: Path) -> "Mesh | None":
+def _join(processes: ProcessConfig, devices: MeshOptions, run: Path) -> "Mesh | None":
     """Joins the other processes, if any. Returns the mesh, by default that of the run; None for one device."""
+    given = MeshConfig(**devices)
     if processes.distributed:
         from jaxlm.parallel.processes import initialize_processes
 
@@ -149,7 +91,7 @@ def _join(processes: ProcessConfig, devices: MeshConfig, run: Path) -> "Mesh | N
     from jaxlm.parallel.mesh import open_mesh
     from jaxlm.runs.initial_state import mesh_of_run
 
-    return open_mesh(mesh_of_run(run) if devices == MeshConfig() else devices)
+    return open_mesh(given if devices else mesh_of_run(run))
 
 
 def resume(
@@ -185,6 +127,8 @@ def resume(
         run, data=data or "", mesh=mesh, steps=steps, epochs=epochs, minutes=minutes, learning_rate=learning_rate
     )
     print_result(run, corpus_of_run(run, load_config(run)), evaluation, mesh)
+    if evaluation is None:
+        sys.exit(INTERRUPTED)
 
 
 def evaluate(
@@ -199,7 +143,8 @@ def evaluate(
     Args:
       run: Run directory.
       data: Directory made by `jaxlm prepare`, if it was moved since training.
-      max_tokens: Maximum number of words of each text, spread evenly over it; 0 for all.
+      max_tokens: Number of words of each text, spread evenly over it, rounded up to a multiple of --batch-size; 0 for
+        all.
       batch_size: Streams of text read side by side, each from the zero state: more streams read faster, and their
         perplexity is a little higher, since the first words of each have no context.
     """
@@ -228,7 +173,7 @@ def report(
     Args:
       runs: Run directories.
       out: File to write; by default report.html in the first run directory.
-      max_tokens: Words of the validation text whose surprisal is computed.
+      max_tokens: Words of the validation text whose surprisal is computed, from its beginning; 0 for all.
       seed: Random seed of the samples, from 0 to 4294967295.
     """
     from jaxlm.reports.report import write_report

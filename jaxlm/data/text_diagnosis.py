@@ -19,6 +19,7 @@ BYTE_ORDER_MARKS = {  # the longer ones first, since UTF-32's begins with UTF-16
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+MIN_ZEROS = 4  # a few NUL bytes in a short text are no sign of UTF-16
 UNPACK = {".gz": "gzip -dc", ".xz": "xz -dc", ".bz2": "bzip2 -dc", ".zst": "zstd -dc"}
 
 
@@ -64,7 +65,7 @@ def wrong_encoding(source: TextSource, start: bytes) -> str | None:
     if found is None:  # without a byte order mark, every second byte of most texts is 0
         pairs = len(start) // 2
         for name, zeros in (("UTF-16BE", start[0::2].count(0)), ("UTF-16LE", start[1::2].count(0))):
-            if pairs and zeros > 0.3 * pairs and zeros >= 0.9 * start.count(0):
+            if zeros >= MIN_ZEROS and zeros > 0.3 * pairs and zeros >= 0.9 * start.count(0):
                 found = name
     if found is None:
         return None

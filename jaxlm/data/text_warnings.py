@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.data.vocabulary import EOS, UNK, Vocabulary
+from jaxlm.errors import shorten
 
 EXAMPLES = 8
 # Thai, Lao, Burmese, Khmer, Chinese and Japanese: written without spaces between words
@@ -36,19 +37,19 @@ def text_warnings(
     unknown, total = int(counts[new].sum()), int(counts.sum())
     if unknown:
         most = np.argsort(-np.where(new, counts, 0), kind="stable")[:EXAMPLES]
-        shown = ", ".join(f"{words[i]} ({counts[i]:,})" for i in most if new[i] and counts[i])
+        shown = ", ".join(f"{shorten(words[i])} ({counts[i]:,})" for i in most if new[i] and counts[i])
         treatment = f"are read as {UNK}" if vocabulary.unk is not None else f"are left out, since there is no {UNK}"
         lines.append(f"{unknown:,} of {total:,} words ({unknown / total:.2%}) {treatment}; the most frequent: {shown}")
     if vocabulary.eos is None and "\n" in words:
         ends = int(counts[words.index("\n")])
         lines.append(f"{ends:,} line ends are left out, since the vocabulary has no {EOS}")
     if missing:
-        lines.append(f"it has no word {' '.join(missing)}, which --unk or --drop names")
+        lines.append(f"it has no word {' '.join(map(shorten, missing))}, which --unk or --drop names")
     return lines + _markers(words, counts) + _uncut(words, counts)
 
 
 def shared_file_warnings(texts: Mapping[str, Sequence[Path]]) -> list[str]:
-    """Returns a warning for each two texts, by name, that have a file in common: such a perplexity says little."""
+    """Returns a warning for each pair of texts that share a file, which makes their perplexity meaningless."""
     lines = []
     for (first, ours), (second, theirs) in itertools.combinations(texts.items(), 2):
         known = {path.resolve() for path in ours}

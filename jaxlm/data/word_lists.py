@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxlm.data.text_files import read_text
 from jaxlm.data.vocabulary import VOCABULARY_FILE, Vocabulary
-from jaxlm.errors import InputError
+from jaxlm.errors import InputError, shorten
 from jaxlm.files import PathLike
 
 
@@ -61,6 +61,8 @@ def read_vocabulary(path: PathLike) -> Vocabulary | list[str]:
         value = sorted(value, key=value.__getitem__)
     if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
         return _distinct(path, value)
+    if not isinstance(value, dict) or "format" not in value:
+        raise InputError(f"{path}: expected vocabulary.json, a JSON array of words, or a JSON object of words and ids.")
     return Vocabulary.load(path)
 
 
@@ -68,6 +70,6 @@ def _distinct(path: Path, words: list[str]) -> list[str]:
     seen: set[str] = set()
     for word in words:
         if word in seen:
-            raise InputError(f"{path}: expected distinct words. Received: {word!r} twice.")
+            raise InputError(f"{path}: expected distinct words. Received: {shorten(word)!r} twice.")
         seen.add(word)
     return words

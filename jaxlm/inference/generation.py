@@ -103,7 +103,8 @@ def draw_texts(
     if until_eos and stop is None:
         raise InputError("The vocabulary has no <eos>: leave out `until_eos`.")
     require_integer("num_words", num_words, 0)
-    require(temperature >= 0, "temperature", "at least 0", temperature)
+    highest = float(np.finfo(np.float32).max)
+    require(0 <= temperature <= highest, "temperature", "at least 0, and finite in float32", temperature)
     require_integer("top_k", top_k, 0)
     require(0 < top_p <= 1, "top_p", "a probability above 0, at most 1", top_p)
     banned = np.zeros(len(vocabulary), bool)

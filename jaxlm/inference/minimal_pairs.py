@@ -70,12 +70,13 @@ def read_pairs(lines: Iterable[str], name: str) -> Iterator[Pair]:
       name: of the file, to name in errors.
 
     Raises:
-      InputError: a line has another form; names it.
+      InputError: a line has another form, and is named; or there are no pairs.
 
     >>> next(read_pairs(["the cats sleep\\tthe cats sleeps"], "pairs")).bad
     'the cats sleeps'
     """
     header: list[str] | None = None
+    has_pairs = False
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -101,7 +102,10 @@ def read_pairs(lines: Iterable[str], name: str) -> Iterator[Pair]:
                 " columns divided by tabs, or more of them below a line with their names. Received:"
                 f" {line[:100]!r}."
             ) from error
+        has_pairs = True
         yield Pair(good, bad, group)
+    if not has_pairs:
+        raise InputError(f"{name} has no pairs; expected sentences, also below a line with the names of columns.")
 
 
 def _cells(line: str) -> list[str]:

@@ -2,11 +2,21 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from jaxlm.errors import InputError
 
 Costs = Mapping[str, float]  # by key, `utterance-N`
+
+
+@contextmanager
+def named_line(name: str, number: int, line: str) -> Iterator[None]:
+    """Adds the name of the file, the number and the text of a line to an `InputError`, which says what was expected."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}, line {number}: expected {error} Received: {line[:100]!r}.") from error
 
 
 def is_number(text: str) -> bool:
@@ -42,15 +52,13 @@ def read_costs(lines: Iterable[str], name: str) -> dict[str, float]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
+        with named_line(name, number, line):
             key, *values = line.split()
             if len(values) != 1:
                 raise InputError("`utterance-N cost`.")
             if key in costs:
                 raise InputError(f"each key once; {key} comes twice.")
             costs[key] = number_of(values[0], "after the key: `utterance-N cost`", worst=math.inf)
-        except InputError as error:
-            raise InputError(f"{name}, line {number}: expected {error} Received: {line[:100]!r}.") from error
     return costs
 
 

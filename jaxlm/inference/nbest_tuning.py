@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.errors import InputError, require_packages
-from jaxlm.inference.nbest import Hypothesis, require_consecutive, total_score
+from jaxlm.errors import InputError, require_packages, shorten
+from jaxlm.inference.nbest import require_consecutive, total_score
 from jaxlm.inference.nbest_costs import Costs, add_costs
+from jaxlm.inference.nbest_forms import Hypothesis
 
 WEIGHTS = tuple(n / 10 for n in range(11))
 ACOUSTIC_SCALES = (0.0, 0.04, 0.05, 0.06, 0.07, 0.083, 0.1, 0.125, 0.15, 0.2, 0.3, 0.5, 1.0)
@@ -101,9 +102,8 @@ def _read_list(hypotheses: Iterable[Hypothesis], references: Mapping[str, str]) 
     if not num_words:
         raise InputError("The references of this list have no words.")
     if not matches:
-        raise InputError(
-            f"No word of the references, such as {reference[:1]}, is in the list; write both in the same case."
-        )
+        word = shorten("".join(reference[:1]))
+        raise InputError(f"No word of the references, such as {word!r}, is in the list; write both in the same case.")
     score, lm_score, log_probability = np.array(scores).T
     return _List(keys, (score, lm_score, log_probability), np.array(errors), np.array([*starts.values()]), num_words)
 

@@ -15,7 +15,7 @@ from jaxlm.inference.generation import require_vocabulary
 from jaxlm.inference.perplexity import perplexity_of
 from jaxlm.model.language_model import LanguageModel
 
-WINDOW = 16  # batches of words looked at together, so that lines of one length lie side by side
+WINDOW = 16  # batches of words sorted together by the length of their lines
 MAX_LINES = 4096  # in a window
 BLANKS = re.compile("[ \t\n\r\f\v]+")
 
@@ -102,6 +102,7 @@ def score(
     """
     require_vocabulary(model, vocabulary)
     require(unk_log_prob <= 0, "unk_log_prob", "a log-probability, at most 0", unk_log_prob)
+    require(not (ignore_unk and unk_log_prob), "unk_log_prob", "0 with `ignore_unk`", unk_log_prob)
     require_integer("batch_words", batch_words, 1)
     lines = [lines] if isinstance(lines, str) else lines
     return _scores(Reader(model, batch_words), vocabulary, lines, carry, unk_log_prob, ignore_unk)

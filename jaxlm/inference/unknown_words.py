@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from jaxlm.data.text_warnings import SENTENCE_MARKERS, UNK_MARKERS
 from jaxlm.data.vocabulary import EOS, Vocabulary
+from jaxlm.errors import shorten
 from jaxlm.inference.scoring import LineScore
 
 MANY = 0.3  # of all words; ordinary texts have a few per cent
@@ -39,7 +40,7 @@ class UnknownWords:
         line = f"{self.num_unknown:,} of {self.num_words:,} words ({share:.1%}) are not in the vocabulary"
         if share <= MANY:
             return line
-        examples = ", ".join(word for word, _ in self.types.most_common(5))
+        examples = ", ".join(shorten(word) for word, _ in self.types.most_common(5))
         return f"WARNING: {line}, such as {examples}. The scores say little. {self._reason()}"
 
     def _reason(self) -> str:

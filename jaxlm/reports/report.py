@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.config_checks import require_seed
+from jaxlm.config_checks import require_integer, require_seed
 from jaxlm.data.corpus import Corpus, load_corpus, oov_rate, unigram_loss
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError, require_packages
-from jaxlm.files import PathLike, write_text
+from jaxlm.files import PathLike, require_output_file, write_text
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.reports.frequency_bands import frequency_bands
 from jaxlm.reports.html import Cell, Rows, render
@@ -48,7 +48,7 @@ def write_report(
     Args:
       directories: one run or several, made by `jaxlm train`.
       out: file to write; by default report.html in the first run directory.
-      max_tokens: words of the validation text whose exact surprisal is computed.
+      max_tokens: words of the validation text whose exact surprisal is computed, from its beginning; 0 for all.
       seed: random seed of the samples.
 
     Raises:
@@ -57,9 +57,13 @@ def write_report(
     """
     require_packages("report", "matplotlib", "jinja2")
     require_seed(seed)
+    require_integer("max_tokens", max_tokens, 0)
     paths = [Path(each) for each in ([directories] if isinstance(directories, str | os.PathLike) else directories)]
     if not paths:
         raise InputError("No run: expected at least one run directory.")
+    path = Path(out) if out else paths[0] / REPORT_FILE
+    if out:
+        require_output_file(path)
     names = [path.resolve().name for path in paths]
     names = names if len(set(names)) == len(names) else [str(path) for path in paths]
     runs = [_load(path, name, max_tokens) for path, name in zip(paths, names, strict=True)]
@@ -81,7 +85,6 @@ def write_report(
         settings=_side_by_side([_settings(run.config) for run in runs]),
         machine=[[finding.subject, finding.result] for finding in examine()],
     )
-    path = Path(out) if out else paths[0] / REPORT_FILE
     write_text(path, page)
     return path
 
@@ -92,11 +95,11 @@ def _load(path: Path, name: str, max_tokens: int) -> ReportedRun:
     try:
         corpus = load_corpus(config.data) if config.data else None
     except InputError as error:
-        logger.warning("%s; the report of %s is without the validation text", error, path)
+        logger.warning("the report of %s is without the validation text: %s", path, error)
     if corpus is not None and corpus.vocabulary != vocabulary:
-        logger.warning("%s has another vocabulary than %s, whose report is without it", config.data, path)
+        logger.warning("the report of %s is without the validation text: %s has another vocabulary", path, config.data)
         corpus = None
-    scored = None if corpus is None else score_text(model, corpus.valid[: max_tokens + 1])
+    scored = None if corpus is None else score_text(model, corpus.valid[: max_tokens + 1 if max_tokens else None])
     return ReportedRun(name, model, vocabulary, config, read_metrics(path), corpus, scored)
 
 
@@ -104,10 +107,10 @@ def differences(runs: Sequence[ReportedRun]) -> str:
     """Returns the reason that perplexities of runs are not comparable; "" if they are."""
     vocabularies = {run.vocabulary.checksum for run in runs}
     texts = {run.config.fingerprints["valid"] for run in runs if "valid" in run.config.fingerprints}
-    reasons = ["vocabularies"] * (len(vocabularies) > 1) + ["validation texts"] * (len(texts) > 1)
-    return (
-        f"The perplexities of these runs are not comparable: their {' and '.join(reasons)} differ." if reasons else ""
-    )
+    sizes = {row["valid_words"] for run in runs for row in _evaluated(run) if "valid_words" in row}
+    found = {"vocabularies": vocabularies, "validation texts": texts, "numbers of evaluated words": sizes}
+    reasons = " and ".join(name for name, values in found.items() if len(values) > 1)
+    return f"The perplexities of these runs are not comparable: their {reasons} differ." if reasons else ""
 
 
 def _side_by_side(columns: Sequence[dict[str, Cell]]) -> Rows:
@@ -122,7 +125,8 @@ def _summary(run: ReportedRun) -> dict[str, Cell]:
     unigram = None if corpus is None else math.exp(unigram_loss(corpus.valid, corpus.counts))
     values: dict[str, Cell] = {
         "exact validation perplexity, best": min((row["valid_perplexity"] for row in evaluated), default=None),
-        "unigram model, from word frequencies alone": unigram,
+        "words of an evaluation": max((row["valid_words"] for row in evaluated if "valid_words" in row), default=None),
+        "unigram model, from word frequencies alone, on the whole text": unigram,
         "words read": steps * train.batch_size * train.sequence_length if train else None,
         "minutes of training": max((row.get("seconds", 0.0) for row in run.metrics), default=0.0) / 60,
         "vocabulary": len(run.vocabulary),

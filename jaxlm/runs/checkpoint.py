@@ -162,7 +162,7 @@ class Checkpoints:
                 self.intact[step] = True
             except (InputError, OSError) as error:
                 self.intact[step] = False
-                logger.warning("%s Checkpoint %d is passed over.", error, step)
+                logger.warning("checkpoint %d is passed over: %s", step, error)
         return self.intact[step]
 
     def first_intact(self, steps: Iterable[int]) -> int | None:

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from jaxlm.data.corpus import fingerprints, load_corpus
 from jaxlm.data.vocabulary import VOCABULARY_FILE
 from jaxlm.errors import InputError
-from jaxlm.files import CHECKSUMS_FILE, verify_checksums
+from jaxlm.files import CHECKSUMS_FILE, read_array, read_json, verify_checksums
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import CONFIG_FILE, RunConfig, load_config, load_vocabulary
 from jaxlm.runs.memory import available_bytes
+from jaxlm.runs.metrics import METRICS_FILE, read_metrics
 
 PACKAGES = ("jaxlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "keras", "tensorflow")
+KERAS_MODEL_FILE, KERAS_IDS_FILE = "keras_model.json", "keras_ids.npy"  # which `convert` writes and reads
 
 
 class Finding(NamedTuple):
@@ -83,6 +86,9 @@ def _examine_run(path: Path) -> Iterator[Finding]:
         return
     yield Finding(CONFIG_FILE, "intact")
     yield _attempt(VOCABULARY_FILE, lambda: f"{len(load_vocabulary(path, config)):,} words, intact")
+    for name, describe in OTHER_FILES.items():
+        if (path / name).exists():
+            yield _attempt(name, partial(describe, path, config))
     if config.data:
         yield _attempt("corpus", lambda: _same_corpus(config))
     checkpoints = Checkpoints(path)
@@ -97,6 +103,33 @@ def _describe_checkpoint(checkpoints: Checkpoints, step: int) -> str:
         f"{progress.mesh[0]} x {progress.mesh[1]} devices, {progress.num_processes} process(es), {progress.device}"
     )
     return f"intact, written on {devices}" if progress.device else "intact"
+
+
+def _describe_metrics(path: Path, _: RunConfig) -> str:
+    number, good = (path / METRICS_FILE).read_bytes().count(b"\n"), len(read_metrics(path))
+    if good < number:
+        raise InputError(f"{number - good} of {number} lines are damaged")
+    return f"{number:,} lines, intact"
+
+
+def _describe_keras_model(path: Path, _: RunConfig) -> str:
+    read_json(path / KERAS_MODEL_FILE, version=1)
+    return "intact"
+
+
+def _describe_keras_ids(path: Path, config: RunConfig) -> str:
+    size = config.model.vocab_size
+    ids = read_array(path / KERAS_IDS_FILE)
+    if not np.array_equal(np.sort(ids, axis=None), np.arange(size)):
+        raise InputError(f"{path / KERAS_IDS_FILE} is damaged: expected every id from 0 to {size - 1} once.")
+    return "intact"
+
+
+OTHER_FILES = {
+    METRICS_FILE: _describe_metrics,
+    KERAS_MODEL_FILE: _describe_keras_model,
+    KERAS_IDS_FILE: _describe_keras_ids,
+}
 
 
 def _same_corpus(config: RunConfig) -> str:

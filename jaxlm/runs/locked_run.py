@@ -111,8 +111,8 @@ def _check_same_run(directory: Path, config: RunConfig, old: RunConfig) -> None:
     for name, value in settings.items():
         if value != before[name]:
             raise InputError(
-                f"{directory} is a run with `{name}`={before[name]!r}, not {value!r}; give the same settings to resume"
-                " it, or choose another `out`."
+                f"{directory} is a run with `{name}`={before[name]!r}, not `{name}`={value!r}; give the same settings"
+                " to resume it, or choose another `out`."
             )
     for name, text in config.fingerprints.items():
         if old.fingerprints.get(name, text) != text:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -127,9 +128,8 @@ def resume(
     """
     config = load_config(Path(directory))
     if config.train is None or config.schedule is None or not (data or config.data):
-        raise InputError(
-            f"{directory} was not trained on a prepared corpus yet; run `jaxlm train DATA --out {directory}` first."
-        )
+        command = f"jaxlm train DATA --out {shlex.quote(str(directory))}"
+        raise InputError(f"{directory} was not trained on a prepared corpus yet; run `{command}` first.")
     known = {field.name for field in dataclasses.fields(ScheduleConfig)}
     require(changes.keys() <= known, "changes", f"fields of ScheduleConfig, {sorted(known)}", sorted(changes))
     changed = {name: value for name, value in changes.items() if value is not None}
@@ -203,7 +203,8 @@ def _run_steps(run: RunLogger, state: TrainState, blocks: BatchBlocks, resumed: 
         run.finish(step)
     if step == run.config.total_steps:
         return evaluation
-    how = f"jaxlm resume {run.directory}" if jax.process_count() == 1 else "the same command in all processes"
+    command = f"jaxlm resume {shlex.quote(str(run.directory))}"
+    how = command if jax.process_count() == 1 else "the same command in all processes"
     logger.info("stopped at step %d; resume with: %s", step, how)
     return None
 

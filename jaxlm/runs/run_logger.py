@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import time
 from pathlib import Path
 
@@ -167,7 +168,7 @@ class RunLogger:
         if self.saved_step != step:
             raise InputError(
                 f"The last checkpoint of {self.directory}, at step {step}, could not be written. Make room on the"
-                f" disk, and resume with: jaxlm resume {self.directory}"
+                f" disk, and resume with: jaxlm resume {shlex.quote(str(self.directory))}"
             )
 
     def evaluate(self, state: TrainState) -> Evaluation:
@@ -188,6 +189,7 @@ class RunLogger:
         self.compilation.wait("sampling gap")
         exact, training = map(float, exact_and_training_loss(state, shard_batch(next_batch, self.mesh)))
         values = {"valid_loss": evaluation.loss, "valid_perplexity": evaluation.perplexity}
+        values["valid_words"] = evaluation.num_tokens
         self.metrics.add(step, **values, exact_train_loss=exact, loss_gap=exact - training)
         state = self.averaging.after_evaluation(step, state, evaluation.loss)
         self.save(step, state, progress._replace(valid_loss=evaluation.loss))

@@ -11,26 +11,15 @@ from pathlib import Path
 
 import pytest
 from flax import nnx
-from helpers import rewrite_json
+from helpers import error_line, jaxlm, rewrite_json
 
-from jaxlm.cli import run, run_command
+from jaxlm.cli import run_command
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import load_config, save_config
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.progress import Progress
 from jaxlm.runs.restoring import restore_model
 from jaxlm.training import settings
-
-
-def jaxlm(*arguments: object) -> int:
-    return run([str(argument) for argument in arguments])
-
-
-def error_line(capsys: pytest.CaptureFixture) -> str:
-    lines = capsys.readouterr().err.splitlines()
-    lines = [line for line in lines if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_whole_path(text_file, tmp_path, capsys):
@@ -51,6 +40,7 @@ def test_whole_path(text_file, tmp_path, capsys):
     assert errors == ""
     assert "valid: exact perplexity" in output and "test: exact perplexity" in output and "unigram model" in output
     assert "read as 32 streams, each from the zero state" in output  # on which the perplexity depends
+    assert "on 224 words" in output and "(unigram model, from word frequencies alone, on the whole text: " in output
     assert jaxlm("generate", run, "--prompt", "the Pequod whale, Queequeg", "--num-words", 5) == 0
     result = capsys.readouterr()
     assert result.out.startswith("the <unk> whale")
@@ -62,7 +52,7 @@ def test_help_names_the_arguments(capsys):
         with pytest.raises(SystemExit):
             jaxlm(command, "--help")
         usage = " ".join(capsys.readouterr().out.split("\n\n")[0].split())
-        assert name in usage and "{None}" not in usage, usage
+        assert name in usage and "{None" not in usage, usage
 
 
 def test_prepare_names_the_sampler_for_counts_far_from_zipf(tmp_path, capsys):
@@ -150,25 +140,6 @@ def test_bad_text(tmp_path, capsys, text, message):
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--learning-rate", 0], "Invalid --learning-rate"),
-        (["--loss", "full", "--num-sampled", 0], "Invalid --num-sampled"),
-        (["--steps", 5, "--minutes", 1], "only one of --steps, --epochs and --minutes"),
-        (["--dropout", 2], "Invalid --dropout"),
-        (["--tied"], "Invalid --tied: expected an --embedding-size of 1024"),
-        (["--data-shards", 0], "Invalid --data-shards: expected at least 1. Received: 0."),
-        (["--process-id", 1], "Invalid --process-id"),
-        (["--batch-size", 10**6], "use a smaller --batch-size or --sequence-length"),
-    ],
-)
-def test_bad_settings(corpus_dir, tmp_path, capsys, flags, message):
-    assert jaxlm("train", corpus_dir, "--out", tmp_path / "run", *flags) == 2
-    assert message in error_line(capsys)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("flags", [pytest.param([], marks=pytest.mark.exhaustive), ["--num-sampled", 5000]])
 def test_settings_are_those_of_the_device_and_the_vocabulary_and_a_run_keeps_them(
     corpus_dir, tmp_path, caplog, monkeypatch, flags
@@ -217,6 +188,31 @@ def test_a_run_is_resumed_without_its_settings(run_dir, tmp_path, capsys):
     assert schedule.steps == 80 and schedule.learning_rate == 0.02 and schedule.eval_every == 20
     assert jaxlm("resume", tmp_path / "run", "--minutes", -1) == 2
     assert "Invalid --minutes" in error_line(capsys)
+
+
+def test_words_of_any_length_are_shown_shortened(run_dir, tmp_path, capsys, caplog):
+    word = "x" * 100_000
+    (tmp_path / "text").write_text(f"{word} the sea\n" * 50 + "the of and\n")
+    for arguments in (
+        ["score", run_dir, tmp_path / "text"],
+        ["next-words", run_dir, word],
+        ["neighbors", run_dir, word],
+    ):
+        jaxlm(*arguments)
+        assert "x" * 40 + "…" in (errors := capsys.readouterr().err) and len(errors) < 500
+    (tmp_path / "words").write_text("the\nof\nsea\n")
+    arguments = ["--out", tmp_path / "data", "--vocabulary", tmp_path / "words", "--drop", word[1:]]
+    with caplog.at_level(logging.INFO, "jaxlm"):
+        assert jaxlm("prepare", tmp_path / "text", *arguments) == 0
+    assert caplog.text.count("x" * 40 + "…") == 2 and len(caplog.text) < 1000
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_error_of_the_system_is_one_line(run_dir, text_file):
+    command = [sys.executable, "-m", "jaxlm", "score", str(run_dir), str(text_file)]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (2, "error: The output: No space left on device\n")
 
 
 def test_a_diverged_model_has_no_perplexity(run_dir, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The `jaxlm-convert` command: conversions, comparisons, and one clear line for each kind of bad input."""
 
 import json
+import shutil
 
 import pytest
 from convert_helpers import run_convert, run_python, skip_without
@@ -17,13 +18,16 @@ OTHERS = ("a.h5", "a.weights.h5", "saved", "a.tflite", "a.onnx")
 )
 def test_perplexity_through_each_format_is_that_of_jaxlm(run_dir, text_file, tmp_path, capsys, name):
     skip_without(name)
-    assert run_convert("to-keras", run_dir, tmp_path / name) == 0
+    run = shutil.copytree(run_dir, tmp_path / "runs" / "v1.5")
+    out = tmp_path / "out" / name
+    out.parent.mkdir()
+    assert run_convert("to-keras", run, out) == 0
     assert "verified as above" in capsys.readouterr().out
-    assert run_convert("verify", run_dir, tmp_path / name, "--text", text_file, "--max-tokens", 300) == 0
+    assert run_convert("verify", run, out, "--text", text_file, "--max-tokens", 300) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("perplexity"))
     ours, theirs = (float(side.split()[-1]) for side in line.split(": ", 1)[1].split(","))
     assert f"{ours:.4g}" == f"{theirs:.4g}" and 1 < ours < 120
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert [path.name for path in out.parent.iterdir()] == [name]
 
 
 def test_a_failure_leaves_nothing_behind_and_existing_files_untouched(run_dir, tmp_path, capsys, monkeypatch):
@@ -123,9 +127,15 @@ def test_the_screen_shows_no_messages_of_tensorflow_and_keras(run_dir, tmp_path)
     assert " kB, verified as above" in result.stdout  # a tiny model
 
 
-def test_a_negative_number_of_words_is_refused(run_dir, text_file, capsys):
-    assert run_convert("verify", run_dir, run_dir, "--text", text_file, "--max-tokens", -5) == 2
-    assert "Invalid --max-tokens: expected at least 0. Received: -5." in capsys.readouterr().err
+def test_wrong_options_of_verify_are_refused(run_dir, text_file, capsys):
+    cases = [
+        (("--text", text_file, "--max-tokens", -5), "Invalid --max-tokens: expected at least 0. Received: -5."),
+        (("--max-tokens", 10_000), "Invalid --max-tokens: expected no value without --text. Received: 10000."),
+        (("--vocabulary", "nope.json"), "Invalid --vocabulary: expected no value without --text."),
+    ]
+    for options, message in cases:
+        assert run_convert("verify", run_dir, run_dir, *options) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(run_dir, tmp_path, capsys):

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jaxlm.data.corpus import Corpus, load_corpus, load_tokens, oov_rate, prepare, unigram_loss
+from jaxlm.data.corpus import Corpus, load_corpus, load_tokens, oov_rate, unigram_loss
+from jaxlm.data.preparation import prepare
 from jaxlm.data.vocabulary import UNK, Vocabulary
 from jaxlm.errors import InputError
 

@@ -47,6 +47,7 @@ CASES = [  # name, content, what is said, the text that the command gives
         f"has a NUL byte in line {LINE},",
         TEXT,
     ),
+    ("short.txt", b"a\0b\n", "has a NUL byte in line 1,", "ab\n"),
     ("nul.txt.xz", lzma.compress(("\0" + TEXT).encode()), "has a NUL byte in line 1,", TEXT),
     ("zip.txt", in_zip, "is compressed with zip", TEXT),
     ("corpus.tar.gz", gzip.compress(in_tar(TEXT)), "is a tar archive", TEXT),

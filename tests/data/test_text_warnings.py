@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from jaxlm.data.corpus import prepare
+from jaxlm.data.preparation import prepare
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
 

@@ -5,8 +5,9 @@ import pytest
 
 from jaxlm.cli import run
 from jaxlm.errors import InputError
-from jaxlm.inference.nbest import best_paths, format_best, format_scored, read_nbest, rescore
+from jaxlm.inference.nbest import best_paths, rescore
 from jaxlm.inference.nbest_costs import read_costs, read_scales
+from jaxlm.inference.nbest_forms import format_best, format_scored, read_nbest
 from jaxlm.inference.scoring import score
 from jaxlm.runs.directory import load_model
 

@@ -6,7 +6,7 @@ pytest.importorskip("rapidfuzz")
 
 from jaxlm.cli import run
 from jaxlm.errors import InputError
-from jaxlm.inference.nbest import Hypothesis
+from jaxlm.inference.nbest_forms import Hypothesis
 from jaxlm.inference.nbest_tuning import read_references, tune
 
 HYPOTHESES = [  # the acoustic model alone is right for a, the language model alone for b

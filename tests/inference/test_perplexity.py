@@ -9,7 +9,8 @@ from flax import nnx
 
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.data.batches import train_batches
-from jaxlm.data.corpus import Corpus, oov_rate, prepare
+from jaxlm.data.corpus import Corpus, oov_rate
+from jaxlm.data.preparation import prepare
 from jaxlm.data.vocabulary import EOS, UNK
 from jaxlm.data.word_lists import read_vocabulary
 from jaxlm.errors import InputError

@@ -110,6 +110,8 @@ def test_a_run_keeps_its_mesh_if_there_are_as_many_devices(corpus_dir, tmp_path,
     assert jaxlm.cli.run([*train_run, "--steps=2", "--data-shards=2"]) == 0
     assert jaxlm.cli.run(["resume", str(run), "--steps=4"]) == 0
     assert Checkpoints(run).progress(4).mesh == (2, 4) and mesh_of_run(run) == MeshConfig(4, 2)
+    assert jaxlm.cli.run(["resume", str(run), "--steps=5", "--vocab-shards=0", "--data-shards=1"]) == 0
+    assert Checkpoints(run).progress(5).mesh == (1, 8)  # the defaults, if they are given
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:3])
     assert mesh_of_run(run) == MeshConfig()
     monkeypatch.undo()

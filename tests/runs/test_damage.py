@@ -11,7 +11,7 @@ import pytest
 
 from jaxlm.cli import run
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
-from jaxlm.data.corpus import prepare
+from jaxlm.data.preparation import prepare
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.runs.loop import resume, train
 
@@ -130,7 +130,7 @@ def test_training_resumes_from_the_checkpoint_before_a_damaged_one(originals, tm
     flip(0.5)(directory / "run" / "checkpoints" / "60" / "state" / "tables" / "weights" / "0.0")
     with caplog.at_level("INFO", "jaxlm"):
         resume(directory / "run", progress=False)
-    assert "Checkpoint 60 is passed over" in caplog.text and "resuming from step 40" in caplog.text
+    assert "checkpoint 60 is passed over" in caplog.text and "resuming from step 40" in caplog.text
     capsys.readouterr()
     assert evaluate(directory, capsys) == evaluate(originals[0], capsys)
 

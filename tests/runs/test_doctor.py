@@ -38,6 +38,20 @@ def test_a_damaged_file_of_a_run_is_named(run_dir, tmp_path, file, subject):
     assert set(wrong(tmp_path / "run")) == {subject}
 
 
+def test_a_damaged_file_without_a_checksum_is_named(run_dir, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    np.save(run / "keras_ids.npy", np.arange(120)[::-1])
+    assert not wrong(run)
+    np.save(run / "keras_ids.npy", np.zeros(120, int))
+    (run / "keras_model.json").write_text('{"model": {}}')
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("{\n3\n")
+    found = wrong(run)
+    assert set(found) == {"metrics.jsonl", "keras_model.json", "keras_ids.npy"}
+    assert found["metrics.jsonl"].startswith("2 of ")
+
+
 def test_a_damaged_or_changed_corpus_is_named(corpus_dir, run_dir, tmp_path):
     shutil.copytree(corpus_dir, tmp_path / "data")
     tokens = np.load(tmp_path / "data" / "train.npy")

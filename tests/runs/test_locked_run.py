@@ -24,9 +24,9 @@ def model_config(corpus: Corpus) -> ModelConfig:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lstms": (LSTMConfig(11), LSTMConfig(9))}, "`hidden_size`=11, not 9"),
-        ({"optimizer": "sgd"}, "`optimizer`='adam', not 'sgd'"),
-        ({"use_word_vectors": False}, "`use_word_vectors`=True, not False"),
+        ({"lstms": (LSTMConfig(11), LSTMConfig(9))}, "`hidden_size`=11, not `hidden_size`=9"),
+        ({"optimizer": "sgd"}, "`optimizer`='adam', not `optimizer`='sgd'"),
+        ({"use_word_vectors": False}, "`use_word_vectors`=True, not `use_word_vectors`=False"),
     ],
 )
 def test_a_run_with_other_settings_is_refused(run_dir, corpus, change, message):

@@ -1,0 +1,71 @@
+"""The prepare command."""
+
+from pathlib import Path
+from typing import Annotated
+
+from jaxlm.cli.arguments import OptionalPath, OptionalTokenization, OptionalWord, Paths, Texts, Words, shown
+from jaxlm.cli.results import describe, print_count_warnings
+from jaxlm.errors import InputError
+
+
+def prepare(
+    train: Texts,
+    /,
+    out: Path,
+    valid: Paths = (),
+    test: Paths = (),
+    vocab_size: Annotated[int | None, shown(200_000, "INT")] = None,
+    tokenization: Annotated[OptionalTokenization, shown("words")] = None,
+    vocabulary: OptionalPath = None,
+    unk: OptionalWord = None,
+    drop: Words = (),
+) -> None:
+    """Turn texts into a vocabulary and token files.
+
+    Args:
+      train: Training texts in UTF-8, plain or compressed: files, directories of shards, or - for the standard input.
+        The vocabulary comes from these alone.
+      out: Directory to make.
+      valid: Validation texts. Without them, the end of the training text is held out.
+      test: Test texts. Without them, the end of the training text is held out.
+      vocab_size: Maximum number of words; less frequent ones become <unk>.
+      tokenization: "words" and punctuation marks, "whitespace" for text that is already tokenized, or a
+        default tokenization of Keras.
+      vocabulary: vocabulary.json of an existing model, in place of --vocab-size and --tokenization; or a list of the
+        words to keep, one per line, with or without counts, in place of --vocab-size.
+      unk: Word of the texts that stands for unknown words, such as "<UNK>".
+      drop: Words of the texts to leave out, such as "<s>" "</s>".
+    """
+    from jaxlm.data.preparation import prepare as prepare_corpus
+    from jaxlm.data.text_warnings import UNK_MARKERS
+    from jaxlm.data.vocabulary import UNK, Vocabulary
+    from jaxlm.data.word_lists import read_vocabulary
+
+    if not train:
+        raise InputError("No training text: expected jaxlm prepare TEXT [TEXT ...] --out DIRECTORY, texts first.")
+    given = read_vocabulary(vocabulary) if vocabulary else None
+    if given is not None and vocab_size is not None:
+        raise InputError("`vocab_size` and `vocabulary` are mutually exclusive.")
+    if isinstance(given, Vocabulary) and tokenization is not None:
+        raise InputError(f"`tokenization`: expected none, since {vocabulary} is that of a model and has its own.")
+    for name, paths in (("validation", valid), ("test", test)):
+        if not paths:
+            print(f"no {name} text given: holding out the end of the training text")
+    if isinstance(given, list) and unk is None and UNK not in given:
+        unk = next((word for word in UNK_MARKERS if word in given), None)
+        if unk is not None:
+            print(f"{unk} of {vocabulary} stands for unknown words")
+    corpus = prepare_corpus(
+        train,
+        out,
+        valid=valid,
+        test=test,
+        vocab_size=200_000 if vocab_size is None else vocab_size,
+        tokenization=tokenization or "words",
+        vocabulary=given,
+        unk=unk,
+        drop=drop,
+    )
+    print(describe(corpus))
+    print_count_warnings(corpus, advise_size=given is None)
+    print(f"written to {out}")
