@@ -21,7 +21,13 @@ TRAIN = (
 def run(limit: int, module: str, *arguments: object) -> subprocess.CompletedProcess:
     """Runs a command that may not write files of more than so many bytes."""
     code = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)"
-    command = [sys.executable, "-c", f"{code}; runpy.run_module('{module}')", str(limit), *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        f"{code}; runpy.run_module('{module}', run_name='__main__')",
+        str(limit),
+        *map(str, arguments),
+    ]
     # a program that is compiled now might be cut off in the cache
     environment = os.environ | ({} if limit == LARGE else {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"})
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
