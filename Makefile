@@ -28,17 +28,17 @@ $(VENV)/installed-%: pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 test: check
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m "$(TESTS)"
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "$(TESTS)"
 
 test-all: check
-	XLA_FLAGS= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	XLA_FLAGS= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # the fast tests with the oldest versions that pyproject.toml allows
 test-floors:
 	mkdir -p build
 	$(PYTHON) .ci/floors.py > build/floors.txt
 	$(MAKE) install VENV=.venv-floors CONSTRAINTS=build/floors.txt
-	.venv-floors/bin/python -m pytest --numprocesses auto --maxprocesses 4 -m "not slow and not exhaustive"
+	.venv-floors/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not slow and not exhaustive"
 
 # the sampler, the losses, the LSTM and the step on a GPU; GPU_PYTHON has JAX for it, pytest, and the packages of jaxlm
 GPU_PYTHON ?= python3

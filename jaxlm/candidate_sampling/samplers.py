@@ -108,9 +108,8 @@ def _uniform(key: jax.Array, true_classes: jax.Array, num_sampled: int, unique: 
         return ids, jnp.ones(ids.shape, bool)
 
     candidates, num_tries = draw(key, num_sampled, unique, range_max, block, propose)
-    return _with_counts(
-        candidates, num_tries, true_classes, range_max, lambda ids: jnp.full(ids.shape, np.float32(1 / range_max))
-    )
+    probability = np.float32(1 / range_max)
+    return _with_counts(candidates, num_tries, true_classes, range_max, lambda ids: jnp.full(ids.shape, probability))
 
 
 def fixed_unigram_candidate_sampler(
@@ -150,9 +149,8 @@ def _fixed_unigram(
     propose = partial(propose_unigram, table=unigrams)
     block = zipf_block(num_sampled, unique, range_max)
     candidates, num_tries = draw(key, num_sampled, unique, range_max, block, propose)
-    return _with_counts(
-        candidates, num_tries, true_classes, range_max, lambda ids: take_rows(unigrams.probability, ids)
-    )
+    probability = partial(take_rows, unigrams.probability)
+    return _with_counts(candidates, num_tries, true_classes, range_max, probability)
 
 
 def learned_unigram_candidate_sampler(
@@ -194,9 +192,8 @@ def _learned_unigram(
     def probability(ids: jax.Array) -> jax.Array:
         return state.count_of(ids).astype(jnp.float32) / state.total.astype(jnp.float32)
 
-    return _with_counts(candidates, num_tries, true_classes, range_max, probability), add_classes(
-        state, true_classes, range_max
-    )
+    values = _with_counts(candidates, num_tries, true_classes, range_max, probability)
+    return values, add_classes(state, true_classes, range_max)
 
 
 def all_candidate_sampler(
