@@ -156,9 +156,7 @@ def _backward(dtype: ComputeDtype, residuals: tuple, cotangents: tuple[jax.Array
     # the gradient of each kernel is one product over all time steps, outside the loop
     d_z = cast_operand(d_z.reshape(-1, d_z.shape[-1]), dtype)  # [time * batch, 4H]
     previous_h = jnp.concatenate([first_h[None], outputs[:-1]])
-    d_kernel, d_recurrent_kernel = (
-        dot_f32(cast_operand(transposed(x.reshape(-1, x.shape[-1])), dtype), d_z) for x in (inputs, previous_h)
-    )
+    d_kernel, d_recurrent_kernel = (dot_f32(_by_feature(x, dtype), d_z) for x in (inputs, previous_h))
     d_inputs = dot_f32(d_z, cast_operand(transposed(kernel), dtype)).reshape(inputs.shape)
     return d_inputs, d_kernel, d_recurrent_kernel, d_z.sum(axis=0, dtype=kernel.dtype), d_first
 
@@ -219,6 +217,14 @@ def _swap_if_feature_major(x: jax.Array, axis: int) -> jax.Array:
     For all time steps at once, outside the loops: a single core writes what a loop stores.
     """
     return x.swapaxes(-1, -2) if axis == FEATURE_MAJOR else x
+
+
+def _by_feature(x: jax.Array, dtype: ComputeDtype) -> jax.Array:
+    """Returns `[features, time * batch]` for `[time, batch, features]`.
+
+    One transposition of three dimensions, which copies whole rows of a feature-major state.
+    """
+    return cast_operand(x.transpose(2, 0, 1).reshape(x.shape[2], -1), dtype)
 
 
 def _to_bits(x: jax.Array) -> jax.Array:
