@@ -51,7 +51,7 @@ def sum_duplicates(gradient: RowGradient, num_rows: int) -> RowGradient:
     indices = jnp.where(indices < 0, num_rows, indices)
     order = jnp.argsort(indices, stable=True)
     indices = indices[order]
-    first = jnp.concatenate([jnp.ones(1, bool), indices[1:] != indices[:-1]])
+    first = jnp.concatenate([jnp.ones(min(size, 1), bool), indices[1:] != indices[:-1]])
     slot = jnp.cumsum(first, dtype=jnp.int32) - 1
     # inside the scatter: values stay in their own order, so no gathered copy of them is made
     values = jnp.zeros_like(gradient.values).at[slot[jnp.argsort(order)]].add(gradient.values)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from jaxlm.errors import InputError, require
 
 Ids = jax.Array | np.ndarray
-INT32_MAX = np.iinfo(np.int32).max
+INT32 = np.iinfo(np.int32)
 BLOCK = 1 << 22  # ids per block: a memory-mapped text is never read as a whole
 
 
@@ -42,8 +42,8 @@ def check_ids(argument: str, ids: jax.Array | ArrayLike, vocab_size: int, ndim: 
 def as_int32(argument: str, ids: jax.Array | ArrayLike) -> Ids:
     """Returns integer ids as int32, because sums and comparisons of ids overflow in a narrower type.
 
-    An id that int32 does not hold stays out of range: it becomes -1 or `INT32_MAX`. The values of a JAX array are not
-    read.
+    An id that int32 does not hold stays out of range: it becomes the lowest or the highest int32. The values of a JAX
+    array are not read.
 
     Raises:
       InputError: ids are not integers; names the argument of the caller.
@@ -51,11 +51,18 @@ def as_int32(argument: str, ids: jax.Array | ArrayLike) -> Ids:
     >>> as_int32("labels", np.array([3, 2**32 + 5])).tolist()
     [3, 2147483647]
     """
-    found: Ids = ids if isinstance(ids, jax.Array | np.ndarray) else jnp.asarray(ids)
+    found: Ids = ids if isinstance(ids, jax.Array | np.ndarray) else _as_array(ids)
     require(found.dtype.kind in "iu", argument, "integer ids", f"dtype {found.dtype}")
     if not np.can_cast(found.dtype, np.int32):
-        found = found.clip(0 if found.dtype.kind == "u" else -1, INT32_MAX)
+        found = found.clip(0 if found.dtype.kind == "u" else INT32.min, INT32.max)
     return found if found.dtype == np.int32 else found.astype(np.int32)
+
+
+def _as_array(ids: ArrayLike) -> Ids:
+    try:
+        return jnp.asarray(ids)  # a list may hold tracers
+    except OverflowError:  # a number that int32 does not hold
+        return np.asarray(ids)
 
 
 def id_range(ids: np.ndarray) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from jaxlm.parallel.collectives import (
 )
 from jaxlm.parallel.mesh import EVERYWHERE, Axes, stream_axes, tree_specs, vocab_axes
 from jaxlm.row_updates import RowGradient, sum_duplicates
-from jaxlm.token_ids import Ids, as_int32, check_ids
+from jaxlm.token_ids import Ids, as_int32, check_ids, id_range
 from jaxlm.training.apply_gradients import update
 from jaxlm.training.body import BodyOutputs
 from jaxlm.training.objectives import Gradient, training_loss_of
@@ -91,9 +91,7 @@ def checked_batch(state: TrainState, batch: Batch) -> Batch:
     labels = as_int32("labels", check_ids("labels", batch.labels, state.vocab_size, ndim=2))
     positions, weights, source = batch.positions, batch.weights, "inputs"
     if positions is not None:
-        positions, source = positions if isinstance(positions, jax.Array) else np.asarray(positions), "positions"
-        positions = as_int32(source, positions)
-        check_ids("positions", positions + 1, inputs[0].shape[1] + 1, ndim=2)  # -1 is a position, too
+        positions, source = _checked_positions(positions, inputs[0].shape[1]), "positions"
     if positions is not None or not many:
         shape = inputs[0].shape if positions is None else positions.shape
         require(labels.shape == shape, "labels", f"the shape of the {source}, {shape}", labels.shape)
@@ -104,6 +102,18 @@ def checked_batch(state: TrainState, batch: Batch) -> Batch:
         inputs=tuple(inputs) if many else inputs[0], labels=labels, positions=positions, weights=weights
     )
     return shard_batch(checked, state.mesh)
+
+
+def _checked_positions(positions: Ids, num_steps: int) -> Ids:
+    """Returns time steps `[batch_size, P]` as int32; raises `InputError` if one on the host is out of range."""
+    found: Ids = positions if isinstance(positions, jax.Array) else np.asarray(positions)
+    require(found.ndim == 2, "positions", "shape [batch_size, P]", found.shape)
+    found = as_int32("positions", found)
+    if isinstance(found, np.ndarray) and found.size:
+        low, high = id_range(found)
+        expected = f"time steps from -1 to {num_steps - 1}"
+        require(low >= -1 and high < num_steps, "positions", expected, f"{low} to {high}")
+    return found
 
 
 @partial(jax.jit, donate_argnames="state")

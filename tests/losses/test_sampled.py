@@ -224,6 +224,7 @@ def test_uniform_logits_have_the_known_sampled_and_exact_loss():
         ({"weights": [np.zeros((25, 6), np.float32), np.zeros((24, 6), np.float32)]}, "weights"),
         ({"labels": np.full((5, 1), 50)}, "labels"),
         ({"labels": np.zeros((5, 1), np.float32)}, "labels"),
+        ({"labels": [[2**40]] * 5}, "labels"),
         ({"seed": 3}, "seed"),
         ({"partition_strategy": "mod"}, "partition_strategy"),
         ({"sampled_values": (np.zeros(19, int), np.ones((5, 1)), np.ones(19))}, "sampled_values"),

@@ -35,6 +35,23 @@ def test_wrong_batches_on_the_host_raise(asarray, inputs, labels, message):
         train_step(TrainState.create(make_model(), TRAIN), (asarray(inputs), asarray(labels)), 0.1)
 
 
+@pytest.mark.parametrize("asarray", [np.asarray, np.ndarray.tolist])
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        (np.full((3, 1), -5), "`positions`: expected time steps from -1 to 3. Received: '-5 to -5'"),
+        (np.array([[0], [1], [4]]), "`positions`: expected time steps from -1 to 3. Received: '0 to 4'"),
+        (np.zeros((3, 1)), "`positions`: expected integer"),
+        (np.zeros(3, int), "`positions`: expected shape"),
+        (np.zeros((3, 2), int), "`labels`: expected the shape of the positions"),
+    ],
+)
+def test_wrong_positions_raise(asarray, positions, message):
+    batch = Batch(INPUTS, LABELS[:, :1], positions=asarray(positions))
+    with pytest.raises(InputError, match=message):
+        train_step(TrainState.create(make_model(), TRAIN), batch, 0.1)
+
+
 @pytest.mark.parametrize("batch", [INPUTS, (INPUTS,), "words"])
 def test_what_is_not_a_batch_raises(batch):
     with pytest.raises(InputError, match="expected a Batch, or a pair of inputs and labels"):
