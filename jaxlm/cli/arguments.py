@@ -95,10 +95,11 @@ def check_several_values(args: Sequence[str], *options: str) -> None:
       InputError: an option is repeated, of which the parser would keep only the last, or has no value, as from an
         empty pattern of the shell.
     """
+    names = [arg.partition("=")[0].replace("_", "-") for arg in args]  # the parser reads --lm_costs as --lm-costs
     for option in options:
-        places = [n for n, arg in enumerate(args) if arg == option or arg.startswith(f"{option}=")]
+        places = [n for n, name in enumerate(names) if name == option]
         if len(places) > 1:
             raise InputError(f"{option} is given twice; expected all of its values after one {option}.")
         for n in places:
-            if args[n] == option and (n + 1 == len(args) or args[n + 1].startswith("--")):
+            if "=" not in args[n] and (n + 1 == len(args) or args[n + 1].startswith("--")):
                 raise InputError(f"{option} is given without a value; expected at least one, or no {option}.")

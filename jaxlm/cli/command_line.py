@@ -1,6 +1,7 @@
 """Runs a command: bad input becomes one line and an exit code, messages go to the terminal."""
 
 import dataclasses
+import errno
 import inspect
 import io
 import logging
@@ -15,6 +16,7 @@ from jaxlm.errors import InputError
 
 INTERRUPTED = 130  # 128 + SIGINT: stopped by Ctrl-C or SIGTERM
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as of any program whose output is no longer read
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OPTIONS = {"use_word_vectors": "word_vectors"}  # arguments of jaxlm whose options have another name
 
 
@@ -41,8 +43,8 @@ def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
         _discard_output()
         return CLOSED_PIPE
     except (InputError, OptionError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None and error.strerror:
-            _discard_output()  # the full disk is that of the output
+        if _is_of_output(error):
+            _discard_output()
         print(f"error: {_with_options(_message(error), commands)}", file=sys.stderr)
         return 2
     except UnicodeEncodeError as error:  # an argument that is not UTF-8 has halves of surrogate pairs
@@ -67,10 +69,16 @@ def _discard_output() -> None:
         pass
 
 
+def _is_of_output(error: Exception) -> bool:
+    """Returns whether the disk of the output is full: other files are named in the error."""
+    return isinstance(error, OSError) and error.filename is None and error.errno in DISK_ERRORS
+
+
 def _message(error: Exception) -> str:
     """Returns the text of an error, in one line."""
     if isinstance(error, OSError) and error.strerror:  # of the system
-        return f"{'The output' if error.filename is None else error.filename}: {error.strerror}"
+        name = "The output" if _is_of_output(error) else error.filename
+        return error.strerror if name is None else f"{name}: {error.strerror}"
     return " ".join(str(error).split())
 
 

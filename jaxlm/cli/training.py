@@ -71,7 +71,11 @@ def train(
 
     corpus = load_corpus(data)
     before = load_config(out) if (out / CONFIG_FILE).exists() else None  # of the run, or of an imported model
-    shape = before.model if before and not model else ModelConfig(len(corpus.vocabulary), **model)
+    vocab_size = len(corpus.vocabulary)  # another one than that of the run is refused as another vocabulary
+    if before and not model:
+        shape = dataclasses.replace(before.model, vocab_size=vocab_size)
+    else:
+        shape = ModelConfig(vocab_size, **model)
     if batch_size == "auto":
         batch_size = before.train.batch_size if before and before.train else default_batch_size()
     step = TrainConfig(**dataclasses.asdict(config) | {"batch_size": batch_size})

@@ -86,7 +86,7 @@ def _read_list(hypotheses: Iterable[Hypothesis], references: Mapping[str, str]) 
     scores: list[tuple[float, float, float]] = []
     errors: list[int] = []
     starts: dict[str, int] = {}
-    num_words, matches = 0, False
+    num_words, matches, example = 0, False, ""
     for group, members in groupby(hypotheses, key=lambda hypothesis: hypothesis.group):
         require_consecutive(group, starts)
         if group not in references:
@@ -94,6 +94,7 @@ def _read_list(hypotheses: Iterable[Hypothesis], references: Mapping[str, str]) 
         reference = references[group].split()
         starts[group] = len(keys)
         num_words += len(reference)
+        example = example or "".join(reference[:1])
         for one in members:
             keys.append(one.fields[0])
             scores.append((one.score, one.lm_score, one.log_probability))
@@ -102,8 +103,9 @@ def _read_list(hypotheses: Iterable[Hypothesis], references: Mapping[str, str]) 
     if not num_words:
         raise InputError("The references of this list have no words.")
     if not matches:
-        word = shorten("".join(reference[:1]))
-        raise InputError(f"No word of the references, such as {word!r}, is in the list; write both in the same case.")
+        raise InputError(
+            f"No word of the references, such as {shorten(example)!r}, is in the list; write both in the same case."
+        )
     score, lm_score, log_probability = np.array(scores).T
     return _List(keys, (score, lm_score, log_probability), np.array(errors), np.array([*starts.values()]), num_words)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from jaxlm.config import LENGTHS, TrainConfig
+from jaxlm.config import LENGTHS, ModelConfig, TrainConfig
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
 from jaxlm.files import staged
@@ -104,7 +104,7 @@ def _require_longer(checkpoints: Checkpoints, total_steps: int, minutes: float) 
 
 
 def _check_same_run(directory: Path, config: RunConfig, old: RunConfig) -> None:
-    settings, before = ({"hidden_size": each.hidden_size} | vars(each) for each in (config.model, old.model))
+    settings, before = (_short_form(each) | vars(each) for each in (config.model, old.model))
     if config.train is not None and old.train is not None:
         settings = settings | vars(config.train) | {"use_word_vectors": config.use_word_vectors}
         before = before | vars(old.train) | {"use_word_vectors": old.use_word_vectors}
@@ -120,6 +120,16 @@ def _check_same_run(directory: Path, config: RunConfig, old: RunConfig) -> None:
                 f"The {name} text has changed since {directory} was begun: expected {old.fingerprints[name]}."
                 f" Received: {text}. Restore it to resume the run, or choose another `out`."
             )
+
+
+def _short_form(config: ModelConfig) -> dict[str, float]:
+    """Returns the settings of a model by the names that the command line has for them."""
+    return {
+        "hidden_size": config.hidden_size,
+        "num_layers": len(config.lstms),
+        "projection_size": config.dense[-1].size if config.dense else 0,
+        "dropout": config.dropout_rates[0],
+    }
 
 
 @contextmanager

@@ -30,10 +30,15 @@ def test_bad_settings(corpus_dir, tmp_path, capsys, flags, message):
     assert not (tmp_path / "run").exists()
 
 
+SHAPE = ("--embedding-size", 7, "--hidden-size", 11, "--num-layers", 2)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--embedding-size", 256, "--hidden-size", 1024], "with --hidden-size=11, not --hidden-size=1024;"),
+        ([*SHAPE, "--num-layers", 1], "with --num-layers=2, not --num-layers=1;"),
+        ([*SHAPE, "--dropout", 0.5], "with --dropout=0.0, not --dropout=0.5;"),
         (["--no-tied"], "with --hidden-size=11, not --hidden-size=1024;"),
         (["--num-sampled", 20, "--no-word-vectors"], "with --word-vectors, not --no-word-vectors;"),
         (["--num-sampled", 20, "--clip-each"], "with --no-clip-each, not --clip-each;"),
@@ -44,6 +49,12 @@ def test_options_that_are_not_those_of_the_run_are_refused(run_dir, corpus_dir, 
     same = ["--batch-size", 4, "--sequence-length", 5]
     assert jaxlm("train", corpus_dir, "--out", run_dir, *same, *flags) == 2
     assert message in error_line(capsys)
+
+
+def test_a_run_of_another_vocabulary_is_refused(run_dir, text_file, tmp_path, capsys):
+    assert jaxlm("prepare", text_file, "--out", tmp_path / "data", "--vocab-size", 60) == 0
+    assert jaxlm("train", tmp_path / "data", "--out", run_dir) == 2
+    assert "is a run with another vocabulary; choose another --out." in error_line(capsys)
 
 
 def test_defaults_of_options_that_may_be_left_out_are_those_of_the_config(capsys):
@@ -72,6 +83,7 @@ REFUSED = [  # command, arguments, message; RUN, TEXT and so on are paths
         "RUN MOSES --lm-costs COSTS",
         "expected a list of Kaldi, `utterance-N words`, beside --lm-costs,",
     ),
+    ("rescore", "RUN MOSES --lm_costs COSTS --lm-costs=COSTS", "--lm-costs is given twice;"),
     ("rescore", "RUN MOSES --tune TEXT --weight 0.5", "--weight and --tune are mutually exclusive."),
     ("rescore", "RUN MOSES --tune TEXT --acoustic-scale 1", "--acoustic-scale and --tune are mutually exclusive."),
     ("rescore", "RUN MOSES --tune TEXT --output best", "--output and --tune are mutually exclusive."),

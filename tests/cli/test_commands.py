@@ -1,5 +1,6 @@
 """The commands as a user calls them: the whole path, and one clear line for each kind of bad input."""
 
+import errno
 import io
 import logging
 import os
@@ -208,11 +209,17 @@ def test_words_of_any_length_are_shown_shortened(run_dir, tmp_path, capsys, capl
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_an_error_of_the_system_is_one_line(run_dir, text_file):
+def test_an_error_of_the_system_is_one_line(run_dir, text_file, capsys):
     command = [sys.executable, "-m", "jaxlm", "score", str(run_dir), str(text_file)]
     with open("/dev/full", "w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr) == (2, "error: The output: No space left on device\n")
+
+    def fail() -> int:  # without the name of a file, and the output is not to blame
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    assert run_command(fail) == 2
+    assert capsys.readouterr().err == "error: No locks available\n"
 
 
 def test_a_diverged_model_has_no_perplexity(run_dir, tmp_path, capsys):

@@ -30,6 +30,8 @@ def test_references_by_line_and_their_absence():
     for references in ({"a": "the sea"}, {"a": "", "b": ""}, {"a": "THE SEA", "b": "A SHIP"}):
         with pytest.raises(InputError, match="references"):
             tune(HYPOTHESES, references)
+    with pytest.raises(InputError, match="such as 'THE', is in the list"):
+        tune(HYPOTHESES, {"a": "THE SEA", "b": ""})
     with pytest.raises(InputError, match="'a' twice"):
         read_references(["a the", "b the", "a sea"], by_line=False)
     with pytest.raises(InputError, match="'a' are not consecutive"):
