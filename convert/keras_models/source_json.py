@@ -14,15 +14,13 @@ from convert.keras_models.live_layers import chain, weight_variables
 from convert.keras_models.supported_layers import Structure, read_structure
 from jaxlm.config import ModelConfig
 from jaxlm.errors import InputError
-from jaxlm.files import read_json, write_json
-
-KEPT_FILE = "keras_model.json"  # in the run directory; missing if Keras 3 cannot rebuild the model
-FORMAT = 1
+from jaxlm.files import write_json
+from jaxlm.runs.keras_files import KERAS_MODEL_FILE, KERAS_MODEL_FORMAT, read_keras_model
 
 
 def save(directory: Path, description: dict[str, Any]) -> None:
     """Writes a model's JSON into a run directory."""
-    write_json(directory / KEPT_FILE, {"model": description}, FORMAT)
+    write_json(directory / KERAS_MODEL_FILE, {"model": description}, KERAS_MODEL_FORMAT)
 
 
 def load(directory: Path, config: ModelConfig) -> dict[str, Any] | None:
@@ -35,10 +33,10 @@ def load(directory: Path, config: ModelConfig) -> dict[str, Any] | None:
     Raises:
       InputError: the file is damaged, names a class that is not of Keras, or describes another model.
     """
-    path = directory / KEPT_FILE
-    if not path.exists():
+    kept = read_keras_model(directory)
+    if kept is None:
         return None
-    description = read_json(path, FORMAT).get("model")
+    path, description = directory / KERAS_MODEL_FILE, kept.get("model")
     try:
         with library_errors(path, "loaded"):
             found = read_structure_of(description).config
@@ -73,7 +71,7 @@ def deserialize(description: dict[str, Any]) -> keras.Model:
 
 def rebuild(description: dict[str, Any], weights: Mapping[str, np.ndarray]) -> keras.Model:
     """Makes the model of a checked JSON, with weights in Keras' order."""
-    with library_errors(Path(KEPT_FILE), "loaded"):
+    with library_errors(Path(KERAS_MODEL_FILE), "loaded"):
         model = deserialize(description)
         if not model.built:
             model.build(read_structure_of(description).shape)

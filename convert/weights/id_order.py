@@ -10,11 +10,8 @@ from flax import nnx
 
 from convert.weights.optimizer_state import OptimizerState
 from convert.weights.table import TABLES, aligned_empty
-from jaxlm.errors import InputError
-from jaxlm.files import read_array
 from jaxlm.model.language_model import LanguageModel
-
-KERAS_IDS_FILE = "keras_ids.npy"  # in the run directory; missing if the ids are the same
+from jaxlm.runs.keras_files import KERAS_IDS_FILE, read_keras_ids
 
 
 def frequency_order(counts: Sequence[int] | np.ndarray) -> np.ndarray | None:
@@ -52,13 +49,8 @@ class KerasIds(NamedTuple):
         Raises:
           InputError: the file is damaged.
         """
-        path = directory / KERAS_IDS_FILE
-        if not path.exists():
-            return None
-        ids = read_array(path)
-        if ids.dtype != np.int64 or not np.array_equal(np.sort(ids, axis=None), np.arange(vocab_size)):
-            raise InputError(f"{path} is damaged: expected every id from 0 to {vocab_size - 1} once.")
-        return cls(ids)
+        ids = read_keras_ids(directory, vocab_size)
+        return None if ids is None else cls(ids)
 
     def tokens_for_keras(self, tokens: np.ndarray) -> np.ndarray:
         """Returns the Keras ids, `[N]` int32, of a text in the run's ids."""

@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from jaxlm.data.corpus import fingerprints, load_corpus
 from jaxlm.data.vocabulary import VOCABULARY_FILE
 from jaxlm.errors import InputError
-from jaxlm.files import CHECKSUMS_FILE, read_array, read_json, verify_checksums
+from jaxlm.files import CHECKSUMS_FILE, verify_checksums
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import CONFIG_FILE, RunConfig, load_config, load_vocabulary
+from jaxlm.runs.keras_files import KERAS_IDS_FILE, KERAS_MODEL_FILE, read_keras_ids, read_keras_model
 from jaxlm.runs.memory import available_bytes
 from jaxlm.runs.metrics import METRICS_FILE, read_metrics
 
 PACKAGES = ("jaxlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "keras", "tensorflow")
-KERAS_MODEL_FILE, KERAS_IDS_FILE = "keras_model.json", "keras_ids.npy"  # which `convert` writes and reads
 
 
 class Finding(NamedTuple):
@@ -113,15 +112,12 @@ def _describe_metrics(path: Path, _: RunConfig) -> str:
 
 
 def _describe_keras_model(path: Path, _: RunConfig) -> str:
-    read_json(path / KERAS_MODEL_FILE, version=1)
+    read_keras_model(path)
     return "intact"
 
 
 def _describe_keras_ids(path: Path, config: RunConfig) -> str:
-    size = config.model.vocab_size
-    ids = read_array(path / KERAS_IDS_FILE)
-    if not np.array_equal(np.sort(ids, axis=None), np.arange(size)):
-        raise InputError(f"{path / KERAS_IDS_FILE} is damaged: expected every id from 0 to {size - 1} once.")
+    read_keras_ids(path, config.model.vocab_size)
     return "intact"
 
 
