@@ -104,13 +104,14 @@ def _load(path: Path, name: str, max_tokens: int) -> ReportedRun:
 
 
 def differences(runs: Sequence[ReportedRun]) -> str:
-    """Returns the reason that perplexities of runs are not comparable; "" if they are."""
+    """Returns the reason that perplexities of runs, or of one run, are not comparable; "" if they are."""
     vocabularies = {run.vocabulary.checksum for run in runs}
     texts = {run.config.fingerprints["valid"] for run in runs if "valid" in run.config.fingerprints}
     sizes = {row["valid_words"] for run in runs for row in _evaluated(run) if "valid_words" in row}
     found = {"vocabularies": vocabularies, "validation texts": texts, "numbers of evaluated words": sizes}
     reasons = " and ".join(name for name, values in found.items() if len(values) > 1)
-    return f"The perplexities of these runs are not comparable: their {reasons} differ." if reasons else ""
+    subject = "these runs" if len(runs) > 1 else "this run"
+    return f"The perplexities of {subject} are not comparable: their {reasons} differ." if reasons else ""
 
 
 def _side_by_side(columns: Sequence[dict[str, Cell]]) -> Rows:

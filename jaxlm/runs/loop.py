@@ -182,13 +182,16 @@ def _run_steps(run: RunLogger, state: TrainState, blocks: BatchBlocks, resumed: 
             run.fix_length(decision.total_steps)
 
             # a line of metrics
-            if step % LOG_EVERY == 0 or step == run.config.total_steps:
+            is_last = step == run.config.total_steps
+            if is_last:
+                losses.fetch()
+            if step % LOG_EVERY == 0 or is_last:
                 learning_rate = float(np.asarray(block.learning_rates)[(step - 1) % BLOCK_STEPS])
                 run.log_training(step, learning_rate, watch.seconds(), bar)
             bar.update()
 
             # an exact evaluation, or just a checkpoint; neither counts as training time
-            evaluates = step % schedule.eval_every == 0 or step == run.config.total_steps
+            evaluates = step % schedule.eval_every == 0 or is_last
             if evaluates or run.should_save(step, decision.save):
                 losses.fetch()
                 with watch.paused():
@@ -203,8 +206,7 @@ def _run_steps(run: RunLogger, state: TrainState, blocks: BatchBlocks, resumed: 
         run.finish(step)
     if step == run.config.total_steps:
         return evaluation
-    command = f"jaxlm resume {shlex.quote(str(run.directory))}"
-    how = command if jax.process_count() == 1 else "the same command in all processes"
+    how = run.resume_command if jax.process_count() == 1 else "the same command in all processes"
     logger.info("stopped at step %d; resume with: %s", step, how)
     return None
 

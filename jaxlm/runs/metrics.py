@@ -26,7 +26,7 @@ class MetricsLog:
 
     def __init__(self, directory: Path, first_step: int):
         self.directory, self.writes = directory, is_first()
-        self.unwritten: list[dict[str, float]] = []
+        self.unwritten: list[tuple[int, dict[str, float]]] = []
         if self.writes:
             drop_metrics_after(directory, first_step)
         self.events = open_events(directory / "tensorboard", first_step) if self.writes else None
@@ -35,15 +35,16 @@ class MetricsLog:
         """Writes values to metrics.jsonl and TensorBoard; if that fails, they are written with the next ones."""
         if not self.writes:
             return
-        self.unwritten.append({"step": step, **values})
+        self.unwritten.append((step, values))
         try:
-            append_metrics(self.directory, self.unwritten)
-            self.unwritten = []
+            append_metrics(self.directory, [{"step": step, **values} for step, values in self.unwritten])
         except OSError as error:
             logger.warning("metrics cannot be written (%s); training continues, and tries again", error)
             return
         if self.events:
-            self.events.add(step, values)
+            for row in self.unwritten:
+                self.events.add(*row)
+        self.unwritten = []
 
     def close(self) -> None:
         """Closes the file of TensorBoard."""

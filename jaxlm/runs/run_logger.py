@@ -68,6 +68,11 @@ class RunLogger:
         self.saved_step, self.saved_at = first_step, time.perf_counter()
         self.metrics = MetricsLog(directory, first_step)
 
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run."""
+        return f"jaxlm resume {shlex.quote(str(self.directory))}"
+
     def progress_bar(self) -> tqdm:
         """Returns the bar of the steps."""
         total = self.config.total_steps or None
@@ -168,7 +173,7 @@ class RunLogger:
         if self.saved_step != step:
             raise InputError(
                 f"The last checkpoint of {self.directory}, at step {step}, could not be written. Make room on the"
-                f" disk, and resume with: jaxlm resume {shlex.quote(str(self.directory))}"
+                f" disk, and resume with: {self.resume_command}"
             )
 
     def evaluate(self, state: TrainState) -> Evaluation:

@@ -50,7 +50,7 @@ def learning_rate_schedule(config: ScheduleConfig, total_steps: int) -> optax.Sc
 
 
 def _decay_by_epochs(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
-    steps = math.floor(total_steps / config.epochs + 1e-9)  # of an epoch: a last fraction of one is rounded up
+    steps = math.floor(total_steps / config.epochs + 1e-6)  # of an epoch: a last fraction of one is rounded up
     decayed = range(round((1.0 - config.decay_fraction) * config.epochs), math.ceil(config.epochs))
     return optax.piecewise_constant_schedule(1.0, {epoch * steps: 1 / config.epoch_decay for epoch in decayed})
 

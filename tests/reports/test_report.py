@@ -161,3 +161,6 @@ def test_runs_whose_perplexities_do_not_compare_are_named(change, differ):
     before = {"vocabulary.json": "1", "valid": "8 words, 1"}
     expected = f"The perplexities of these runs are not comparable: their {differ} differ." if differ else ""
     assert differences([reported(before), reported(before | change)]) == expected
+    rows = [{"valid_perplexity": 9.0, "valid_words": size} for size in (64, 220)]
+    message = differences([reported(before)._replace(metrics=rows)])
+    assert message == "The perplexities of this run are not comparable: their numbers of evaluated words differ."

@@ -220,12 +220,13 @@ def test_another_jax_is_told_when_a_run_is_resumed(corpus, tmp_path, monkeypatch
 
 
 def test_messages_go_through_logging_and_nothing_is_printed(corpus, tmp_path, capsys, caplog):
-    schedule = dataclasses.replace(SCHEDULE, steps=10, eval_every=5)
+    schedule = dataclasses.replace(SCHEDULE, steps=1)
     with caplog.at_level(logging.INFO, "jaxlm"):
         for _ in range(2):
             train(corpus, tmp_path, model_config(corpus), TRAIN, schedule, progress=False)
-    assert "step 10: validation perplexity" in caplog.text and "already has its 10 steps" in caplog.text
+    assert "step 1: validation perplexity" in caplog.text and "already has its 1 steps" in caplog.text
     assert capsys.readouterr() == ("", "")
+    assert [row["step"] for row in read_metrics(tmp_path) if "train_loss" in row] == [1]  # of its only step
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tensorflow
 
-from jaxlm.runs import tensorboard
+from jaxlm.runs import metrics, tensorboard
 from jaxlm.runs.tensorboard import open_events
 
 CODE = """
@@ -35,6 +35,19 @@ def test_events_are_written_without_pytorch(tmp_path):
     assert (events[1].step, events[1].session_log.status) == (4, 1)  # TensorBoard drops what was written after step 3
     values = {value.tag: value.simple_value for value in events[2].summary.value}
     assert events[2].step == 4 and values == {"loss": 2.5, "learning_rate": 0.125}
+
+
+def test_metrics_that_could_not_be_written_are_written_with_the_next_ones(tmp_path, monkeypatch):
+    log = metrics.MetricsLog(tmp_path, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "METRICS_FILE", "no/where")
+        log.add(20, loss=2.5)
+    log.add(40, loss=2.0)
+    log.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    events = list(tensorflow.compat.v1.train.summary_iterator(str(path)))[2:]
+    rows = [{"step": event.step, "loss": event.summary.value[0].simple_value} for event in events]
+    assert rows == metrics.read_metrics(tmp_path) == [{"step": 20, "loss": 2.5}, {"step": 40, "loss": 2.0}]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
