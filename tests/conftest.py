@@ -51,7 +51,7 @@ def forget_compiled_programs():
 
 @pytest.fixture(autouse=True)
 def visible_devices(monkeypatch):
-    """Lets jaxlm see one device, as on most machines. test_mesh*.py and test_batch_blocks.py see all eight."""
+    """Lets jaxlm see one device, as on most machines. Tests of meshes and processes replace it, and see all eight."""
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
 
