@@ -47,6 +47,7 @@ def main(
     out: Path = Path("runs/zaremba2014"),
     epochs: int = 0,
     divisor: int = 1,
+    random_offsets: bool = False,
     check: bool = True,
 ) -> None:
     """Trains a model of the paper, or resumes its run, and prints its test perplexity.
@@ -57,6 +58,7 @@ def main(
       out: Directory of the corpus and the runs.
       epochs: Length in epochs, if not that of the paper.
       divisor: Divides the widths, for a trial.
+      random_offsets: Begin each epoch at another word, which the paper does not.
       check: Stop at texts that differ from the published ones.
     """
     paper, corpus = SIZES[size], prepare(data, PENN_TREEBANK, out / "data", check)
@@ -64,7 +66,12 @@ def main(
     width = max(1, paper.hidden_size // divisor)
     model = jaxlm.ModelConfig(len(corpus.vocabulary), width, width, num_layers=2, dropout=paper.dropout)
     config = jaxlm.TrainConfig(
-        batch_size=20, sequence_length=length, loss="full", optimizer="sgd", clip_norm=paper.clip_norm / length
+        batch_size=20,
+        sequence_length=length,
+        random_offsets=random_offsets,
+        loss="full",
+        optimizer="sgd",
+        clip_norm=paper.clip_norm / length,
     )
     schedule = jaxlm.ScheduleConfig(
         learning_rate=length,
