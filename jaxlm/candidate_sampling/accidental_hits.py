@@ -48,7 +48,8 @@ def compute_accidental_hits(
     sampled_candidates = jnp.asarray(as_int32("sampled_candidates", sampled_candidates))
     fits = true_classes.ndim == 2 and true_classes.shape[1] == num_true
     require(fits, "true_classes", f"shape [N, {num_true}], with num_true={num_true}", true_classes.shape)
-    require(sampled_candidates.ndim == 1, "sampled_candidates", "shape [S]", sampled_candidates.shape)
+    fits = sampled_candidates.ndim == 1 and sampled_candidates.size > 0
+    require(fits, "sampled_candidates", "shape [S], with S of at least 1", sampled_candidates.shape)
     return _accidental_hits(true_classes, sampled_candidates)
 
 

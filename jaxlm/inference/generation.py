@@ -220,7 +220,8 @@ def _next_words(
     logits = jnp.where(banned[None, :], -jnp.inf, next_logits(model, hidden))  # [num_samples, vocab_size]
     if choice.top_k:
         logits = jnp.where(logits < jax.lax.top_k(logits, choice.top_k)[0][:, -1:], -jnp.inf, logits)
-    scaled = logits / jnp.maximum(temperature, 1e-6)
+    # XLA multiplies by the inverse, which is 0 for the highest temperatures, and -inf * 0 is NaN
+    scaled = jnp.where(jnp.isneginf(logits), -jnp.inf, logits / jnp.maximum(temperature, 1e-6))
     if choice.has_top_p:
         scaled = _nucleus(scaled, top_p)
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, n)

@@ -30,5 +30,6 @@ def test_accidental_hits_equal_those_of_tensorflow(num_classes, shape, num_sampl
 
 
 def test_shapes_that_do_not_fit_raise():
-    with pytest.raises(InputError, match="sampled_candidates"):
-        compute_accidental_hits(jnp.zeros((2, 1), int), jnp.zeros((2, 2), int), 1)
+    for shape in ((2, 2), (0,)):
+        with pytest.raises(InputError, match="sampled_candidates"):
+            compute_accidental_hits(jnp.zeros((2, 1), int), jnp.zeros(shape, int), 1)

@@ -67,6 +67,7 @@ def test_draws_follow_temperature_top_k_and_leave_placeholders_out(model):
     assert set(np.flatnonzero(observed)) <= set(np.flatnonzero(expected))
     likely = expected > 0
     assert stats.chisquare(observed[likely], 600 * expected[likely] / expected.sum()).pvalue > 1e-3
+    assert set(draw(model, "c", 1, 600, temperature=3e38).ravel()) == set(range(9)) - {4}
 
 
 def test_draws_follow_top_p(model):
