@@ -96,6 +96,10 @@ class LiveOptimizer(NamedTuple):
             found = getattr(self.inner, f"_{slot}", None)
             yield slot, (getattr(self.inner, slot) if found is None else found)[self._index_of(variable)]
 
+    def weight_decay_of(self, variable: Any) -> float:
+        """Returns the weight decay of a trained weight, 0 if `exclude_from_weight_decay` names it."""
+        return self.rule.weight_decay if self.inner is None or self.inner._use_weight_decay(variable) else 0.0
+
     def accumulator_of(self, variable: Any) -> Any:
         """Returns the variable with the waiting gradient of a trained weight."""
         return self.inner._accumulated_gradients[self._index_of(variable)]
@@ -130,9 +134,6 @@ def open_optimizer(model: Any) -> LiveOptimizer:
     if not library_name(inner):
         raise InputError(f"Invalid `optimizer`: {kind} is defined in {type(inner).__module__}, not in Keras. {HOW}")
     settings = dict(inner.get_config())
-    excluded = (getattr(inner, f"_exclude_from_weight_decay{end}", None) for end in ("", "_pattern", "_names"))
-    if settings.get("weight_decay") and any(excluded):
-        raise InputError(f"Invalid `optimizer`: expected {kind} with weight decay for all weights, or none.")
     unused = [f"the state of the legacy optimizer {kind}, which is initialized"] if legacy else []
     if legacy and settings.get("decay"):
         raise InputError(f"Invalid `optimizer`: expected {kind} without decay. Compile with a schedule instead.")

@@ -121,16 +121,17 @@ OPTIMIZERS = {
     "Adadelta": Optimizer(_adadelta, lambda s: ["accumulated_grads", "accumulated_delta_vars"]),
     "Lion": Optimizer(_lion, lambda s: ["momentums"]),
 }
-AVERAGE, SETTLED = "model_variables_moving_average", "settled"
+AVERAGE, SETTLED, DECAYS = "model_variables_moving_average", "settled", "weight_decays"
 
 
 @dataclass(frozen=True)
 class KerasOptimizer:
     """Makes the Optax transformation of one of Keras' optimizers with a learning rate.
 
-    The state of a part is {"step", "u_product", slot: tree, ...}. With `ema_momentum`, it has moving averages. They are
-    lazy and exact: while a row stays at w for n steps, its average a moves to w + ema_momentum**n * (a - w). So each
-    row also has the step of its average, `SETTLED`, and `settle` brings all averages up to the current step.
+    The state of a part is {"step", "u_product", slot: tree, ...}. With `weight_decay`, it has the one of each
+    parameter, `DECAYS`, which is 0 for some. With `ema_momentum`, it has moving averages. They are lazy and exact:
+    while a row stays at w for n steps, its average a moves to w + ema_momentum**n * (a - w). So each row also has the
+    step of its average, `SETTLED`, and `settle` brings all averages up to the current step.
 
     Attributes:
       kind: name of Keras' class.
@@ -153,6 +154,11 @@ class KerasOptimizer:
         return OPTIMIZERS[self.kind].slots(self.settings) + [AVERAGE] * self.has_averages
 
     @property
+    def weight_decay(self) -> float:
+        """The weight decay of the parameters that have one."""
+        return self.settings.get("weight_decay") or 0.0
+
+    @property
     def has_averages(self) -> bool:
         """Whether it keeps moving averages of the parameters."""
         return self.settings.get("ema_momentum") is not None
@@ -168,29 +174,33 @@ class KerasOptimizer:
             if self.has_averages:
                 filled[AVERAGE] = jax.tree.map(jnp.copy, params)
                 filled[SETTLED] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[:1], jnp.int32), params)
+            if self.weight_decay:
+                filled[DECAYS] = jax.tree.map(lambda leaf: jnp.float32(self.weight_decay), params)
             return {"step": jnp.int32(0), "u_product": jnp.float32(1.0), **filled}
 
         def update(gradients: Any, state: dict[str, Any], params: Any = None) -> tuple[Any, dict[str, Any]]:
             number = (state["step"] // self.batches + 1).astype(jnp.float32)
             u_product = state["u_product"] * (settings.get("beta_1") or 1.0) * (1 - 0.5 * 0.96**number)
             step = Step(number, jnp.asarray(learning_rate, jnp.float32), u_product)
-            decay, limit = settings.get("weight_decay"), settings.get("clipvalue")
+            limit, kept = settings.get("clipvalue"), {DECAYS: state[DECAYS]} if self.weight_decay else {}
             leaves, tree = jax.tree.flatten(gradients)
             structure: Any = tree
             old = [structure.flatten_up_to(state[slot]) for slot in slots]
+            decays = structure.flatten_up_to(state[DECAYS]) if kept else [0.0] * len(leaves)
             updates, new = [], []
-            for leaf, param, *of_leaf in zip(leaves, structure.flatten_up_to(params), *old, strict=True):
+            for leaf, decay, param, *of_leaf in zip(leaves, decays, structure.flatten_up_to(params), *old, strict=True):
                 leaf = jnp.clip(leaf, -limit, limit) if limit else leaf
                 old_slots = dict(zip(slots, of_leaf, strict=True))
                 delta, new_slots = rule(leaf, old_slots, step, settings)
-                delta = delta - step.rate * decay * param if decay else delta
+                delta = delta - step.rate * decay * param if kept else delta
                 if self.has_averages:
                     new_slots = new_slots | self._average(param, delta, old_slots, state["step"])
                 updates.append(delta)
                 new.append([new_slots[slot] for slot in slots])
             columns = zip(*new, strict=True) if new else [()] * len(slots)
             trees = {slot: structure.unflatten(column) for slot, column in zip(slots, columns, strict=True)}
-            return structure.unflatten(updates), {"step": state["step"] + self.batches, "u_product": u_product, **trees}
+            trees |= {"step": state["step"] + self.batches, "u_product": u_product}
+            return structure.unflatten(updates), trees | kept
 
         return optax.GradientTransformation(init, update)
 

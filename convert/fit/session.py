@@ -16,7 +16,7 @@ from convert.fit.constraints import constraints_on
 from convert.fit.examples import Labels
 from convert.fit.live_optimizer import LiveOptimizer, open_optimizer
 from convert.fit.network import Link, Network, Path, methods_of_user, open_network
-from convert.fit.optimizers import AVERAGE, SETTLED, settle
+from convert.fit.optimizers import AVERAGE, DECAYS, SETTLED, settle
 from convert.fit.paths import get_path, put_path, replace_path
 from convert.fit.variables import LiveVariables
 from jaxlm.config import TrainConfig
@@ -58,6 +58,10 @@ class Session(NamedTuple):
             put_path(parts, link.path, self.variables.read(link.variable, link.transposed))
         for link, slot, variable in self._slots():
             put_path(parts, _slot_path(link.path, slot), self.variables.read(variable, link.transposed))
+        if self.optimizer.rule.weight_decay:
+            for link in self.network.trained:
+                decay = jnp.float32(self.optimizer.weight_decay_of(link.variable))
+                put_path(parts, _slot_path(link.path, DECAYS), decay)
         frozen = set(self.network.frozen)
         if "biases" not in parts["tables"]:
             parts["tables"]["biases"] = jnp.zeros(self.network.vocab_size, jnp.float32)
@@ -87,9 +91,11 @@ class Session(NamedTuple):
     def _opt_state(self, slots: dict[str, Any]) -> dict[str, Any]:
         """Returns the Optax state of each trained table and of the dense parameters; frozen tables have none."""
         tables = [link.path[1] for link in self.network.links if link.path[0] == "tables" and link.trained]
-        dense = {slot: slots["dense"].get(slot, {}) for slot in self.optimizer.rule.slots}
+        rule = self.optimizer.rule
+        names = [*rule.slots, *([DECAYS] if rule.weight_decay else [])]
+        dense = {name: slots["dense"].get(name, {}) for name in names}
         if not self.network.is_chain:
-            dense = {slot: _as_list(arrays) for slot, arrays in dense.items()}
+            dense = {name: _as_list(arrays) for name, arrays in dense.items()}
         return {table: slots.get(table, {}) for table in tables} | {"dense": dense}
 
     def _at_step(self, state: TrainState, steps: int) -> TrainState:

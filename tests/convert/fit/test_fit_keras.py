@@ -151,12 +151,21 @@ def test_methods_of_a_class_of_the_user_are_refused_or_named(module, method):
 
 @pytest.mark.parametrize("by", ["var_names", "var_list"])
 @pytest.mark.parametrize("module", MODULES)
-def test_weight_decay_of_some_weights_is_refused(module, by):
-    model, optimizer = make(MODULES[module]), MODULES[module].optimizers.AdamW(weight_decay=0.1)
-    optimizer.exclude_from_weight_decay(**{by: ["bias"] if by == "var_names" else model.weights[:1]})
-    model.compile(optimizer)
-    with pytest.raises(InputError, match="expected AdamW with weight decay for all weights"):
-        fit_keras(model, X, Y, **QUIET)
+def test_weights_can_be_excluded_from_weight_decay(module, by):
+    rate, decay, results = 0.1, 0.5, []
+    for weight_decay in (0.0, decay):
+        model = make(MODULES[module])
+        before, dense = model.get_weights(), [*model.layers[1].trainable_weights, model.layers[-1].bias]
+        names = {"var_names": ["bias", "recurrent"], "var_list": [dense[1], *dense[2:]]}
+        optimizer = MODULES[module].optimizers.AdamW(rate, weight_decay=weight_decay)
+        optimizer.exclude_from_weight_decay(**{by: names[by]})
+        model.compile(optimizer, "sparse_categorical_crossentropy")
+        fit_keras(model, X, Y, **QUIET | {"batch_size": len(X)}, num_sampled=V)  # one step
+        results.append([np.array(variable) for variable in dense])
+    kernel = before[[id(each) for each in model.weights].index(id(dense[0]))]
+    np.testing.assert_allclose(results[1][0] - results[0][0], -rate * decay * kernel, atol=4e-7)
+    for without, excluded in zip(results[0][1:], results[1][1:], strict=True):
+        np.testing.assert_array_equal(without, excluded)
 
 
 def test_label_smoothing_is_refused():

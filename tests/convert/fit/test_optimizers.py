@@ -28,7 +28,9 @@ for optimizer in OPTIMIZERS if ALL else OPTIMIZERS[::2]:
     results = []
     for fits in ((keras_fit, keras_fit), (ours, ours), (ours, keras_fit), (keras_fit, ours)):
         model.set_weights(weights)
-        model.compile(type(optimizer).from_config(optimizer.get_config()), "sparse_categorical_crossentropy")
+        copy = type(optimizer).from_config(optimizer.get_config())
+        if copy.gradient_accumulation_steps == 3: copy.exclude_from_weight_decay(var_names=["bias", "embeddings"])
+        model.compile(copy, "sparse_categorical_crossentropy")
         for fit in fits: fit()
         inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         assert int(inner._iterations) == 4
