@@ -241,7 +241,8 @@ class ScheduleConfig:
       epochs: length in passes over the training text; one pass if `steps`, `epochs` and `minutes` are all 0.
       minutes: length in minutes, not counting compilation and evaluation.
       eval_every: steps between evaluations. Each one also writes a checkpoint.
-      eval_tokens: words of the validation text per evaluation, spread evenly over it; 0 for all of it.
+      eval_tokens: words of the validation text per evaluation, spread evenly over it, rounded up to a multiple of 32;
+        0 for all of it.
       save_minutes: minutes between checkpoints besides those of evaluations; 0 for none.
       save_steps: steps between checkpoints besides those of evaluations; 0 for none.
 

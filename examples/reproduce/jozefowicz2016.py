@@ -64,11 +64,10 @@ def main(
     model = jaxlm.ModelConfig(len(corpus.vocabulary), **sizes, dropout=0.1)
     config = jaxlm.TrainConfig(batch_size=128, sequence_length=20, num_sampled=8192 // divisor)
     trial = jaxlm.ScheduleConfig(minutes=trial_minutes, eval_every=10**9, eval_tokens=20_000)
-    jaxlm.train(corpus, out / "trial", model, config, trial)
-    speeds = [row["words_per_second"] for row in read_metrics(out / "trial") if "words_per_second" in row]
-    if not speeds:
-        raise jaxlm.InputError(f"{trial_minutes} minutes are too short for a speed; give more with --trial-minutes.")
-    speed = statistics.median_high(speeds)
+    if not jaxlm.train(corpus, out / "trial", model, config, trial):  # it was stopped
+        return
+    rows = read_metrics(out / "trial")
+    speed = statistics.median_high([row["words_per_second"] for row in rows if "words_per_second" in row])
     hours = epochs * corpus.train.size / speed / 3600
     print(f"{epochs} epochs of {corpus.train.size:,} words at {speed:,.0f} words/s: {hours:,.1f} hours")
     if full:

@@ -158,8 +158,8 @@ def evaluation_batches(tokens: Ids, batch_size: int, sequence_length: int, max_t
       tokens: `[N]` ids.
       batch_size: number of contiguous streams.
       sequence_length: time steps of a batch.
-      max_tokens: maximum number of labels, rounded up to whole rows; 0 for all. They are the beginnings of the
-        streams, which are spread evenly over the text.
+      max_tokens: number of labels, rounded up to a multiple of `batch_size`; 0 for all. They are the beginnings of
+        the streams, which are spread evenly over the text.
     """
     labels = tokens.size - 1
     stream = -(-labels // batch_size)

@@ -69,7 +69,7 @@ def evaluate(
       tokens: `[N]` integer ids, at least two. Each but the first is predicted once.
       batch_size: number of contiguous streams read in parallel, each from the zero state.
       sequence_length: time steps of a batch. The state carries over, so this does not affect the result.
-      max_tokens: maximum number of words, spread evenly over the text; 0 for all.
+      max_tokens: number of words, spread evenly over the text, rounded up to a multiple of `batch_size`; 0 for all.
       progress: whether to show a progress bar on a terminal.
 
     Returns:
