@@ -1,5 +1,6 @@
 """`Network`: a live Keras model for training: its body, its tables, and the path of each variable in the state."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -116,8 +117,9 @@ def _build(model: Any, shape: tuple[int | None, ...]) -> None:
     try:
         model.build(shape)
     except (ValueError, TypeError) as error:
-        problem = f"The Keras model cannot be built for inputs of shape {shape}: {error}"
-        raise InputError(f"{problem} Add keras.Input(shape) as its first layer.") from error
+        text = re.sub(r"\x1b\[\d*m", "", str(error)).partition("Arguments received by")[0]  # of many lines, in bold
+        problem = f"The Keras model cannot be built for inputs of shape {shape}: {' '.join(text.split())}"
+        raise InputError(f"{problem.removesuffix('.')}. Add keras.Input(shape) as its first layer.") from error
 
 
 def methods_of_user(model: Any, methods: Sequence[str]) -> list[str]:

@@ -75,7 +75,7 @@ def _cut(model: Any) -> Cut:
     kept: set[int] = set()  # embeddings whose weights the body reads elsewhere, too
     while True:
         lookups, features = _lookups(hidden, kept)
-        body = keras.Model([*(lookup.outputs for lookup in lookups), *features], hidden)
+        body = _body([*(lookup.outputs for lookup in lookups), *features], hidden)
         variables = {id(variable) for variable in body.variables}
         if id(head.weights) in variables:
             raise InputError(f"Layer {head.layer.name!r} is used in the body, too; {ADVICE} that is used once.")
@@ -83,6 +83,19 @@ def _cut(model: Any) -> Cut:
         if not shared:
             return Cut(tuple(lookups), tuple(features), body, head, logits)
         kept |= shared
+
+
+def _body(inputs: list[Any], outputs: Any) -> Any:
+    """Returns the model between tensors of a graph, which stays as it is.
+
+    Of inputs that are only partly those of `keras.Input`, Keras moves these to a new node of their layer, where the
+    user's model, which begins with them, could not be saved anymore.
+    """
+    histories = [tensor._keras_history for tensor in inputs]
+    body = keras.Model(inputs, outputs)
+    for tensor, history in zip(inputs, histories, strict=True):
+        tensor._keras_history = history
+    return body
 
 
 def _without_models(model: Any, inputs: list[Any], output: Any) -> Any:
