@@ -60,15 +60,15 @@ def import_run(
     optimizer = read_optimizer(model, config) if keep_optimizer else None
     run_directory.write(run, language_model, vocabulary, keras_ids, optimizer, source.description)
     if optimizer:
-        yield f"{optimizer.name} continues after {optimizer.steps:,} steps: --learning-rate {optimizer.learning_rate:g}"
+        yield f"{optimizer.name} continues after {optimizer.steps:,} steps: --learning-rate {optimizer.learning_rate!r}"
     if keras_ids is not None:
         yield "the ids were not sorted by frequency: the run re-ranks them, and to-keras restores their order"
     yield from vocabulary_warnings(vocabulary)
     options = []
     if optimizer:
         options = ["--optimizer", optimizer.name, "--clip-norm", f"{optimizer.clip_norm!r}"]
-        options += ["--beta-2", f"{optimizer.beta_2:g}"] if optimizer.name == "adam" else []
-        options += ["--learning-rate", f"{optimizer.learning_rate:g}"]
+        options += ["--beta-2", f"{optimizer.beta_2!r}"] if optimizer.name == "adam" else []
+        options += ["--learning-rate", f"{optimizer.learning_rate!r}"]
     yield f"continue with: jaxlm prepare TEXT --vocabulary {shlex.quote(str(run / VOCABULARY_FILE))} --out DATA"
     yield f"               jaxlm train DATA --out {shlex.join([str(run), *options])}"
 

@@ -44,19 +44,31 @@ def load(directory: Path, *, keep_optimizer: bool = False) -> RunModel:
 
 
 def _load_optimizer(directory: Path, config: RunConfig) -> OptimizerState:
-    if config.train is not None and config.schedule is not None:
-        if config.train.has_averages:
-            raise InputError(
-                f"{directory} has settings for averaged weights, and its optimizer state is that of the weights"
-                " before averaging; leave out `keep_optimizer`."
-            )
+    train = config.train
+    if train is not None and config.schedule is not None:
+        _check_settings(directory, train)
         checkpoints = Checkpoints(directory)
         step = checkpoints.best_step()
-        opt_state = restore_optimizer(checkpoints, step, config.model, config.train)
-        if opt_state is not None:
-            state = from_train_state(opt_state, config.train, config.schedule.learning_rate, step)
+        opt_state = restore_optimizer(checkpoints, step, config.model, train)
+        if opt_state is not None or train.optimizer == "sgd":  # which has no arrays
+            state = from_train_state(opt_state or {}, train, config.schedule.learning_rate, step)
             return state if config.model.softmax_bias else _without_biases(state)
     raise InputError(f"{directory} has no optimizer state; leave out `keep_optimizer`.")
+
+
+def _check_settings(directory: Path, train: TrainConfig) -> None:
+    """Raises `InputError` if an `OptimizerState` lacks one of a run's settings."""
+    if train.has_averages:
+        raise InputError(
+            f"{directory} has settings for averaged weights, and its optimizer state is that of the weights"
+            " before averaging; leave out `keep_optimizer`."
+        )
+    for name in ("weight_decay", "clip_each"):
+        if getattr(train, name):
+            raise InputError(
+                f"{directory} was trained with `{name}`, which the exported optimizer would not have; leave out"
+                " `keep_optimizer`."
+            )
 
 
 def _without_biases(state: OptimizerState) -> OptimizerState:

@@ -66,13 +66,19 @@ def unusual_settings(settings: Mapping[str, Any], run_optimizer: Optimizer | Non
 def from_train_state(
     opt_state: Mapping[str, Any], config: TrainConfig, learning_rate: float, steps: int
 ) -> OptimizerState:
-    """Reads `jaxlm.TrainState.opt_state`, after `steps` steps."""
+    """Reads `jaxlm.TrainState.opt_state`, after `steps` steps of the run; Adam also counts those before an import."""
     slots = {}
     for slot in SLOTS[config.optimizer]:
         names, leaves, _ = _slot(opt_state, slot)
         slots[slot] = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
     beta_2 = config.beta_2 if config.optimizer == "adam" else TrainConfig.beta_2
-    return OptimizerState(config.optimizer, steps, learning_rate, config.clip_norm, beta_2, slots)
+    steps = int(opt_state["dense"][0].count) if config.optimizer == "adam" else steps
+    return OptimizerState(config.optimizer, steps, _in_float32(learning_rate), config.clip_norm, beta_2, slots)
+
+
+def _in_float32(value: Any) -> float:
+    """Returns a number as Keras stores it, with the fewest digits: 0.03, where float() gives 0.029999999329447746."""
+    return float(str(np.float32(value)))
 
 
 def to_train_state(state: OptimizerState, opt_state: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,13 +127,16 @@ def state_from_keras_arrays(
     """
     kind, settings = str(optimizer.get("class_name")), optimizer.get("config")
     settings = settings if isinstance(settings, dict) else {}
-    unsupported = [f"{key}={settings[key]}" for key, value in FIXED.items() if (settings.get(key) or value) != value]
+    given = {key: value for key, value in settings.items() if key in FIXED and value is not None}
+    unsupported = [f"{key}={value}" for key, value in given.items() if (value or None) != (FIXED[key] or None)]
+    if isinstance(settings.get("learning_rate"), dict):
+        unsupported.append(f"learning_rate={settings['learning_rate'].get('class_name')}")
     unsupported += ["tied rows"] if config.tied else []
     if kind not in KERAS_OPTIMIZERS or unsupported:
         description = f"{kind} with {', '.join(unsupported)}" if unsupported else kind
         raise InputError(
-            "Invalid `keep_optimizer`: expected Adam with a beta_1 of 0.9, Adagrad or SGD, without momentum, amsgrad,"
-            " weight decay, moving averages or gradient accumulation, and a model without tied rows."
+            "Invalid `keep_optimizer`: expected Adam with a beta_1 of 0.9, Adagrad or SGD, a constant learning rate, no"
+            " momentum, amsgrad, weight decay, moving averages or gradient accumulation, and a model without tied rows."
             f" Received: {description}. {ADVICE}"
         )
     name = KERAS_OPTIMIZERS[kind]
@@ -143,6 +152,5 @@ def state_from_keras_arrays(
         for i, slot in enumerate(slots)
     }
     clip_norm = float(settings.get("global_clipnorm") or 0.0)
-    learning_rate = float(str(np.float32(arrays[1])))  # 0.03, where float() gives 0.029999999329447746
     beta_2 = float(settings.get("beta_2", TrainConfig.beta_2))
-    return OptimizerState(name, int(arrays[0]), learning_rate, clip_norm, beta_2, by_slot)
+    return OptimizerState(name, int(arrays[0]), _in_float32(arrays[1]), clip_norm, beta_2, by_slot)

@@ -102,6 +102,7 @@ def test_run_to_keras_to_run_keeps_the_optimizer_and_training_continues_with_it(
     schedule = ScheduleConfig(steps=1, learning_rate=1e-9)
     train(load_corpus(corpus_dir), again, config.model, train_config, schedule, progress=False)
     trained = run_directory.load(again, keep_optimizer=True)
+    assert trained.optimizer.steps == kept.optimizer.steps + 1
     nu, before = (side.optimizer.slots["nu"]["lstms/0/kernel"] for side in (trained, kept))
     assert np.all(nu >= 0.998 * before) and not np.array_equal(nu, before)
 

@@ -1,5 +1,7 @@
 """Damaged files of an imported run."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,8 +10,10 @@ from convert import frequency_order
 from convert.files import run_directory
 from convert.keras_models.in_memory import to_keras
 from convert.weights.id_order import KerasIds
+from convert.weights.optimizer_state import OptimizerState
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
+from jaxlm.runs.directory import load_config, save_config
 
 
 def test_counts_are_sorted_stably():
@@ -26,6 +30,20 @@ def test_damaged_keras_ids_are_refused(random_model, tmp_path, ids):
     KerasIds(np.array(ids)).save(run)
     with pytest.raises(InputError, match="keras_ids.npy is damaged"):
         run_directory.load(run)
+
+
+def test_the_state_of_sgd_is_its_settings_which_keras_has_too(random_model, tmp_path):
+    vocabulary = Vocabulary(("<unk>", "<eos>", "the"), (3, 2, 1), "words")
+    state = OptimizerState("sgd", 0, 0.5, 2.0, jaxlm.TrainConfig.beta_2, {})
+    run = tmp_path / "run"
+    run_directory.write(run, random_model(1, vocab_size=3), vocabulary, optimizer=state)
+    assert run_directory.load(run, keep_optimizer=True).optimizer == state
+    config = load_config(run)
+    for name, value in (("weight_decay", 0.1), ("clip_each", True)):
+        save_config(run, config._replace(train=dataclasses.replace(config.train, **{name: value})))
+        assert run_directory.load(run).optimizer is None
+        with pytest.raises(InputError, match=f"trained with `{name}`.*leave out `keep_optimizer`"):
+            run_directory.load(run, keep_optimizer=True)
 
 
 @pytest.mark.slow

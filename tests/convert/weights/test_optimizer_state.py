@@ -48,12 +48,13 @@ def test_an_epsilon_other_than_that_of_a_run_is_not_kept():
 
 @pytest.mark.parametrize("name", ["adam", "adagrad"])
 def test_a_state_comes_back_from_a_train_state(random_model, name):
+    """With a learning rate as Keras stores it, and Adam's own number of steps: a run counts those since an import."""
     model = random_model(2, projection_size=4)
-    state = make_optimizer_state(model, name)
+    state = make_optimizer_state(model, name)._replace(learning_rate=0.14285715, steps=7 if name == "adam" else 3)
     config = TrainConfig(num_sampled=5, optimizer=name, clip_norm=0.0, beta_2=state.beta_2, compute_dtype="float32")
     opt_state = to_train_state(state, TrainState.create(model, config).opt_state)
     assert name != "adam" or {int(table[0].count) for table in opt_state.values()} == {7}
-    assert_states_equal(from_train_state(opt_state, config, 0.125, 7), state)
+    assert_states_equal(from_train_state(opt_state, config, 1 / 7, 3), state)
 
 
 @pytest.mark.slow
@@ -88,12 +89,15 @@ def test_a_step_in_keras_is_the_dense_step_of_optax(random_run, tmp_path, name):
         np.testing.assert_allclose(variable.numpy() - old, increment, rtol=2e-4, atol=2e-6, err_msg=variable.path)
 
 
+DECAY = keras.optimizers.schedules.ExponentialDecay(0.1, 9, 0.5)
 OTHERS = {
     "rmsprop": (lambda: keras.optimizers.RMSprop(), "Received: RMSprop"),
     "amsgrad": (lambda: keras.optimizers.Adam(amsgrad=True), "Adam with amsgrad=True"),
     "beta": (lambda: keras.optimizers.Adam(beta_1=0.5), "Adam with beta_1=0.5"),
+    "no beta": (lambda: keras.optimizers.Adam(beta_1=0.0), "Adam with beta_1=0.0"),
     "averages": (lambda: keras.optimizers.Adam(use_ema=True), "Adam with use_ema=True"),
     "accumulation": (lambda: keras.optimizers.SGD(gradient_accumulation_steps=2), "SGD with gradient_accumulation_ste"),
+    "schedule": (lambda: keras.optimizers.SGD(DECAY), "SGD with learning_rate=ExponentialDecay"),
     "frozen": (lambda: keras.optimizers.Adam(), "expected 14 variables.*Received: 10. A frozen layer has none. Leave"),
 }
 
