@@ -66,7 +66,9 @@ def export(
         gc.collect()  # Flax and Keras models are reference cycles
         bar.set_description("reloading and comparing")
         bar.update()
-        comparison = compare(expected, load_predictor(target, name))
+        # a file of weights alone lacks the activations, so it is compared with those of the model
+        written = reader.load_predictor(target, config) if name == "weights.h5" else load_predictor(target, name)
+        comparison = compare(expected, written)
         if not comparison.within_tolerance:
             raise InputError(f"The exported model differs from the run, so it is not written: {comparison}")
         if optimizer and not states_equal(reader.read_optimizer(target, config), optimizer):
@@ -149,7 +151,7 @@ def _move_into_place(target: Path, out: Path) -> None:
     """Renames the written model, and the data file of an ONNX model, to their final names."""
     directory = target.parent
     if target.is_dir() and out.is_dir():
-        out.rename(directory / "old")
+        out.rename(directory / f".{target.name}")  # a name that does not begin with that of the target
     for path in sorted(directory.iterdir(), key=lambda path: path == target):  # the model itself last
         if path.name.startswith(target.name):
             path.replace(out.with_name(out.name + path.name.removeprefix(target.name)))

@@ -131,7 +131,16 @@ def load_predictor(path: Path) -> Predictor:
         values = values[:, None] if last_only else values
         return Predictions(log_probabilities(values, bool(values.min() < 0) if logits is None else logits), {})
 
-    return Predictor(path.name, int(shape[-1]), predict, last_only, first_id=1, shape=fixed)  # id 0 may be masked
+    # id 0 may be masked
+    return Predictor(path.name, int(shape[-1]), predict, last_only, first_id=1, dtype=_dtype(serve), shape=fixed)
+
+
+def _dtype(function: Any) -> str:
+    """Returns the coarsest data type in the graph of a function, with which it computes."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for entry in graph.library.function for node in entry.node_def)]
+    types = {value.type for node in nodes for value in node.attr.values()}
+    return next((dtype.name for dtype in (tf.bfloat16, tf.float16) if dtype.as_datatype_enum in types), "float32")
 
 
 def _has_logits(function: Any) -> bool | None:

@@ -96,6 +96,7 @@ def weights_alone(path: Path, datasets: dict[str, h5py.Dataset], layer_names: Se
         order = sorted(groups, key=lambda key: layer_names.index(key[0]) if key[0] in layer_names else -1)
         ambiguous = len({key[0] for key in order}) < len(order)  # models inside the model
     else:
+        _check_recurrent(path, groups)
         order, ambiguous = _fitting_order(path, groups)
     if ambiguous:
         names = ["/".join(key) for key in groups]
@@ -103,6 +104,15 @@ def weights_alone(path: Path, datasets: dict[str, h5py.Dataset], layer_names: Se
             f"{path}: the order of the layers {names} is ambiguous; convert the whole model, saved by `model.save`."
         )
     return [dataset for key in order for dataset in groups[key]]
+
+
+def _check_recurrent(path: Path, groups: dict[Group, list[h5py.Dataset]]) -> None:
+    """Raises `InputError` for another recurrent layer than an LSTM, and for one that reads in both directions."""
+    for key, group in groups.items():
+        is_recurrent = [len(dataset.shape) for dataset in group[:2]] == [2, 2]
+        if is_recurrent and (not _is_lstm(group) or key[-1] in ("forward_layer", "backward_layer")):
+            expected = "expected weights of Embedding, LSTM and Dense layers"
+            raise InputError(f"{path}: {expected}. Received: those of {'/'.join(key)!r}.")
 
 
 def _fitting_order(path: Path, groups: dict[Group, list[h5py.Dataset]]) -> tuple[list[Group], bool]:

@@ -152,19 +152,24 @@ def read_optimizer(path: Path, config: ModelConfig) -> OptimizerState:
         return state_from_keras_arrays(settings, [read_array(dataset) for dataset in variables], config)
 
 
-def load_predictor(path: Path) -> Predictor:
+def load_predictor(path: Path, config: ModelConfig | None = None) -> Predictor:
     """Returns the `Predictor` of a file, made of Keras' own layers, without a second copy of any weight.
 
     Keras loads only files with supported layers, with `safe_mode=True`. Models of Keras 2 are built by `tf_keras`.
     Without it, and for a file of weights alone, jaxlm builds the model, and the name of the predictor has
     `WITHOUT_KERAS`.
 
+    Args:
+      path: of the file.
+      config: of the model in a file of weights alone, which lacks activations; None assumes the usual ones.
+
     Raises:
       InputError: as `open_file`.
     """
     with open_file(path) as source:
-        config, structure, description = source.config, source.structure, source.description
-        arrays = source.arrays()
+        structure, description, arrays = source.structure, source.description, source.arrays()
+        if structure is not None or config is None:
+            config = source.config
     if description is not None and source.version[:1] == (3,):
         with library_errors(path, "loaded"):
             weights = [tensor_of(array) for array in arrays]

@@ -58,12 +58,12 @@ def test_bottlenecks_and_tied_rows_come_back_bit_for_bit(random_run, tmp_path, n
 @pytest.mark.slow
 def test_a_saved_model_is_replaced_as_a_whole(random_run, tmp_path):
     first, second = random_run(1), random_run(2)
-    export(first, tmp_path / "a")
+    export(first, tmp_path / "old")
     with pytest.raises(InputError, match="already exists"):
-        export(second, tmp_path / "a")
-    export(second, tmp_path / "a", overwrite=True)
-    assert compare(language_model_predictor(second.model), load_predictor(tmp_path / "a")).within_tolerance
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+        export(second, tmp_path / "old")
+    export(second, tmp_path / "old", overwrite=True)
+    assert compare(language_model_predictor(second.model), load_predictor(tmp_path / "old")).within_tolerance
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old"]
 
 
 @pytest.mark.parametrize(

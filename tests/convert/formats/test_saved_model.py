@@ -18,6 +18,7 @@ from convert.files.export import export
 from convert.files.format_table import load_predictor
 from convert.formats import saved_model_weights
 from convert.weights.run_model import RunModel
+from jaxlm.config import DenseConfig
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.inference.scoring import score
 
@@ -97,6 +98,18 @@ assert score["num_words"].numpy().tolist() == [3, 1, 3, 5001] and (score["log_pr
 def test_an_exported_model_comes_back_bit_for_bit(served):
     model, _, path = served
     assert_models_equal(saved_model_weights.read_weights(path), model)
+
+
+def test_activations_of_small_numbers_are_told_apart(random_run, tmp_path):
+    """There tanh(x) is nearly x: either reproduces the predictions within the tolerance, and one of them best."""
+    run = random_run(1, dense=(DenseConfig(4, "tanh"), DenseConfig(6)))
+    for layer in run.model.dense:
+        layer.kernel[...] *= 0.2
+        layer.bias[...] *= 0.2
+    export(run, tmp_path / "model")
+    model, assumed, _ = saved_model_weights.read_model(tmp_path / "model")
+    assert_models_equal(model, run.model)
+    assert assumed == ("activations, which reproduce the graph's predictions: Dense(4) tanh, Dense(6) linear",)
 
 
 def keras_3(layers, path):

@@ -1,8 +1,10 @@
 """HDF5 weights: anything but arrays of numbers inside the file is refused."""
 
 import h5py
+import keras
 import pytest
 from convert_helpers import assert_refused, make_keras_model
+from keras import layers
 
 BIAS = "layers/dense/vars/1"
 
@@ -39,6 +41,14 @@ def test_a_weight_of_an_unknown_layer_is_refused(tmp_path):
     with h5py.File(path, "r+") as file:
         file.create_dataset("layers/norm/vars/gamma", (7,), "f4")
     assert_refused(path, "Expected weights of Embedding, LSTM and Dense")
+
+
+@pytest.mark.parametrize("layer", [layers.GRU(5, name="mine"), layers.Bidirectional(layers.LSTM(5))])
+def test_another_recurrent_layer_is_refused_by_the_name_of_its_class(tmp_path, layer):
+    model = keras.Sequential([layers.Embedding(23, 5), layer, layers.Dense(23)])
+    model.build((None, None))
+    model.save_weights(tmp_path / "a.weights.h5")
+    assert_refused(tmp_path / "a.weights.h5", "Received: those of '(gru|bidirectional/)")
 
 
 def test_an_ambiguous_order_of_layers_is_refused(tmp_path):

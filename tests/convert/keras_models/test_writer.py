@@ -104,9 +104,12 @@ def test_an_hdf5_file_is_what_keras_writes(random_run, tmp_path, ending):
 
 
 def test_exported_weights_load_into_the_users_own_model(random_run, tmp_path):
-    run, path = random_run(1), tmp_path / "a.weights.h5"
+    run, path = random_run(2, **CHAIN), tmp_path / "a.weights.h5"
     export(run, path)
-    model = keras.Sequential([layers.Embedding(23, 5), layers.LSTM(7, return_sequences=True)])
+    model = keras.Sequential([layers.Embedding(23, 5), layers.LSTM(9, return_sequences=True)])
+    model.add(layers.LSTM(6, return_sequences=True, use_bias=False))
+    model.add(layers.Dense(11, activation="relu"))
+    model.add(layers.Dense(4, activation="tanh", use_bias=False))  # which the file does not say
     model.add(layers.Dense(23, activation="softmax"))
     model.build((None, None))
     model.load_weights(path)
