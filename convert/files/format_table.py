@@ -13,8 +13,8 @@ from convert.files import run_directory
 from convert.keras_models.reader import check_file
 from convert.options import FormatName
 from convert.packages import import_optional
+from jaxlm.data.vocabulary import VOCABULARY_FILE
 from jaxlm.errors import InputError
-from jaxlm.runs.directory import CONFIG_FILE
 
 
 class Format(NamedTuple):
@@ -111,7 +111,7 @@ def load_predictor(path: Path, format: FormatName | None = None) -> Predictor:
     """
     if not path.exists():
         raise InputError(f"{path} does not exist.")
-    is_run = (path / CONFIG_FILE).is_file() or (path.is_dir() and not path.suffix)
+    is_run = (path / VOCABULARY_FILE).is_file() or (path.is_dir() and not path.suffix)
     if is_run and format is None and not (path / "saved_model.pb").exists():
         return language_model_predictor(run_directory.load(path).model, path.name)
     name = format_of(path, format)

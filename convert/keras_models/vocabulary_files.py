@@ -117,6 +117,8 @@ def _with_reserved_words(path: Path, found: KerasWords, unk: str | None, eos: st
             raise InputError(
                 f"Invalid `{argument}`: expected a word of {path}, which stands for {name}. Received: {given!r}."
             )
+    if unk is not None and unk == eos:
+        raise InputError(f"Invalid `eos`: expected another word than `unk`. Received: {eos!r}.")
     if unk is None:
         unk = found.unk or next((word for word in (UNK, KERAS_UNK) if word in known), UNK)
     renamed = {unk: UNK, EOS if eos is None else eos: EOS}

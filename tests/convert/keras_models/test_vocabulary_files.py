@@ -149,6 +149,8 @@ def test_the_counts_of_a_keras_tokenizer_are_known(tmp_path):
 )
 def test_words_in_the_order_of_their_ids_are_read(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    with pytest.raises(InputError, match=r"`eos`: expected another word than `unk`. Received: '\.'"):
+        read_vocabulary(tmp_path / name, unk=".", eos=".")
     vocabulary, keras_ids = read_vocabulary(tmp_path / name, unk="[UNK]", eos=".", tokenization="whitespace")
     assert vocabulary.words == ("<unk>", "the", "<eos>") and keras_ids is None
     assert vocabulary.counts == ((9, 8, 2) if name == "counts.txt" else None)
