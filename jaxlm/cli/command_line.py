@@ -34,6 +34,7 @@ def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
     Returns:
       The exit code.
     """
+    replace_closed_streams()
     print_any_text()
     try:
         code = command() or 0
@@ -52,6 +53,13 @@ def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def replace_closed_streams() -> None:
+    """Replaces standard streams that the caller has closed, as some services do, by the null device."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
 
 
 def print_any_text() -> None:

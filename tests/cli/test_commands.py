@@ -222,6 +222,16 @@ def test_an_error_of_the_system_is_one_line(run_dir, text_file, capsys):
     assert capsys.readouterr().err == "error: No locks available\n"
 
 
+def test_closed_streams_are_empty(run_dir, monkeypatch, capsys):
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, None)
+    assert jaxlm("score", run_dir, "-") == 2
+    assert capsys.readouterr().err == "error: The standard input is empty; expected text.\n"
+    assert run_command(lambda: print("words")) == 0
+    for file in (sys.stdin, sys.stdout):
+        file.close()
+
+
 def test_a_diverged_model_has_no_perplexity(run_dir, tmp_path, capsys):
     shutil.copytree(run_dir, tmp_path / "run")
     checkpoints, config = Checkpoints(tmp_path / "run"), load_config(tmp_path / "run")
