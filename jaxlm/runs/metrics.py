@@ -73,9 +73,11 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end was cut off, or is empty
         try:
             row = json.loads(line)
-            row["step"] + 0
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and "step" in row and {*map(type, row.values())} <= {int, float}:
             rows.append(row)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        else:
             logger.warning("%s: line %d is damaged and left out", path, number)
     return rows
 

@@ -106,7 +106,8 @@ def test_a_vocabulary_of_another_size_is_refused(corpus_dir, corpus):
 
 def test_damaged_lines_of_the_metrics_are_left_out_and_told(tmp_path, caplog):
     assert read_metrics(tmp_path) == []
-    lines = [b'{"step": 1}', b'{"step": \xff}', b'{"step": "x"}', b"[3]", b'{"step": 4}', b'{"step": 5, "lo']
+    lines = [b'{"step": 1}', b'{"step": \xff}', b'{"step": "x"}', b"[3]", b'{"step": 4}']
+    lines += [b'{"step": 4, "valid_words": [1]}', b'{"seconds": 1.5}', b'{"step": 5, "lo']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 4}]
-    assert [record.args[1] for record in caplog.records] == [2, 3, 4]  # the last line was cut off: nothing is lost
+    assert [record.args[1] for record in caplog.records] == [2, 3, 4, 6, 7]  # the last line was cut off
