@@ -1,6 +1,5 @@
 """The commands as a user calls them: the whole path, and one clear line for each kind of bad input."""
 
-import errno
 import io
 import logging
 import os
@@ -206,30 +205,6 @@ def test_words_of_any_length_are_shown_shortened(run_dir, tmp_path, capsys, capl
     with caplog.at_level(logging.INFO, "jaxlm"):
         assert jaxlm("prepare", tmp_path / "text", *arguments) == 0
     assert caplog.text.count("x" * 40 + "…") == 2 and len(caplog.text) < 1000
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_an_error_of_the_system_is_one_line(run_dir, text_file, capsys):
-    command = [sys.executable, "-m", "jaxlm", "score", str(run_dir), str(text_file)]
-    with open("/dev/full", "w") as full:
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (result.returncode, result.stderr) == (2, "error: The output: No space left on device\n")
-
-    def fail() -> int:  # without the name of a file, and the output is not to blame
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    assert run_command(fail) == 2
-    assert capsys.readouterr().err == "error: No locks available\n"
-
-
-def test_closed_streams_are_empty(run_dir, monkeypatch, capsys):
-    for name in ("stdin", "stdout"):
-        monkeypatch.setattr(sys, name, None)
-    assert jaxlm("score", run_dir, "-") == 2
-    assert capsys.readouterr().err == "error: The standard input is empty; expected text.\n"
-    assert run_command(lambda: print("words")) == 0
-    for file in (sys.stdin, sys.stdout):
-        file.close()
 
 
 def test_a_diverged_model_has_no_perplexity(run_dir, tmp_path, capsys):

@@ -1,0 +1,35 @@
+"""Errors of the system and closed streams end in one clear line."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import jaxlm
+
+from jaxlm.cli import run_command
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_error_of_the_system_is_one_line(run_dir, text_file, capsys):
+    command = [sys.executable, "-m", "jaxlm", "score", str(run_dir), str(text_file)]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (2, "error: The output: No space left on device\n")
+
+    def fail() -> int:  # without the name of a file, and the output is not to blame
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    assert run_command(fail) == 2
+    assert capsys.readouterr().err == "error: No locks available\n"
+
+
+def test_closed_streams_are_empty(run_dir, monkeypatch, capsys):
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, None)
+    assert jaxlm("score", run_dir, "-") == 2
+    assert capsys.readouterr().err == "error: The standard input is empty; expected text.\n"
+    assert run_command(lambda: print("words")) == 0
+    for file in (sys.stdin, sys.stdout):
+        file.close()
