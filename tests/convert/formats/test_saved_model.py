@@ -160,7 +160,8 @@ def test_probabilities_and_logits_are_told_apart_by_the_graph(tmp_path, activati
 
 def test_a_saved_model_of_another_shape_is_refused(tmp_path):
     ids, other = keras.Input((None,), dtype="int32"), keras.Input((3,))
-    keras.Model([ids, other], [layers.Embedding(5, 3)(ids), layers.ReLU()(other)]).export(tmp_path / "model", verbose=False)
+    model = keras.Model([ids, other], [layers.Embedding(5, 3)(ids), layers.ReLU()(other)])
+    model.export(tmp_path / "model", verbose=False)
     assert_refused(tmp_path / "model", "expected one input of ids and one output")
 
 
