@@ -43,6 +43,8 @@ def _layers(model: Any, path: tuple[str, ...], names: tuple[str, ...]) -> list[L
     entries = inner["layers"] if isinstance(inner, dict) else inner  # a list in the first versions of Keras
     layers: list[Layer] = []
     counts: dict[str, int] = {}
+    masked: list[Any] = []  # the inputs of Embeddings with `mask_zero`
+    masks: set[tuple[str, int]] = set()  # of these inputs; Keras 3 lists their computation among the layers
     previous = None
     for entry in entries:
         if not isinstance(entry["class_name"], str):
@@ -51,7 +53,13 @@ def _layers(model: Any, path: tuple[str, ...], names: tuple[str, ...]) -> list[L
         key = _snake_case(entry["class_name"])
         counts[key] = counts.get(key, -1) + 1
         key = f"{key}_{counts[key]}" if counts[key] else key
-        inbound = _references(entry.get("inbound_nodes", []))
+        nodes = entry.get("inbound_nodes", [])
+        inbound = _references(_without_masks(nodes, masks))
+        if entry["class_name"] == "NotEqual" and inbound in masked and list(nodes[0]["args"][1:]) == [0]:
+            masks.add((name, 0))
+            continue
+        if entry["class_name"] == "Embedding" and entry["config"].get("mask_zero"):
+            masked.append(inbound)
         if previous is not None and kind != "Sequential" and inbound != [(previous, 0)]:
             layer = Layer(entry["class_name"], {"name": name})
             expected = f"expected a chain without branches or further outputs, and {previous!r} as its only input"
@@ -68,6 +76,19 @@ def _layers(model: Any, path: tuple[str, ...], names: tuple[str, ...]) -> list[L
             f"Invalid Keras model: expected one output, that of its last layer {previous!r}. Received: {outputs}."
         )
     return layers
+
+
+def _without_masks(nodes: Any, masks: set[tuple[str, int]]) -> Any:
+    """Returns the calls of a layer without the argument `mask`, if it is one of these."""
+    if not masks or not isinstance(nodes, list):
+        return nodes
+    kept = []
+    for node in nodes:
+        settings = dict(node["kwargs"]) if isinstance(node, dict) else {}
+        if masks.issuperset(_references(settings.get("mask"))):
+            settings.pop("mask", None)
+        kept.append(node | {"kwargs": settings} if isinstance(node, dict) else node)
+    return kept
 
 
 def _snake_case(name: str) -> str:

@@ -47,6 +47,7 @@ ACCEPTED = {
     "softmax layer": lambda: chain(lstm(), layers.Dense(V), layers.Softmax()),
     "time distributed": lambda: chain(lstm(), layers.TimeDistributed(softmax())),
     "masked": lambda: chain(lstm(), lstm(), softmax(), mask_zero=True),
+    "masked, functional": lambda: (lambda model: keras.Model(model.inputs, model.outputs))(ACCEPTED["masked"]()),
     "last only": lambda: chain(lstm(), layers.LSTM(7), softmax()),
     "unrolled and stateless": lambda: chain(lstm(unroll=False, stateful=False, seed=3), softmax()),
 }
@@ -56,7 +57,7 @@ ACCEPTED = {
 def test_a_keras_model_of_any_supported_shape_goes_to_jaxlm_and_back(name):
     model = ACCEPTED[name]()
     language_model = convert.from_keras(model)  # which compares the two
-    first = 1 if name == "masked" else 0
+    first = 1 if name.startswith("masked") else 0
     ids = np.random.default_rng(1).integers(first, V, (2, 6))
     ours = np.asarray(jax.nn.log_softmax(language_model(ids)[0]))
     outputs = keras.ops.convert_to_numpy(model(ids))
@@ -177,6 +178,9 @@ def test_branches_and_unbuilt_models_are_refused():
     hidden = lstm(5)(layers.Embedding(V, 5)(inputs))
     with pytest.raises(InputError, match="'add' .*expected a chain without branches"):
         convert.from_keras(keras.Model(inputs, softmax()(layers.Add()([hidden, hidden]))))
+    mask = keras.ops.not_equal(inputs, 0)  # of the user's own
+    with pytest.raises(InputError, match="NotEqual.*expected a chain without branches"):
+        convert.from_keras(keras.Model(inputs, softmax()(lstm(5)(layers.Embedding(V, 5)(inputs), mask=mask))))
     shared = lstm(5)
     with pytest.raises(InputError, match="cannot be converted|Invalid Keras model"):
         convert.from_keras(keras.Model(inputs, softmax()(shared(shared(hidden)))))
