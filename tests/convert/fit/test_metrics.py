@@ -74,6 +74,8 @@ CASES = {  # the model, the data, its weights, and the loss
 def both(module, case):
     """Returns the logs of validation, and those of `model.evaluate`, after a step of training."""
     x, y = case.get("data", sequences())
+    if module is MODULES["tf_keras"] and case is CASES["ignored class outside"]:
+        x, y = x[:8], y[:8]  # a batch whose labels are all ignored is NaN there
     data = (x, y, case["weights"]) if "weights" in case else (x, y)
     sparse = y.ndim < 3
     loss = getattr(module.losses, f"{'Sparse' if sparse else ''}CategoricalCrossentropy")(**case.get("loss", {}))
