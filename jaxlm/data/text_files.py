@@ -5,6 +5,7 @@ import glob
 import io
 import lzma
 import os
+import shlex
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +28,7 @@ def list_texts(sources: PathLike | Sequence[PathLike] | None) -> list[Path]:
     Those of a directory or a pattern are sorted by name; hidden files are left out.
 
     Raises:
-      InputError: a directory or a pattern has no files.
+      InputError: a directory or a pattern has no files, or is a prepared corpus.
     """
     paths: list[Path] = []
     for source in [sources] if isinstance(sources, str | os.PathLike) else sources or []:
@@ -44,6 +45,13 @@ def list_texts(sources: PathLike | Sequence[PathLike] | None) -> list[Path]:
         else:
             found = [path]
         paths += found
+    for path in paths:
+        if path.name == "train.npy" and path.with_name("vocabulary.json").is_file():
+            data = path.parent
+            raise InputError(
+                f"{data} is a prepared corpus; expected texts. Train on it, `jaxlm train {shlex.quote(str(data))} --out"
+                " RUN`, or name the texts it was made of."
+            )
     return paths
 
 
