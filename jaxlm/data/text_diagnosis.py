@@ -95,7 +95,10 @@ def describe_bytes(source: TextSource, error: UnicodeDecodeError, lines: int, ha
         command = source.through("iconv -c -f UTF-8 -t UTF-8")
         return f"{problem} The text before it is UTF-8, so it may be damaged. Drop such bytes: {command}"
     encoding = "WINDOWS-1252" if any(0x80 <= byte < 0xA0 for byte in after[:4096]) else "LATIN1"
-    return f"{problem} Convert it; if it is Western European text: {source.through(_iconv(encoding))}"
+    return (
+        f"{problem} Convert it from its encoding, such as SHIFT-JIS or GB18030 (`file -i` may tell, `iconv -l` lists"
+        f" all); if it is Western European text: {source.through(_iconv(encoding))}"
+    )
 
 
 def _iconv(encoding: str) -> str:

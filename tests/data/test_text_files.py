@@ -120,6 +120,10 @@ DAMAGED = [
     (None, "does not exist"),
     (b"", "is empty"),
     (b"caf\xe9 au lait\n", "is not UTF-8: byte 0xe9"),
+    (
+        "これは日本語です。\n".encode("shift-jis"),
+        "from its encoding, such as SHIFT-JIS .*if it is Western European text",
+    ),
     (gzip.compress(os.urandom(9000), mtime=0)[:-20], "cannot be read|is not UTF-8|NUL"),
     (gzip.compress(b"some text\n" * 1000, mtime=0)[:-20], "cannot be read"),
     (lzma.compress(b"some text\n" * 1000)[:-20], "cannot be read"),
@@ -146,6 +150,17 @@ def test_files_directories_and_patterns_name_texts(tmp_path):
     found = list_texts([tmp_path / "b", str(tmp_path / "b" / "*"), tmp_path / "a"])
     assert [str(path.relative_to(tmp_path)) for path in found] == ["b/1", "b/2", "b/sub/3", "b/1", "b/2", "a"]
     (tmp_path / "empty").mkdir()
-    for source, message in ((tmp_path / "empty", "without files"), (tmp_path / "c*", "No file matches")):
+    (tmp_path / "data").mkdir()
+    for name in ("train.npy", "vocabulary.json"):
+        (tmp_path / "data" / name).write_bytes(b"\x93")
+    corpus = f"{tmp_path / 'data'} is a prepared corpus.*jaxlm train {tmp_path / 'data'} --out RUN"
+    refused = [
+        ("empty", "without files"),
+        ("c*", "No file matches"),
+        ("data", corpus),
+        ("data/*", corpus),
+        (".", corpus),
+    ]
+    for source, message in ((tmp_path / name, message) for name, message in refused):
         with pytest.raises(InputError, match=message):
             list_texts(source)
