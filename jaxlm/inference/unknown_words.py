@@ -12,6 +12,7 @@ from jaxlm.inference.scoring import LineScore
 MANY = 0.3  # of all words; ordinary texts have a few per cent
 MAX_TYPES = 10_000  # distinct unknown words that are kept, so that memory stays flat
 REASON_SHARE = 0.4  # of the unknown words that a reason must explain
+FEW_CAPITALS = 0.01  # of the words of a vocabulary in lower case, such as <UNK> and N
 
 
 class UnknownWords:
@@ -45,9 +46,15 @@ class UnknownWords:
 
     def _reason(self) -> str:
         ids = self.vocabulary.ids
+        cased = sum(word != word.lower() for word in ids)
+        case = "is in lower case" if cased <= FEW_CAPITALS * len(ids) else "has both cases"
         reasons = [
             (
-                "The text has capitals, and the vocabulary is in lower case: lower-case the text.",
+                f"The text is in upper case, and the vocabulary {case}: lower-case the text.",
+                lambda word: word.isupper() and (word.lower() in ids or word.capitalize() in ids),
+            ),
+            (
+                f"The text has capitals, and the vocabulary {case}: lower-case the words that it has in lower case.",
                 lambda word: word != word.lower() and word.lower() in ids,
             ),
             (

@@ -164,19 +164,24 @@ def test_words_between_blanks_without_parts_have_rows(monkeypatch, capsys, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("lines", "reason"),
+    ("lines", "reason", "others"),
     [
-        (["THE WHALE OF THE SEA"], "lower-case the text"),
-        (["12 4 88", "7"], "replace ids by words"),
-        (['{"sentence_good": "the sea", "sentence_bad": "sea the"}'], "jaxlm compare"),
-        (["<s> </s>"], "markers of another toolkit"),
-        (["un@@ known"], "language"),
-        (["Der Wal und das Meer"], "another language"),
-        (['" Wal " " und "'], "another language"),
+        (["THE WHALE OF THE SEA"], "is in upper case, and the vocabulary is in lower case: lower-case the text", {}),
+        (["THE WHALE OF THE SEA"], "is in upper case, and the vocabulary has both cases", {"of": "Of"}),
+        (["The Whale, The Sea"], "has capitals, and the vocabulary is in lower case", {}),
+        (["The Whale, The Sea"], "has capitals, and the vocabulary has both cases", {"of": "Of"}),
+        (["of of the sea"], "is in lower case, and the vocabulary has capitals", {"of": "Of"}),
+        (["12 4 88", "7"], "replace ids by words", {}),
+        (['{"sentence_good": "the sea", "sentence_bad": "sea the"}'], "jaxlm compare", {}),
+        (["<s> </s>"], "markers of another toolkit", {}),
+        (["un@@ known"], "language", {}),
+        (["Der Wal und das Meer"], "another language", {}),
+        (['" Wal " " und "'], "another language", {}),
     ],
 )
-def test_many_unknown_words_have_a_likely_reason(lines, reason):
+def test_many_unknown_words_have_a_likely_reason(lines, reason, others):
     model, vocabulary = make()
+    vocabulary = replace(vocabulary, words=tuple(others.get(word, word) for word in WORDS))
     unknown = UnknownWords(vocabulary)
     list(unknown.count(score(model, vocabulary, lines)))
     assert reason in unknown.describe() and unknown.describe().startswith("WARNING")
