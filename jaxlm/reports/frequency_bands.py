@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.config import TrainConfig
+from jaxlm.inference.perplexity import perplexity_of
 
 
 class Band(NamedTuple):
@@ -29,7 +30,7 @@ def frequency_bands(
     bands = []
     for first, end in zip(bounds, bounds[1:], strict=False):
         inside = (labels >= first) & (labels < end)
-        perplexity = float(np.exp(-log_probabilities[inside].mean())) if inside.any() else np.nan
+        perplexity = perplexity_of(-float(log_probabilities[inside].mean())) if inside.any() else np.nan
         bands.append(Band(first, end - 1, float(inside.mean()), perplexity, float(inclusion[first:end].mean())))
     return bands
 

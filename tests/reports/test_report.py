@@ -14,6 +14,7 @@ from jaxlm.cli import run
 from jaxlm.config import TrainConfig
 from jaxlm.inference.perplexity import evaluate
 from jaxlm.reports.frequency_bands import frequency_bands, inclusion_probabilities
+from jaxlm.reports.html import format_cell
 from jaxlm.reports.report import ReportedRun, differences, write_report
 from jaxlm.reports.word_sections import score_text
 from jaxlm.runs.directory import RunConfig, load_model
@@ -106,6 +107,9 @@ def test_the_words_are_those_of_an_exact_evaluation(run_dir, corpus):
     assert [(band.first, band.last) for band in bands] == [(0, 9), (10, 99), (100, 119)]
     total = sum(band.share * np.log(band.perplexity) for band in bands if band.share)
     np.testing.assert_allclose(total, loss, rtol=1e-5)
+    (diverged,) = frequency_bands(np.array([0, 3]), np.array([-95, -93], np.float32), np.ones(9), None)
+    np.testing.assert_allclose(diverged.perplexity, np.exp(94), rtol=1e-5)  # not infinity, and without a warning
+    assert format_cell(diverged.perplexity) == "6.663e+40"
 
 
 @pytest.mark.parametrize("sampler", ["log_uniform", "uniform", "unigram"])
