@@ -49,9 +49,9 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         if not self.differences:
             return f"{self.names[0]} and {self.names[1]} differ in the size of the vocabulary"
-        lines = [f"{'difference':20} {'absolute':>10} {'relative':>10} {'allowed':>8} {'values':>10}"]
+        lines = [f"{'difference':20} {'absolute':>10} {'allowed':>8} {'relative':>10} {'values':>10}"]
         for quantity, absolute, relative, num_values, allowed in self.differences:
-            lines.append(f"{quantity:20} {absolute:10.2e} {relative:10.2e} {allowed:8.0e} {num_values:10,}")
+            lines.append(f"{quantity:20} {absolute:10.2e} {allowed:8g} {relative:10.2e} {num_values:10,}")
         return "\n".join(lines)
 
 

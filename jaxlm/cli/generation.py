@@ -134,7 +134,10 @@ def neighbors(
     unknown = [word for word in words if word not in vocabulary.ids]
     if unknown:
         found = ", ".join(map(shorten, unknown))
-        raise InputError(f"Not in the vocabulary: {found}. Give words of {run}/vocabulary.json.")
+        forms = (form for word in unknown for form in (word.lower(), word.capitalize(), word.upper()))
+        known = ", ".join(form for form in forms if form in vocabulary.ids)
+        advice = f"Write {known}" if known else f"Give words of {run}/vocabulary.json"
+        raise InputError(f"Not in the vocabulary: {found}. {advice}.")
     for n, (word, table) in enumerate(itertools.product(words, TABLES)):
         nearest = nearest_words(loaded.model, vocabulary, word, k, table=table)
         if n == 0:  # the arguments are valid

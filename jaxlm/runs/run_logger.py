@@ -208,7 +208,8 @@ class RunLogger:
                 f" {back if good else 'Start again in another `out`'} with a lower `learning_rate`."
             )
             return evaluation, state
-        gap = "" if self.train.loss == "full" else f"; the training loss is {exact - training:.3f} below the exact one"
+        side = f"{abs(exact - training):.3f} {'below' if training <= exact else 'above'}"
+        gap = "" if self.train.loss == "full" else f"; the training loss is {side} the exact one"
         logger.info(
             f"step {step}: validation perplexity {evaluation.perplexity:.2f}"
             f" (exact, {evaluation.num_tokens:,} words, loss {evaluation.loss:.4f}{gap})"

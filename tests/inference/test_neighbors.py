@@ -86,4 +86,6 @@ def test_the_commands_print_tables(run_dir, capsys):
         [word, table] for word in ("whale", "sea") for table in ("embedding", "embedding", "softmax", "softmax")
     ]
     assert run(["neighbors", str(run_dir), "whale", "zebra"]) == 2
-    assert "Not in the vocabulary: zebra" in capsys.readouterr().err
+    assert "Not in the vocabulary: zebra. Give words of" in capsys.readouterr().err
+    assert run(["neighbors", str(run_dir), "Whale"]) == 2
+    assert "Not in the vocabulary: Whale. Write whale." in capsys.readouterr().err
