@@ -1,8 +1,9 @@
-"""Warnings about a prepared text: frequent unknown words, markers of other toolkits, unsegmented scripts."""
+"""Warnings about a text: unknown words, other Unicode forms, markers of other toolkits, unsegmented scripts."""
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,26 @@ def shared_file_warnings(texts: Mapping[str, Sequence[Path]]) -> list[str]:
         if shared := [path for path in theirs if path.resolve() in known]:
             lines.append(f"{shared[0]} is in the {first} and in the {second} text: leave it out of one of them")
     return lines
+
+
+def unicode_form_warnings(words: Iterable[str], vocabulary: Collection[str]) -> list[str]:
+    """Returns a warning if words would be other words of the vocabulary in another Unicode form.
+
+    A letter with an accent is one character in NFC, and two in NFD, which macOS and some PDF readers write.
+    """
+    beyond_ascii = [word for word in words if not word.isascii()]
+    for form in ("NFC", "NFD"):
+        normalized = ((word, unicodedata.normalize(form, word)) for word in beyond_ascii)
+        found = [word for word, other in normalized if other != word and other in vocabulary]
+        if found:
+            return [
+                "words differ from those of the vocabulary only in their Unicode form:"
+                f" {', '.join(map(shorten, found[:3]))} ({len(found):,} in all). Convert the text to {form}:"
+                " python3 -X utf8 -c"
+                f" \"import sys, unicodedata as u; sys.stdout.writelines(u.normalize('{form}', s) for s in sys.stdin)\""
+                " < TEXT > NEW_TEXT"
+            ]
+    return []
 
 
 def _markers(words: list[str], counts: np.ndarray) -> list[str]:

@@ -1,6 +1,8 @@
 """Warnings about a prepared text: frequent unknown words, words left out, and unsegmented text."""
 
 import logging
+import subprocess
+import unicodedata
 
 import numpy as np
 import pytest
@@ -72,6 +74,27 @@ def test_words_with_spaces_between_them_do_not(tmp_path, caplog, text):
 def test_one_line_without_spaces_says_so(tmp_path, caplog):
     with pytest.raises(InputError, match="cut it into words first"):
         told(tmp_path, caplog, CHINESE.strip() * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "given"), [("NFC", "NFD", True), ("NFD", "NFC", True), ("NFC", "NFD", False)]
+)
+def test_words_in_another_unicode_form_are_named_with_the_command_that_converts_them(
+    tmp_path, caplog, ours, theirs, given
+):
+    sentence = "André schläft\n"
+    known, other = (unicodedata.normalize(form, sentence) for form in (ours, theirs))
+    settings = {"vocabulary": known.split()} if given else {}
+    message = told(tmp_path, caplog, 50 * (other if given else known + other), **settings)
+    assert "(2 in all)" in message
+    command = message.partition(f"Convert the text to {ours}: ")[2].strip()
+    command = command.replace("< TEXT > NEW_TEXT", "< text.txt > new/text.txt")
+    (tmp_path / "new").mkdir()
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    converted = (tmp_path / "new" / "text.txt").read_text(encoding="utf-8")
+    assert converted == known * (50 if given else 100)
+    caplog.clear()
+    assert "Unicode form" not in told(tmp_path / "new", caplog, converted, **settings)
 
 
 @pytest.mark.parametrize("marker", ["<s>", "<bos>", "[CLS]", "<|endoftext|>"])

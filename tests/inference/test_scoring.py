@@ -171,6 +171,12 @@ def test_words_between_blanks_without_parts_have_rows(monkeypatch, capsys, tmp_p
         (["The Whale, The Sea"], "has capitals, and the vocabulary is in lower case", {}),
         (["The Whale, The Sea"], "has capitals, and the vocabulary has both cases", {"of": "Of"}),
         (["of of the sea"], "is in lower case, and the vocabulary has capitals", {"of": "Of"}),
+        (
+            ["se\u0301a of the whale"],
+            "differ from those of the vocabulary only in their Unicode form",
+            {"sea": "s\xe9a"},
+        ),
+        (["s\xe9a of the whale"], "Convert the text to NFD", {"sea": "se\u0301a"}),
         (["12 4 88", "7"], "replace ids by words", {}),
         (['{"sentence_good": "the sea", "sentence_bad": "sea the"}'], "jaxlm compare", {}),
         (["<s> </s>"], "markers of another toolkit", {}),
