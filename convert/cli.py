@@ -10,7 +10,15 @@ from typing import Annotated, get_args
 import tyro
 
 from convert.options import Dtype, ExportOptions, FormatName
-from jaxlm.cli.arguments import OptionalPath, OptionalTokenization, OptionalWord, RunPath, shown
+from jaxlm.cli.arguments import (
+    OptionalInt,
+    OptionalPath,
+    OptionalTokenization,
+    OptionalWord,
+    RunPath,
+    check_command,
+    shown,
+)
 from jaxlm.cli.command_line import run_command, show_messages
 from jaxlm.errors import InputError, require
 
@@ -104,7 +112,7 @@ def verify(
     /,
     text: OptionalPath = None,
     vocabulary: OptionalPath = None,
-    max_tokens: Annotated[int | None, shown(10_000, "INT")] = None,
+    max_tokens: Annotated[OptionalInt, shown(10_000)] = None,
 ) -> int:
     """Compare two models of any format. Exits with 1 if they differ.
 
@@ -145,7 +153,12 @@ COMMANDS = (to_keras, from_keras, verify)
 
 def run(args: Sequence[str] | None = None) -> int:
     """Runs the command line, by default that of the process; returns the exit code."""
-    return run_command(lambda: app.cli(prog="jaxlm-convert", description=__doc__, args=args), *COMMANDS)
+
+    def command() -> int | None:
+        check_command(sys.argv[1:] if args is None else args, COMMANDS)
+        return app.cli(prog="jaxlm-convert", description=__doc__, args=args)
+
+    return run_command(command, *COMMANDS)
 
 
 def main() -> None:

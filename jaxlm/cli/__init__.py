@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from jaxlm.cli.arguments import OptionalPath, RunPath, check_several_values
+from jaxlm.cli.arguments import OptionalPath, RunPath, check_command, check_several_values
 from jaxlm.cli.command_line import enable_compilation_cache, run_command, show_messages
 from jaxlm.cli.generation import generate, neighbors, next_words
 from jaxlm.cli.preparation import prepare
@@ -29,7 +29,9 @@ def run(args: Sequence[str] | None = None) -> int:
     """Runs the command line, by default that of the process; returns the exit code."""
 
     def command() -> int | None:
-        check_several_values(sys.argv[1:] if args is None else args, *SEVERAL_VALUES)
+        given = sys.argv[1:] if args is None else args
+        check_command(given, COMMANDS)
+        check_several_values(given, *SEVERAL_VALUES)
         return app.cli(prog="jaxlm", description=__doc__, args=args)
 
     return run_command(command, *COMMANDS)

@@ -1,7 +1,8 @@
 """Argument types of the commands, with their names in --help."""
 
+import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -19,6 +20,20 @@ def shown(default: object, metavar: str | None = None) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
+def optional_number(kind: Callable[[str], Any], metavar: str, expected: str, word: str | None = None) -> Any:
+    """Returns how the parser reads a number that may be left out, or that `word` may replace."""
+
+    def parse(values: list[str]) -> Any:
+        if values[0] == word:
+            return word
+        try:
+            return kind(values[0])
+        except ValueError as error:
+            raise ValueError(f"expected {expected}. Received: {values[0]}") from error
+
+    return tyro.constructors.PrimitiveConstructorSpec(1, metavar, parse, lambda _: True, lambda value: [str(value)])
+
+
 Texts = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="TEXT [TEXT ...]")]
 Data = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
 RunPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -29,13 +44,13 @@ Scales = Annotated[tuple[str, ...], shown(None, "NAME=NUMBER [NAME=NUMBER ...]")
 OptionalWord = Annotated[str | None, tyro.conf.arg(metavar="WORD")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 OptionalPositional = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]")]
-OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
-OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+OptionalInt = Annotated[int | None, optional_number(int, "INT", "an integer")]
+OptionalFloat = Annotated[float | None, optional_number(float, "FLOAT", "a number")]
 OptionalTokenization = Annotated[
     Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"] | None,
     tyro.conf.arg(metavar="{words,whitespace,text_vectorization,keras_tokenizer}"),
 ]
-BatchSize = Annotated[int | Literal["auto"], tyro.conf.arg(metavar="INT|auto")]
+BatchSize = Annotated[int | Literal["auto"], optional_number(int, "INT|auto", "an integer, or auto", "auto")]
 
 
 def made_by(config: type) -> Any:
@@ -86,6 +101,21 @@ Step = Annotated[StepOptions, made_by(StepOptions), tyro.conf.OmitArgPrefixes]
 Schedule = Annotated[ScheduleConfig, made_by(ScheduleConfig), tyro.conf.OmitArgPrefixes]
 Devices = Annotated[MeshOptions, tyro.conf.OmitArgPrefixes]
 Processes = Annotated[ProcessConfig, made_by(ProcessConfig), tyro.conf.OmitArgPrefixes]
+
+
+def check_command(args: Sequence[str], commands: Iterable[Callable]) -> None:
+    """Checks that the first argument, unless it is an option, is a command.
+
+    Raises:
+      InputError: it is not; suggests a similar one.
+    """
+    names = [command.__name__.replace("_", "-") for command in commands]
+    name = args[0].replace("_", "-") if args else "-"
+    if name.startswith("-") or name in names:
+        return
+    similar = difflib.get_close_matches(name, names, 1)
+    advice = f" Did you mean {similar[0]}?" if similar else ""
+    raise InputError(f"Expected a command: {', '.join(names)}. Received: {args[0]}.{advice}")
 
 
 def check_several_values(args: Sequence[str], *options: str) -> None:

@@ -3,7 +3,16 @@
 from pathlib import Path
 from typing import Annotated
 
-from jaxlm.cli.arguments import OptionalPath, OptionalTokenization, OptionalWord, Paths, Texts, Words, shown
+from jaxlm.cli.arguments import (
+    OptionalInt,
+    OptionalPath,
+    OptionalTokenization,
+    OptionalWord,
+    Paths,
+    Texts,
+    Words,
+    shown,
+)
 from jaxlm.cli.results import describe, print_count_warnings
 from jaxlm.errors import InputError
 
@@ -14,7 +23,7 @@ def prepare(
     out: Path,
     valid: Paths = (),
     test: Paths = (),
-    vocab_size: Annotated[int | None, shown(200_000, "INT")] = None,
+    vocab_size: Annotated[OptionalInt, shown(200_000)] = None,
     tokenization: Annotated[OptionalTokenization, shown("words")] = None,
     vocabulary: OptionalPath = None,
     unk: OptionalWord = None,

@@ -70,6 +70,21 @@ def test_defaults_of_options_that_may_be_left_out_are_those_of_the_config(capsys
     assert ModelConfig(50, **shown) == ModelConfig(50) and MeshConfig(**mesh) == MeshConfig()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("prepare t --out x --vocab-size 200k", "--vocab-size: expected an integer. Received: 200k"),
+        ("train t --out x --batch-size many", "--batch-size: expected an integer, or auto. Received: many"),
+        ("rescore x t --weight half", "--weight: expected a number. Received: half"),
+    ],
+)
+def test_a_number_that_is_none_is_named_in_plain_words(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        jaxlm(*arguments.split())
+    errors = capsys.readouterr().err
+    assert message in errors and "NoneType" not in errors and "literal" not in errors
+
+
 MOSES = "0 ||| the whale ||| LM0= -9.5 ||| -4.5\n"
 REFUSED = [  # command, arguments, message; RUN, TEXT and so on are paths
     ("score", "RUN TEXT --ignore-unk --unk-log-prob=-3", "Invalid --unk-log-prob: expected 0 with --ignore-unk."),
@@ -103,6 +118,8 @@ REFUSED = [  # command, arguments, message; RUN, TEXT and so on are paths
         "Invalid --num-samples: expected an integer from 1 to 1 with",
     ),
     ("neighbors", "RUN the --k 0", "Invalid --k"),
+    ("trian", "TEXT --out NEW", "report, doctor. Received: trian. Did you mean train?"),
+    ("next_word", "RUN the", "Did you mean next-words?"),
 ]
 
 

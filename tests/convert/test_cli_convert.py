@@ -137,6 +137,8 @@ def test_wrong_options_of_verify_are_refused(run_dir, text_file, capsys):
     for options, message in cases:
         assert run_convert("verify", run_dir, run_dir, *options) == 2
         assert message in capsys.readouterr().err
+    assert run_convert("verfy", run_dir, run_dir) == 2
+    assert "Received: verfy. Did you mean verify?" in capsys.readouterr().err
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(run_dir, tmp_path, capsys):
