@@ -1,6 +1,8 @@
 """Checks of the arguments of `fit_keras`: numbers, one number per class, and initial values."""
 
-from collections.abc import Container, Mapping
+import inspect
+from collections.abc import Callable, Container, Mapping
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
@@ -9,7 +11,16 @@ import numpy as np
 from convert.fit.examples import Shape
 from convert.fit.network import Network
 from jaxlm.config_checks import require_integer
-from jaxlm.errors import require
+from jaxlm.errors import InputError, require
+
+
+def refuse_others(other: Mapping[str, Any], function: Callable) -> None:
+    """Raises `InputError` for the first argument in `other` that is not None: `function` has none of these."""
+    for argument, value in other.items():
+        if value is not None:  # as wrappers pass it
+            close = get_close_matches(argument, inspect.signature(function).parameters, 1, 0.65)
+            advice = f"did you mean `{close[0]}`?" if close else "leave it out."
+            raise InputError(f"{function.__name__} has no argument `{argument}`; {advice}")
 
 
 def check_numbers(validation_freq: Any, numbers: Mapping[str, Any]) -> None:

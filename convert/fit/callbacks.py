@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 
 from convert.keras_models.live_layers import definer, library_name
-from jaxlm.errors import InputError, require
+from jaxlm.errors import InputError, reason, require
 
 BATCH_HOOKS = (
     "on_batch_begin",
@@ -19,6 +19,11 @@ BATCH_HOOKS = (
 ALIASES = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
 SAVERS = {"ModelCheckpoint", "BackupAndRestore", "OrbaxCheckpoint"}
 LOGS_ONLY = {"CSVLogger", "History", "LearningRateScheduler", "ProgbarLogger", "ReduceLROnPlateau", "TerminateOnNaN"}
+NEED_OPTIMIZER = {"LearningRateScheduler", "ReduceLROnPlateau", "SwapEMAWeights"}
+NOT_COMPILED = (
+    "reads `model.optimizer`, but the model is not compiled; first call model.compile with an optimizer, such as"
+    " model.compile('adam', 'sparse_categorical_crossentropy')."
+)
 
 
 class Hooks(NamedTuple):
@@ -58,6 +63,8 @@ def open_callbacks(
         may_log_more |= "" in _owners(callback, "on_epoch_end")
         if _is_of_keras(callback) and not may_log_more:
             _check_logs(callback, set(modes))
+        if library_name(callback) in NEED_OPTIMIZER and getattr(model, "optimizer", None) is None:
+            raise InputError(f"Invalid `callbacks`: {type(callback).__name__} {NOT_COMPILED}")
         if _is_of_keras(callback) and getattr(callback, "mode", None) == "auto":
             # Keras would look at metrics that only `fit` builds
             callback.mode = modes.get(callback.monitor, "auto")
@@ -108,3 +115,12 @@ def _overrides(callback: Any, hook: str) -> bool:
 def _owners(callback: Any, hook: str) -> set[str]:
     """Returns the classes of Keras that implement a hook of a callback, without `Callback`; "" is a user's."""
     return {definer(callback, name) for name in (hook, ALIASES.get(hook, hook))} - {"Callback"}
+
+
+def check_compiled(model: Any, error: Exception) -> None:
+    """Raises `InputError` if a callback failed because a model that is not compiled has no optimizer."""
+    if getattr(model, "optimizer", None) is not None:
+        return
+    of_none = isinstance(error, AttributeError) and bool(error.name) and error.obj is None  # of `tf_keras`
+    if "optimizer" in str(error).lower() or (of_none and hasattr(model, "optimizer")):
+        raise InputError(f"A callback failed ({reason(error)}): it {NOT_COMPILED}") from error

@@ -6,7 +6,14 @@ from typing import Any, Literal
 
 import keras
 
-from convert.fit.arguments import check_initial_values, check_numbers, check_shape, class_counts, class_weights
+from convert.fit.arguments import (
+    check_initial_values,
+    check_numbers,
+    check_shape,
+    class_counts,
+    class_weights,
+    refuse_others,
+)
 from convert.fit.callbacks import open_callbacks
 from convert.fit.compile_settings import keras_of
 from convert.fit.examples import Labels, Passes, Shape, scan
@@ -16,7 +23,7 @@ from convert.fit.network import Network
 from convert.fit.session import InitialBiases, InitialEmbeddings, open_session
 from convert.fit.sources import Examples, open_examples, to_arrays
 from jaxlm.config import ComputeDtype, Sampler, TrainConfig
-from jaxlm.errors import InputError, require
+from jaxlm.errors import require
 from jaxlm.parallel.mesh import Mesh, on_host
 from jaxlm.training.state import TrainState
 from jaxlm.training.state_sharding import shard_state
@@ -114,9 +121,7 @@ def fit_keras(
     >>> list(history.history)
     ['loss']
     """
-    for argument, value in other.items():
-        if value is not None:  # as wrappers pass it
-            raise InputError(f"fit_keras has no argument `{argument}`; leave it out.")
+    refuse_others(other, fit_keras)
     sizes = {"batch_size": batch_size, "validation_batch_size": validation_batch_size, "epochs": epochs}
     steps = {"steps_per_epoch": steps_per_epoch, "validation_steps": validation_steps}
     check_numbers(validation_freq, sizes | steps)

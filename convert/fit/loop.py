@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convert.fit.batches import as_keras_weights, grown, to_batch, unpacked
-from convert.fit.callbacks import Hooks
+from convert.fit.callbacks import Hooks, check_compiled
 from convert.fit.examples import Labels, Passes, ReadBatch, read
 from convert.fit.metrics import LabelStatistics, Means, Metric
 from convert.fit.session import Session
@@ -84,7 +84,11 @@ class Training:
             self.state = self.session.settle(self.state)
             self.session.write(self.state, last=False)
             self.is_written = True
-        getattr(self.hooks.list, hook)(*arguments)
+        try:
+            getattr(self.hooks.list, hook)(*arguments)
+        except (AttributeError, ValueError) as error:
+            check_compiled(self.session.model, error)
+            raise
         if observed:
             self.state = self.session.refresh(self.state)
             self.step = int(self.state.step)

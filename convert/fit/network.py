@@ -104,6 +104,7 @@ def open_network(model: Any, shape: tuple[int | None, ...]) -> Network:
         if any_body:
             return _any_body(model)
         if isinstance(model, keras.Model):
+            _cut(model)  # raises if the JAX backend refuses it, too
             raise InputError(
                 f"{error} To train any other body, set the environment variable KERAS_BACKEND=jax before Keras is"
                 " imported."
@@ -178,10 +179,14 @@ def _chain(model: Any, layers: Sequence[Any], structure: Structure, unused: tupl
     )
 
 
-def _any_body(model: Any) -> Network:
+def _cut(model: Any) -> Cut:
     if not getattr(model, "built", False) or not getattr(model, "inputs", None):
         raise InputError("The Keras model is not built yet, or subclassed; make it functional or Sequential.")
-    cut, trainable = cut_model(model), _ids_of(model.trainable_variables)
+    return cut_model(model)
+
+
+def _any_body(model: Any) -> Network:
+    cut, trainable = _cut(model), _ids_of(model.trainable_variables)
     trained = [Link(variable, ("dense", i), True) for i, variable in enumerate(cut.body.trainable_variables)]
     other = [Link(variable, ("other", i), False) for i, variable in enumerate(cut.body.non_trainable_variables)]
     head = cut.head

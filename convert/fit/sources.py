@@ -174,12 +174,20 @@ def _array(value: Any, name: str) -> np.ndarray:
     if hasattr(value, "to_tensor"):
         raise InputError(f"Invalid `{name}`: expected {expected}, not ragged. Fill it up with `.to_tensor()`.")
     array = _as_array(value, name)
-    require(array.ndim >= 1 and array.dtype.kind in "biuf", name, expected, type(value).__name__)
+    require(array.ndim >= 1, name, expected, type(value).__name__)
+    require(array.dtype.kind in "biuf", name, f"{expected} of numbers", array.dtype.name)
     return array
 
 
 def _as_array(value: Any, name: str) -> np.ndarray:
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except (ValueError, TypeError) as error:
         raise InputError(f"Invalid `{name}`: expected arrays that are not ragged. Received: {error}") from error
+    if array.dtype.kind in "SUT" or (array.dtype.kind == "O" and isinstance(next(array.flat, None), str | bytes)):
+        expected = "numbers" if name == "sample_weight" else "integer ids"
+        raise InputError(
+            f"Invalid `{name}`: expected {expected}. Received: strings; turn words into ids with the vocabulary of the"
+            " model first, for example with a keras.layers.TextVectorization in `dataset.map`, or applied to the array."
+        )
+    return array

@@ -254,8 +254,21 @@ def test_whatever_ends_a_call_leaves_the_weights_of_the_last_step_and_val_loss_i
     assert lines[0] == "raised" and lines.count("equal: changed SGD") == 5
 
 
-def test_other_backends_say_what_to_set():
+@pytest.mark.parametrize(
+    ("activation", "subclassed", "message"),
+    [
+        (None, False, "has no GRU.* KERAS_BACKEND=jax before Keras is imported"),
+        ("sigmoid", False, r"applies sigmoid; fit_keras trains models that end in Dense\(V\)"),
+        (None, True, "not built yet, or subclassed; make it functional or Sequential"),
+    ],
+)
+def test_other_backends_are_told_to_use_jax_for_a_model_that_it_can_train(activation, subclassed, message):
     layers = keras.layers
-    model = keras.Sequential([keras.Input((6,)), layers.Embedding(23, 5), layers.GRU(4), layers.Dense(23)])
-    with pytest.raises(InputError, match="KERAS_BACKEND=jax before Keras is imported"):
+    head = layers.Dense(23, activation)
+    model = keras.Sequential([keras.Input((6,)), layers.Embedding(23, 5), layers.GRU(4), head])
+    if subclassed:
+        inner, model = model, type("Mine", (keras.Model,), {"call": lambda self, x: inner(x)})()
+        model(np.ones((4, 6)))
+    with pytest.raises(InputError, match=message) as error:
         fit_keras(model, np.ones((4, 6)), np.ones(4))
+    assert ("KERAS_BACKEND" in str(error.value)) == ("KERAS_BACKEND" in message)

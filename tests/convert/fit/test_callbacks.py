@@ -118,6 +118,20 @@ def test_a_callback_that_waits_for_what_is_not_logged_is_refused_before_the_firs
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("name", ["LearningRateScheduler", "ReduceLROnPlateau", "LambdaCallback"])
+def test_a_callback_that_reads_the_optimizer_needs_a_compiled_model(module, name):
+    model = make(MODULES[module])
+    arguments = {
+        "LearningRateScheduler": [lambda epoch, rate: rate],
+        "ReduceLROnPlateau": ["loss"],
+        "LambdaCallback": [lambda epoch, logs: model.optimizer.learning_rate],
+    }
+    callback = getattr(MODULES[module].callbacks, name)(*arguments[name])
+    with pytest.raises(InputError, match="the model is not compiled; first call model.compile with an optimizer"):
+        fit_keras(model, *sequences(), **QUIET, callbacks=[callback])
+
+
 class Bleu(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         logs["val_bleu"] = 1.0
