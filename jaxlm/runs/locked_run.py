@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from jaxlm.config import LENGTHS, ModelConfig, TrainConfig
-from jaxlm.data.vocabulary import Vocabulary
+from jaxlm.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from jaxlm.errors import InputError
 from jaxlm.files import staged
 from jaxlm.parallel.processes import on_first
@@ -74,10 +74,14 @@ def _is_new(directory: Path) -> bool:
 def _continued(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> RunConfig:
     """Returns the config with which an existing run continues."""
     old = load_config(directory)
-    if load_vocabulary(directory, old) != vocabulary:
-        raise InputError(f"{directory} is a run with another vocabulary; choose another `out`.")
     checkpoints = Checkpoints(directory)
-    is_untrained = not any(checkpoints.steps())  # new or imported: any training settings will do
+    is_untrained = not any(checkpoints.steps())  # new or imported: any text and training settings will do
+    if load_vocabulary(directory, old) != vocabulary:
+        text = "the text" if is_untrained else "its text"
+        raise InputError(
+            f"{directory} is a run with another vocabulary; prepare {text} with `vocabulary`"
+            f" {directory / VOCABULARY_FILE} to continue this run, or choose another `out`."
+        )
     _check_same_run(directory, config, RunConfig(old.model) if is_untrained else old)
     ours, theirs = config.schedule, old.schedule
     if ours is not None and theirs is not None and not is_untrained:

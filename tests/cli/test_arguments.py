@@ -54,7 +54,9 @@ def test_options_that_are_not_those_of_the_run_are_refused(run_dir, corpus_dir, 
 def test_a_run_of_another_vocabulary_is_refused(run_dir, text_file, tmp_path, capsys):
     assert jaxlm("prepare", text_file, "--out", tmp_path / "data", "--vocab-size", 60) == 0
     assert jaxlm("train", tmp_path / "data", "--out", run_dir) == 2
-    assert "is a run with another vocabulary; choose another --out." in error_line(capsys)
+    message = error_line(capsys)
+    assert f"another vocabulary; prepare its text with --vocabulary {run_dir / 'vocabulary.json'} to" in message
+    assert "or choose another --out." in message
 
 
 def test_defaults_of_options_that_may_be_left_out_are_those_of_the_config(capsys):
