@@ -46,9 +46,17 @@ class Comparison(NamedTuple):
         """The largest absolute difference of log-probabilities."""
         return self.differences[0].absolute if self.differences else float("inf")
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """The largest difference and the allowed one, in one line."""
         if not self.differences:
             return f"{self.names[0]} and {self.names[1]} differ in the size of the vocabulary"
+        row = max(self.differences, key=lambda row: (np.isnan(row.absolute), row.absolute - row.allowed))
+        return f"the largest difference, of {row.quantity}, is {row.absolute:.4g}, and {row.allowed:g} is allowed"
+
+    def __str__(self) -> str:
+        if not self.differences:
+            return self.summary
         lines = [f"{'difference':20} {'absolute':>10} {'allowed':>8} {'relative':>10} {'values':>10}"]
         for quantity, absolute, relative, num_values, allowed in self.differences:
             lines.append(f"{quantity:20} {absolute:10.2e} {allowed:8g} {relative:10.2e} {num_values:10,}")
@@ -83,11 +91,11 @@ def check(
       problem: beginning of the error message: the models that differ, and the consequence.
 
     Raises:
-      InputError: they differ; the message shows the table.
+      InputError: they differ; the message shows the largest difference.
     """
     comparison = compare(first, second)
     if not comparison.within_tolerance:
-        raise InputError(f"{problem}: {comparison}")
+        raise InputError(f"{problem}: {comparison.summary}.")
     return comparison
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from convert.checks.comparison import Comparison, compare, precomputed
+from convert.checks.comparison import TOLERANCES, Comparison, compare, precomputed
 from convert.checks.predictor import Predictor, language_model_predictor
 from convert.errors import library_errors
 from convert.files.format_table import FORMATS, format_of, load_predictor
@@ -70,11 +70,18 @@ def export(
         written = reader.load_predictor(target, config) if name == "weights.h5" else load_predictor(target, name)
         comparison = compare(expected, written)
         if not comparison.within_tolerance:
-            raise InputError(f"The exported model differs from the run, so it is not written: {comparison}")
+            problem = "The exported model differs from the run, so it is not written"
+            raise InputError(f"{problem}: {comparison.summary}{_advice(name, options)}.")
         if optimizer and not states_equal(reader.read_optimizer(target, config), optimizer):
             raise InputError("The exported optimizer state differs from the run's, so it is not written.")
         _move_into_place(target, out)
     return comparison
+
+
+def _advice(name: FormatName, options: ExportOptions) -> str:
+    """Returns the end of an error message: the data types of a format that keep more digits, if there are any."""
+    closer = [dtype for dtype in FORMATS[name].dtypes if TOLERANCES[dtype] < TOLERANCES[options.dtype]]
+    return f" with {options.dtype}; use `dtype` {' or '.join(closer)}, which keeps more digits" if closer else ""
 
 
 def _predictor(run: RunModel, options: ExportOptions) -> Predictor:

@@ -11,8 +11,10 @@ from convert.files.format_table import format_of, load_predictor
 from convert.keras_models.reader import KerasFile, open_file
 from convert.weights.optimizer_state import KERAS_OPTIMIZERS, unusual_settings
 from convert.weights.table import model_from_keras_arrays
+from jaxlm.data.vocabulary import VOCABULARY_FILE
 from jaxlm.errors import InputError
 from jaxlm.model.language_model import LanguageModel
+from jaxlm.runs.directory import CONFIG_FILE
 
 KEPT = ("learning_rate", "global_clipnorm", "beta_2")  # by `keep_optimizer`
 
@@ -37,8 +39,11 @@ def read_source(path: Path) -> Source:
     _check_not_checkpoint(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; expected a Keras model to read.")
+    _check_not_run(path)
     name = format_of(path)
     if name == "savedmodel":
+        if not (path / "saved_model.pb").is_file():
+            raise InputError(f"{path} is not a SavedModel directory: it has no saved_model.pb.")
         from convert.formats import saved_model_weights
 
         model, assumed, ignored = saved_model_weights.read_model(path)
@@ -63,6 +68,15 @@ def _check_not_checkpoint(path: Path) -> None:
             f"{path} is a TensorFlow checkpoint of weights, without the model. Build the model in Python, restore it"
             f" with tf.train.Checkpoint(model=model).restore({str(prefix)!r}), or with model.load_weights if"
             " model.save_weights wrote it, and import what model.save('model.keras') writes."
+        )
+
+
+def _check_not_run(path: Path) -> None:
+    """Raises `InputError` for a directory that is a run."""
+    if (path / CONFIG_FILE).is_file() and (path / VOCABULARY_FILE).is_file():
+        raise InputError(
+            f"{path} is a run of jaxlm already, not a Keras model: train it with `jaxlm train`, or write it as a Keras"
+            " model with `jaxlm-convert to-keras`."
         )
 
 

@@ -38,7 +38,11 @@ def test_a_failure_leaves_nothing_behind_and_existing_files_untouched(run_dir, t
     assert "already exists; replace it with --overwrite" in capsys.readouterr().err
     monkeypatch.setitem(comparison.TOLERANCES, "float32", -1.0)  # no model is that close
     assert run_convert("to-keras", run_dir, out, "--overwrite") == 2
-    assert "differs from the run" in capsys.readouterr().err
+    assert re.search(r"differs .* largest difference, of \S+, is \S+, and -1 is allowed\.\n$", capsys.readouterr().err)
+    monkeypatch.setitem(comparison.TOLERANCES, "float16", -0.5)
+    assert run_convert("to-keras", run_dir, out, "--overwrite", "--dtype", "float16") == 2
+    error = capsys.readouterr().err
+    assert "differs from the run" in error and "and -0.5 is allowed with float16; use --dtype float32" in error
     assert out.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [out]
     monkeypatch.undo()
     assert run_convert("to-keras", run_dir, out, "--overwrite") == 0

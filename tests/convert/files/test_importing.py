@@ -153,6 +153,23 @@ def test_a_missing_model_is_an_input_that_does_not_exist(run_dir, tmp_path, name
         list(import_run(tmp_path / name, tmp_path / "run", run_dir / "vocabulary.json"))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("run", "is a run of jaxlm already, not a Keras model"),
+        ("v1.5", "is a run of jaxlm"),
+        ("empty", "no saved_model"),
+    ],
+)
+def test_a_directory_that_is_no_keras_model_is_refused(run_dir, tmp_path, name, message):
+    (tmp_path / "empty").mkdir()
+    if name != "empty":
+        (tmp_path / name).symlink_to(run_dir)
+    with pytest.raises(InputError, match=message):
+        list(import_run(tmp_path / name, tmp_path / "new", run_dir / "vocabulary.json"))
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("name", ["a", "a/ckpt-1", "a/ckpt-1.index", "a/ckpt-1.data-00000-of-00001"])
 def test_a_tensorflow_checkpoint_is_named_with_a_way_out(run_dir, tmp_path, name):
     tf.train.Checkpoint(kernel=tf.Variable([1.0])).save(str(tmp_path / "a" / "ckpt"))
