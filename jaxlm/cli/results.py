@@ -42,16 +42,16 @@ def print_count_warnings(corpus: "Corpus", advise_size: bool) -> None:
       corpus: that was prepared.
       advise_size: whether a smaller vocabulary may be advised.
     """
+    from jaxlm.data.corpus import oov_rate
     from jaxlm.data.text_warnings import UNK_MARKERS
     from jaxlm.data.vocabulary import UNK, zipf_divergence
 
-    counts, unk_id = corpus.counts, corpus.vocabulary.unk
-    if unk_id is not None and not counts[unk_id]:
+    if corpus.vocabulary.unk is not None and not oov_rate(corpus.train, corpus.vocabulary):
         marker = next((word for word in UNK_MARKERS if word in corpus.vocabulary.ids), None)
         advice = ": lower --vocab-size to train it" if advise_size else ""
         advice = f': if {marker} stands for unknown words, give --unk "{marker}"' if marker else advice
         print(f"every training word is in the vocabulary, so {UNK} is never trained{advice}")
-    divergence = zipf_divergence(counts)
+    divergence = zipf_divergence(corpus.counts)
     if divergence > ZIPF_LIMIT:
         print(
             f"the word counts are {divergence:.2f} nats from Zipf's law (ordinary text: about 0.1), so log-uniform"

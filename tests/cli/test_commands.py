@@ -63,6 +63,18 @@ def test_prepare_names_the_sampler_for_counts_far_from_zipf(tmp_path, capsys):
         assert ("train with --sampler unigram" in capsys.readouterr().out) == advised
 
 
+def test_prepare_says_whether_unk_is_trained(tmp_path, capsys):
+    words = tmp_path / "known" / "vocabulary.json"  # its counts are those of the first text
+    for name, text, options, trained in (
+        ("known", "a b c a\n", [], False),
+        ("the same", "b c a c\n", ["--vocabulary", words], False),
+        ("unknown", "a x c a\n", ["--vocabulary", words], True),
+    ):
+        (tmp_path / f"{name}.txt").write_text(text * 400)
+        assert jaxlm("prepare", tmp_path / f"{name}.txt", "--out", tmp_path / name, *options) == 0
+        assert ("<unk> is never trained" not in capsys.readouterr().out) == trained
+
+
 def test_help_and_import_do_not_load_what_is_slow():
     code = (
         "import sys, jaxlm, jaxlm.cli; heavy = {'jax', 'tensorflow', 'keras', 'orbax'} & set(sys.modules);"
