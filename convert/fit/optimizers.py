@@ -128,10 +128,10 @@ AVERAGE, SETTLED, DECAYS = "model_variables_moving_average", "settled", "weight_
 class KerasOptimizer:
     """Makes the Optax transformation of one of Keras' optimizers with a learning rate.
 
-    The state of a part is {"step", "u_product", slot: tree, ...}. With `weight_decay`, it has the one of each
-    parameter, `DECAYS`, which is 0 for some. With `ema_momentum`, it has moving averages. They are lazy and exact:
-    while a row stays at w for n steps, its average a moves to w + ema_momentum**n * (a - w). So each row also has the
-    step of its average, `SETTLED`, and `settle` brings all averages up to the current step.
+    The state of a part is {"step", "u_product", slot: tree, ...}. With `weight_decay`, `DECAYS` is the decay
+    of each parameter, 0 for those that are excluded. With `ema_momentum`, it has moving averages. They are lazy and
+    exact: while a row stays at w for n steps, its average a moves to w + ema_momentum**n * (a - w). So each row also
+    has the step of its average, `SETTLED`, and `settle` brings all averages up to the current step.
 
     Attributes:
       kind: name of Keras' class.

@@ -92,7 +92,7 @@ class Session(NamedTuple):
         """Returns the Optax state of each trained table and of the dense parameters; frozen tables have none."""
         tables = [link.path[1] for link in self.network.links if link.path[0] == "tables" and link.trained]
         rule = self.optimizer.rule
-        names = [*rule.slots, *([DECAYS] if rule.weight_decay else [])]
+        names = rule.slots + [DECAYS] * bool(rule.weight_decay)
         dense = {name: slots["dense"].get(name, {}) for name in names}
         if not self.network.is_chain:
             dense = {name: _as_list(arrays) for name, arrays in dense.items()}

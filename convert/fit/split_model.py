@@ -86,10 +86,10 @@ def _cut(model: Any) -> Cut:
 
 
 def _body(inputs: list[Any], outputs: Any) -> Any:
-    """Returns the model between tensors of a graph, which stays as it is.
+    """Returns the model between tensors of a graph, without a change to the graph.
 
-    Of inputs that are only partly those of `keras.Input`, Keras moves these to a new node of their layer, where the
-    user's model, which begins with them, could not be saved anymore.
+    If only some of the inputs come from `keras.Input`, Keras gives those a new node of their layer. The user's model
+    begins with them, and could no longer be saved.
     """
     histories = [tensor._keras_history for tensor in inputs]
     body = keras.Model(inputs, outputs)

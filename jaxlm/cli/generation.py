@@ -134,7 +134,7 @@ def neighbors(
     unknown = [word for word in words if word not in vocabulary.ids]
     if unknown:
         found = ", ".join(map(shorten, unknown))
-        forms = (form for word in unknown for form in (word.lower(), word.capitalize(), word.upper()))
+        forms = dict.fromkeys(form for word in unknown for form in (word.lower(), word.capitalize(), word.upper()))
         known = ", ".join(form for form in forms if form in vocabulary.ids)
         advice = f"Write {known}" if known else f"Give words of {run}/vocabulary.json"
         raise InputError(f"Not in the vocabulary: {found}. {advice}.")

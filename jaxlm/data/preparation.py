@@ -13,7 +13,7 @@ from tqdm import tqdm
 from jaxlm.config_checks import require_integer
 from jaxlm.data.corpus import Corpus, count_ids, load_corpus
 from jaxlm.data.text_files import STANDARD_INPUT, list_texts, read_chunks
-from jaxlm.data.text_warnings import shared_file_warnings, text_warnings, unicode_form_warnings
+from jaxlm.data.text_warnings import shared_file_warnings, text_warnings, unicode_form_warning
 from jaxlm.data.tokenization import PieceEncoder, Tokenization, auto_ids, tokenization_of
 from jaxlm.data.vocabulary import EOS, UNK, VOCABULARY_FILE, Vocabulary, select_words
 from jaxlm.errors import InputError
@@ -106,8 +106,8 @@ def prepare(
     missing = [word for word in (unk, *drop) if word and word not in ids.keys() | encoder.found]
     for line in text_warnings(words, counts, found, missing):
         logger.info("training text: %s", line)
-    for line in unicode_form_warnings(words, found.ids):  # of all texts
-        logger.warning(line)
+    if warning := unicode_form_warning(words, found.ids):  # of all texts
+        logger.warning(warning)
     return load_corpus(out)
 
 

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from jaxlm.data.text_compression import decompressed
 from jaxlm.data.text_diagnosis import TextSource, describe_bytes, describe_nul, wrong_encoding
+from jaxlm.data.vocabulary import VOCABULARY_FILE
 from jaxlm.errors import InputError, reason
 from jaxlm.files import PathLike
 
@@ -46,7 +47,7 @@ def list_texts(sources: PathLike | Sequence[PathLike] | None) -> list[Path]:
             found = [path]
         paths += found
     for path in paths:
-        if path.name == "train.npy" and path.with_name("vocabulary.json").is_file():
+        if path.name == "train.npy" and path.with_name(VOCABULARY_FILE).is_file():
             data = path.parent
             raise InputError(
                 f"{data} is a prepared corpus; expected texts. Train on it, `jaxlm train {shlex.quote(str(data))} --out"

@@ -59,8 +59,8 @@ def shared_file_warnings(texts: Mapping[str, Sequence[Path]]) -> list[str]:
     return lines
 
 
-def unicode_form_warnings(words: Iterable[str], vocabulary: Collection[str]) -> list[str]:
-    """Returns a warning if words would be other words of the vocabulary in another Unicode form.
+def unicode_form_warning(words: Iterable[str], vocabulary: Collection[str]) -> str:
+    """Returns a warning if words are words of the vocabulary in another Unicode form; "" if not.
 
     A letter with an accent is one character in NFC, and two in NFD, which macOS and some PDF readers write.
     """
@@ -69,14 +69,14 @@ def unicode_form_warnings(words: Iterable[str], vocabulary: Collection[str]) -> 
         normalized = ((word, unicodedata.normalize(form, word)) for word in beyond_ascii)
         found = [word for word, other in normalized if other != word and other in vocabulary]
         if found:
-            return [
+            return (
                 "words differ from those of the vocabulary only in their Unicode form:"
                 f" {', '.join(map(shorten, found[:3]))} ({len(found):,} in all). Convert the text to {form}:"
                 " python3 -X utf8 -c"
                 f" \"import sys, unicodedata as u; sys.stdout.writelines(u.normalize('{form}', s) for s in sys.stdin)\""
                 " < TEXT > NEW_TEXT"
-            ]
-    return []
+            )
+    return ""
 
 
 def _markers(words: list[str], counts: np.ndarray) -> list[str]:

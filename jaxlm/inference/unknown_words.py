@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from jaxlm.data.text_warnings import SENTENCE_MARKERS, UNK_MARKERS, unicode_form_warnings
+from jaxlm.data.text_warnings import SENTENCE_MARKERS, UNK_MARKERS, unicode_form_warning
 from jaxlm.data.vocabulary import EOS, Vocabulary
 from jaxlm.errors import shorten
 from jaxlm.inference.scoring import LineScore
@@ -39,7 +39,7 @@ class UnknownWords:
             return None
         share = self.num_unknown / self.num_words
         line = f"{self.num_unknown:,} of {self.num_words:,} words ({share:.1%}) are not in the vocabulary"
-        for warning in unicode_form_warnings(self.types, self.vocabulary.ids):
+        if warning := unicode_form_warning(self.types, self.vocabulary.ids):
             return f"WARNING: {line}; {warning}"
         if share <= MANY:
             return line
