@@ -5,17 +5,16 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import tyro
 
 from convert.options import Dtype, ExportOptions, FormatName
 from jaxlm.cli.arguments import (
-    OptionalInt,
-    OptionalPath,
-    OptionalTokenization,
+    RULES,
     OptionalWord,
     RunPath,
+    Tokenizations,
     check_command,
     shown,
 )
@@ -24,7 +23,6 @@ from jaxlm.errors import InputError, require
 
 # argument names and metavars in --help
 Model = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
-OptionalFormat = Annotated[FormatName | None, tyro.conf.arg(metavar=f"{{{','.join(get_args(FormatName))}}}")]
 
 app = tyro.extras.SubcommandApp()
 
@@ -34,7 +32,7 @@ def to_keras(
     run: RunPath,
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
     /,
-    format: OptionalFormat = None,
+    format: FormatName | None = None,
     logits: bool = False,
     dtype: Dtype = "float32",
     single_step: bool = False,
@@ -80,7 +78,7 @@ def from_keras(
     vocabulary: Path,
     unk: OptionalWord = None,
     eos: OptionalWord = None,
-    tokenization: OptionalTokenization = None,
+    tokenization: Tokenizations | None = None,
     keep_optimizer: bool = False,
 ) -> None:
     """Make a run from a Keras model, to continue training with `jaxlm train`.
@@ -110,9 +108,9 @@ def verify(
     first: Model,
     second: Model,
     /,
-    text: OptionalPath = None,
-    vocabulary: OptionalPath = None,
-    max_tokens: Annotated[OptionalInt, shown(10_000)] = None,
+    text: Path | None = None,
+    vocabulary: Path | None = None,
+    max_tokens: Annotated[int | None, shown(10_000)] = None,
 ) -> int:
     """Compare two models of any format. Exits with 1 if they differ.
 
@@ -156,7 +154,7 @@ def run(args: Sequence[str] | None = None) -> int:
 
     def command() -> int | None:
         check_command(sys.argv[1:] if args is None else args, COMMANDS)
-        return app.cli(prog="jaxlm-convert", description=__doc__, args=args)
+        return app.cli(registry=RULES, prog="jaxlm-convert", description=__doc__, args=args)
 
     return run_command(command, *COMMANDS)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from jaxlm.cli.arguments import OptionalPath, RunPath, check_command, check_several_values
+from jaxlm.cli.arguments import RULES, check_command, check_several_values
 from jaxlm.cli.command_line import enable_compilation_cache, run_command, show_messages
 from jaxlm.cli.generation import generate, neighbors, next_words
 from jaxlm.cli.preparation import prepare
@@ -15,7 +15,7 @@ from jaxlm.cli.scoring import compare, score
 from jaxlm.cli.supervision import CHILD, run_supervised, supervise
 from jaxlm.cli.training import doctor, evaluate, report, resume, train
 
-__all__ = ["OptionalPath", "RunPath", "main", "run", "run_command", "show_messages"]
+__all__ = ["main", "run", "run_command", "show_messages"]
 
 COMMANDS = (prepare, train, resume, evaluate, score, compare, rescore, generate, next_words, neighbors, report, doctor)
 SEVERAL_VALUES = ("--valid", "--test", "--drop", "--costs", "--lm-costs", "--scale")  # options
@@ -32,7 +32,7 @@ def run(args: Sequence[str] | None = None) -> int:
         given = sys.argv[1:] if args is None else args
         check_command(given, COMMANDS)
         check_several_values(given, *SEVERAL_VALUES)
-        return app.cli(prog="jaxlm", description=__doc__, args=args)
+        return app.cli(registry=RULES, prog="jaxlm", description=__doc__, args=args)
 
     return run_command(command, *COMMANDS)
 

@@ -1,13 +1,15 @@
 """Argument types of the commands, with their names in --help."""
 
+import dataclasses
 import difflib
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from types import NoneType
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from jaxlm.cli.command_line import OptionError
 from jaxlm.config import ModelConfig, ScheduleConfig, TrainConfig
@@ -20,8 +22,8 @@ def shown(default: object, metavar: str | None = None) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
-def optional_number(kind: Callable[[str], Any], metavar: str, expected: str, word: str | None = None) -> Any:
-    """Returns how the parser reads a number that may be left out, or that `word` may replace."""
+def number(kind: type[int | float], expected: str, metavar: str = "", word: str | None = None) -> Any:
+    """Returns how the parser reads a number, or the `word` that may replace it."""
 
     def parse(values: list[str]) -> Any:
         if values[0] == word:
@@ -31,7 +33,31 @@ def optional_number(kind: Callable[[str], Any], metavar: str, expected: str, wor
         except ValueError as error:
             raise ValueError(f"expected {expected}. Received: {values[0]}") from error
 
-    return tyro.constructors.PrimitiveConstructorSpec(1, metavar, parse, lambda _: True, lambda value: [str(value)])
+    metavar = metavar or kind.__name__.upper()
+    return PrimitiveConstructorSpec(1, metavar, parse, lambda _: True, lambda value: [str(value)])
+
+
+RULES = ConstructorRegistry()  # how the parser reads the options of every command
+
+
+@RULES.primitive_rule
+def _number(option: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Reads a number; text that is none is named in plain words."""
+    expected = {int: "an integer", float: "a number"}.get(option.type)
+    return number(option.type, expected) if expected else None
+
+
+@RULES.primitive_rule
+def _optional(option: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Reads an option that may be left out like one that may not: no text stands for None."""
+    kinds = get_args(option.type)
+    if len(kinds) != 2 or NoneType not in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    spec = RULES.get_primitive_spec(PrimitiveTypeInfo.make(kind, option.markers))
+    if not isinstance(spec, PrimitiveConstructorSpec):
+        return None
+    return dataclasses.replace(spec, is_instance=lambda _: True, str_from_instance=lambda value: [str(value)])
 
 
 Texts = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="TEXT [TEXT ...]")]
@@ -42,15 +68,9 @@ Paths = Annotated[tuple[Path, ...], shown(None, "PATH [PATH ...]")]
 Words = Annotated[tuple[str, ...], shown(None, "WORD [WORD ...]")]
 Scales = Annotated[tuple[str, ...], shown(None, "NAME=NUMBER [NAME=NUMBER ...]")]
 OptionalWord = Annotated[str | None, tyro.conf.arg(metavar="WORD")]
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 OptionalPositional = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]")]
-OptionalInt = Annotated[int | None, optional_number(int, "INT", "an integer")]
-OptionalFloat = Annotated[float | None, optional_number(float, "FLOAT", "a number")]
-OptionalTokenization = Annotated[
-    Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"] | None,
-    tyro.conf.arg(metavar="{words,whitespace,text_vectorization,keras_tokenizer}"),
-]
-BatchSize = Annotated[int | Literal["auto"], optional_number(int, "INT|auto", "an integer, or auto", "auto")]
+Tokenizations = Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"]
+BatchSize = Annotated[int | Literal["auto"], number(int, "an integer, or auto", "INT|auto", "auto")]
 
 
 def made_by(config: type) -> Any:
@@ -90,7 +110,7 @@ ModelOptions.__doc__ = str(ModelConfig.__doc__).partition(">>>")[0]
 MeshOptions.__doc__ = MeshConfig.__doc__
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class StepOptions(TrainConfig):
     __doc__ = TrainConfig.__doc__
     batch_size: tyro.conf.Suppress[int] = 32  # --batch-size may also be "auto"

@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 from jaxlm.cli.arguments import (
-    OptionalInt,
-    OptionalPath,
-    OptionalTokenization,
     OptionalWord,
     Paths,
     Texts,
+    Tokenizations,
     Words,
     shown,
 )
@@ -23,9 +21,9 @@ def prepare(
     out: Path,
     valid: Paths = (),
     test: Paths = (),
-    vocab_size: Annotated[OptionalInt, shown(200_000)] = None,
-    tokenization: Annotated[OptionalTokenization, shown("words")] = None,
-    vocabulary: OptionalPath = None,
+    vocab_size: Annotated[int | None, shown(200_000)] = None,
+    tokenization: Annotated[Tokenizations | None, shown("words")] = None,
+    vocabulary: Path | None = None,
     unk: OptionalWord = None,
     drop: Words = (),
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxlm.cli.arguments import OptionalFloat, OptionalPath, Paths, RunPath, Scales, shown
+from jaxlm.cli.arguments import Paths, RunPath, Scales, shown
 from jaxlm.cli.results import print_unknown
 from jaxlm.errors import InputError
 
@@ -14,14 +14,14 @@ def rescore(
     run: RunPath,
     nbest: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="NBEST")],
     /,
-    weight: Annotated[OptionalFloat, shown(0.5)] = None,
+    weight: Annotated[float | None, shown(0.5)] = None,
     costs: Paths = (),
     lm_costs: Paths = (),
-    acoustic_scale: Annotated[OptionalFloat, shown(1.0)] = None,
+    acoustic_scale: Annotated[float | None, shown(1.0)] = None,
     scale: Scales = (),
-    output: Annotated[Literal["best", "list"] | None, shown("best", "{best,list}")] = None,
+    output: Annotated[Literal["best", "list"] | None, shown("best")] = None,
     unk_log_prob: float = 0.0,
-    tune: OptionalPath = None,
+    tune: Path | None = None,
 ) -> None:
     """Choose the best of the hypotheses of a speech recognizer or a translation system.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxlm.cli.arguments import OptionalPath, RunPath, TextOrInput
+from jaxlm.cli.arguments import RunPath, TextOrInput
 from jaxlm.cli.results import print_unknown
 from jaxlm.errors import InputError
 
@@ -133,7 +133,7 @@ def compare(
     run: RunPath,
     pairs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PAIRS")],
     /,
-    failed: OptionalPath = None,
+    failed: Path | None = None,
     unk_log_prob: float = 0.0,
 ) -> None:
     """Print the accuracy over minimal pairs of an acceptable and an unacceptable sentence, by group.

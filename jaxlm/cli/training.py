@@ -13,9 +13,6 @@ from jaxlm.cli.arguments import (
     Devices,
     MeshOptions,
     Model,
-    OptionalFloat,
-    OptionalInt,
-    OptionalPath,
     OptionalPositional,
     Processes,
     RunPath,
@@ -102,11 +99,11 @@ def resume(
     run: RunPath,
     /,
     *,
-    steps: OptionalInt = None,
-    epochs: OptionalFloat = None,
-    minutes: OptionalFloat = None,
-    learning_rate: OptionalFloat = None,
-    data: OptionalPath = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    learning_rate: float | None = None,
+    data: Path | None = None,
     devices: Devices,
     processes: Processes,
 ) -> None:
@@ -138,7 +135,7 @@ def resume(
 def evaluate(
     run: RunPath,
     /,
-    data: OptionalPath = None,
+    data: Path | None = None,
     max_tokens: int = 0,
     batch_size: int = 32,
 ) -> None:
@@ -168,7 +165,7 @@ def evaluate(
 def report(
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")],
     /,
-    out: OptionalPath = None,
+    out: Path | None = None,
     max_tokens: int = 2048,
     seed: int = 0,
 ) -> None:

@@ -78,13 +78,16 @@ def test_defaults_of_options_that_may_be_left_out_are_those_of_the_config(capsys
         ("prepare t --out x --vocab-size 200k", "--vocab-size: expected an integer. Received: 200k"),
         ("train t --out x --batch-size many", "--batch-size: expected an integer, or auto. Received: many"),
         ("rescore x t --weight half", "--weight: expected a number. Received: half"),
+        ("train t --out x --steps 1e3", "--steps: expected an integer. Received: 1e3"),
+        ("train t --out x --dropout 0,5", "--dropout: expected a number. Received: 0,5"),
+        ("prepare t --out x --tokenization bytes", "invalid choice 'bytes' for argument '--tokenization'."),
     ],
 )
-def test_a_number_that_is_none_is_named_in_plain_words(capsys, arguments, message):
+def test_a_value_of_another_type_is_named_in_plain_words(capsys, arguments, message):
     with pytest.raises(SystemExit):
         jaxlm(*arguments.split())
     errors = capsys.readouterr().err
-    assert message in errors and "NoneType" not in errors and "literal" not in errors
+    assert message in errors and "None" not in errors and "literal" not in errors
 
 
 MOSES = "0 ||| the whale ||| LM0= -9.5 ||| -4.5\n"
