@@ -163,5 +163,5 @@ def main() -> None:
     """Entry point of the `jaxlm-convert` command."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported
     warnings.filterwarnings("ignore", module="tensorflow")
-    show_messages()
+    show_messages(*COMMANDS)
     sys.exit(run())

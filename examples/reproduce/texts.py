@@ -49,7 +49,7 @@ WIKITEXT_2 = Texts(
 
 def run_script(main: Callable[..., None]) -> None:
     """Runs the command line of a script, with the messages of `jaxlm train`. Bad input becomes one line on stderr."""
-    show_messages()
+    show_messages(main)
     if code := run_command(lambda: tyro.cli(main), main):
         sys.exit(code)
 

@@ -41,10 +41,10 @@ def main() -> None:
     """Entry point of the `jaxlm` command."""
     enable_compilation_cache()  # read when JAX is imported
     if CHILD in os.environ:
-        show_messages()
+        show_messages(*COMMANDS)
         run_supervised(run)
         return
     if "--distributed" in sys.argv:
         sys.exit(supervise())
-    show_messages()
+    show_messages(*COMMANDS)
     sys.exit(run())

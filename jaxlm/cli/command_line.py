@@ -117,15 +117,16 @@ def option_names(command: Callable) -> Iterator[str]:
             yield parameter.name
 
 
-def show_messages() -> None:
-    """Prints the messages of jaxlm, above its progress bars."""
+def show_messages(*commands: Callable) -> None:
+    """Prints the messages of jaxlm, above its progress bars. Parameters of the commands are shown as options."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             from tqdm import tqdm  # slow to import: --help does without
 
             try:
-                tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
+                message = _with_options(self.format(record), commands)
+                tqdm.write(message, file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
             except BrokenPipeError:
                 raise
             except OSError:  # a log on a full disk; the command goes on without it

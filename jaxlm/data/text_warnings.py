@@ -45,7 +45,7 @@ def text_warnings(
         ends = int(counts[words.index("\n")])
         lines.append(f"{ends:,} line ends are left out, since the vocabulary has no {EOS}")
     if missing:
-        lines.append(f"it has no word {' '.join(map(shorten, missing))}, which --unk or --drop names")
+        lines.append(f"it has no word {' '.join(map(shorten, missing))}, which `unk` or `drop` names")
     return lines + _markers(words, counts) + _uncut(words, counts)
 
 
@@ -84,7 +84,7 @@ def _markers(words: list[str], counts: np.ndarray) -> list[str]:
     frequent = np.flatnonzero(counts >= max(2, MARKER_SHARE * counts.sum()))
     found = {words[i]: int(counts[i]) for i in frequent}
     lines = [
-        f'{word} occurs {found[word]:,} times. If it stands for unknown words, prepare with --unk "{word}"'
+        f'{word} occurs {found[word]:,} times. If it stands for unknown words, prepare with `unk` "{word}"'
         for word in UNK_MARKERS
         if word in found
     ]
@@ -92,7 +92,7 @@ def _markers(words: list[str], counts: np.ndarray) -> list[str]:
     if ends:
         times = ", ".join(f"{word} {found[word]:,} times" for word in ends)
         options = " ".join(f'"{word}"' for word in ends)
-        lines.append(f"it has {times}. Line ends are {EOS} already: leave these markers out with --drop {options}")
+        lines.append(f"it has {times}. Line ends are {EOS} already: leave these markers out with `drop` {options}")
     return lines
 
 
@@ -108,5 +108,5 @@ def _uncut(words: list[str], counts: np.ndarray) -> list[str]:
     return [
         f"{number / total:.0%} of the words are in a language written without spaces, and have {mean:.0f} characters on"
         " average: they are whole phrases. Cut the text into words first, with a space between them (jieba, MeCab and"
-        " PyThaiNLP do that), and prepare it with --tokenization whitespace"
+        " PyThaiNLP do that), and prepare it with `tokenization` whitespace"
     ]

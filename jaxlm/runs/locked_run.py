@@ -91,7 +91,7 @@ def _continued(directory: Path, config: RunConfig, vocabulary: Vocabulary) -> Ru
             _require_longer(checkpoints, config.total_steps, ours.minutes)
         for name, value in dataclasses.asdict(ours).items():
             if value != getattr(theirs, name):
-                logger.info("%s changes from %r to %r", name, getattr(theirs, name), value)
+                logger.info("`%s` changes from %r to %r", name, getattr(theirs, name), value)
     return config._replace(fingerprints=old.fingerprints | config.fingerprints)
 
 

@@ -96,5 +96,5 @@ def resolve_config(config: TrainConfig, vocab_size: int) -> TrainConfig:
         config = dataclasses.replace(config, compute_dtype=fast_dtype())
     if config.loss == "full" or config.num_sampled <= vocab_size:
         return config
-    logger.info("num_sampled is %d instead of %d: the vocabulary has no more words", vocab_size, config.num_sampled)
+    logger.info("`num_sampled` is %d instead of %d: the vocabulary has no more words", vocab_size, config.num_sampled)
     return dataclasses.replace(config, num_sampled=vocab_size)

@@ -1,6 +1,7 @@
 """Errors of the system and closed streams end in one clear line."""
 
 import errno
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import jaxlm
 
-from jaxlm.cli import run_command
+from jaxlm.cli import COMMANDS, run_command, show_messages
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
@@ -33,3 +34,15 @@ def test_closed_streams_are_empty(run_dir, monkeypatch, capsys):
     assert run_command(lambda: print("words")) == 0
     for file in (sys.stdin, sys.stdout):
         file.close()
+
+
+def test_messages_name_options(monkeypatch, capsys):
+    logger = logging.getLogger("jaxlm")
+    for name, value in (("handlers", []), ("propagate", True), ("level", logger.level)):  # restored after the test
+        monkeypatch.setattr(logger, name, value)
+    show_messages(*COMMANDS)
+    logging.getLogger("jaxlm.runs.run_logger").warning("Start again in another `out` with a lower `learning_rate`.")
+    logger.info("`save_steps` changes from %r to %r", 0, 5)
+    output, errors = capsys.readouterr()
+    assert errors == "Start again in another --out with a lower --learning-rate.\n"
+    assert output == "--save-steps changes from 0 to 5\n"

@@ -164,7 +164,7 @@ def test_settings_are_those_of_the_device_and_the_vocabulary_and_a_run_keeps_the
         with caplog.at_level(logging.INFO, "jaxlm"):
             assert jaxlm("train", corpus_dir, "--out", tmp_path / "run", "--steps", steps, *flags) == 0
         monkeypatch.setattr(settings, "default_batch_size", lambda: 128)  # of another device
-    assert caplog.text.count("num_sampled is 120 instead of") == 2
+    assert caplog.text.count("`num_sampled` is 120 instead of") == 2
     config = load_config(tmp_path / "run").train
     assert (config.num_sampled, config.batch_size) == (120, 32)
 

@@ -101,12 +101,12 @@ def test_words_in_another_unicode_form_are_named_with_the_command_that_converts_
 @pytest.mark.parametrize("tokenization", ["words", "whitespace"])
 def test_sentence_markers_are_named(tmp_path, caplog, marker, tokenization):
     message = told(tmp_path, caplog, f"{marker} the sea\n" * 50, tokenization=tokenization)
-    assert f'leave these markers out with --drop "{marker}"' in message
+    assert f'leave these markers out with `drop` "{marker}"' in message
 
 
 @pytest.mark.parametrize("marker", ["<UNK>", "[UNK]", "<Unk>", "<unknown>", "<OOV>"])
 def test_markers_of_unknown_words_are_named(tmp_path, caplog, marker):
-    assert f'prepare with --unk "{marker}"' in told(tmp_path, caplog, f"the {marker}\n" * 50)
+    assert f'prepare with `unk` "{marker}"' in told(tmp_path, caplog, f"the {marker}\n" * 50)
 
 
 def test_a_file_in_two_texts_is_named(tmp_path, caplog):

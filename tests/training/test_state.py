@@ -95,7 +95,7 @@ def test_more_candidates_than_words_are_all_the_words_and_it_says_so(caplog):
     with caplog.at_level(logging.INFO, "jaxlm"):
         state = TrainState.create(make_random_model(), dataclasses.replace(TRAIN, num_sampled=24))
     assert state.config.num_sampled == 23
-    assert caplog.messages == ["num_sampled is 23 instead of 24: the vocabulary has no more words"]
+    assert caplog.messages == ["`num_sampled` is 23 instead of 24: the vocabulary has no more words"]
 
 
 def test_full_softmax_ignores_the_number_of_candidates():
