@@ -40,12 +40,11 @@ def prepare(
         default tokenization of Keras.
       vocabulary: vocabulary.json of an existing model, in place of --vocab-size and --tokenization; or a list of the
         words to keep, one per line, with or without counts, in place of --vocab-size.
-      unk: Word of the texts that stands for unknown words, such as "<UNK>".
+      unk: Word of the texts that stands for unknown words, such as "<UNK>". Default: that of a list, if it has one.
       drop: Words of the texts to leave out, such as "<s>" "</s>".
     """
     from jaxlm.data.preparation import prepare as prepare_corpus
-    from jaxlm.data.text_warnings import UNK_MARKERS
-    from jaxlm.data.vocabulary import UNK, Vocabulary
+    from jaxlm.data.vocabulary import Vocabulary
     from jaxlm.data.word_lists import read_vocabulary
 
     if not train:
@@ -55,13 +54,6 @@ def prepare(
         raise InputError("`vocab_size` and `vocabulary` are mutually exclusive.")
     if isinstance(given, Vocabulary) and tokenization is not None:
         raise InputError(f"`tokenization`: expected none, since {vocabulary} is that of a model and has its own.")
-    for name, paths in (("validation", valid), ("test", test)):
-        if not paths:
-            print(f"no {name} text given: holding out the end of the training text")
-    if isinstance(given, list) and unk is None and UNK not in given:
-        unk = next((word for word in UNK_MARKERS if word in given), None)
-        if unk is not None:
-            print(f"{unk} of {vocabulary} stands for unknown words")
     corpus = prepare_corpus(
         train,
         out,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from jaxlm.config_checks import require_integer
 from jaxlm.data.corpus import Corpus, count_ids, load_corpus
 from jaxlm.data.text_files import STANDARD_INPUT, list_texts, read_chunks
-from jaxlm.data.text_warnings import shared_file_warnings, text_warnings, unicode_form_warning
+from jaxlm.data.text_warnings import UNK_MARKERS, shared_file_warnings, text_warnings, unicode_form_warning
 from jaxlm.data.tokenization import PieceEncoder, Tokenization, auto_ids, tokenization_of
 from jaxlm.data.vocabulary import EOS, UNK, VOCABULARY_FILE, Vocabulary, select_words
 from jaxlm.errors import InputError
@@ -55,7 +55,7 @@ def prepare(
         text, "text_vectorization" or "keras_tokenizer".
       vocabulary: of an existing model; replaces `vocab_size` and `tokenization`. Words and line ends that it has no
         id for are left out. Or a list of the words to keep, in any order, which replaces `vocab_size`.
-      unk: word of the texts that stands for unknown words, such as "<UNK>".
+      unk: word of the texts that stands for unknown words, such as "<UNK>"; by default that of a list, if it has one.
       drop: words of the texts to leave out, such as ["<s>", "</s>"]. The vocabulary keeps them, so that they are
         left out of later texts too.
       progress: whether to show progress bars.
@@ -69,15 +69,14 @@ def prepare(
     require_integer("vocab_size", vocab_size, 3)
     out = Path(out)
     require_new_directory(out)
-    texts = {name: list_texts(sources) for name, sources in (("train", train), ("valid", valid), ("test", test))}
-    if sum(paths.count(STANDARD_INPUT) for paths in texts.values()) > 1:
-        raise InputError("The standard input can be read only once; expected - for one text.")
-    for line in shared_file_warnings(texts):
-        logger.warning(line)
+    drop = [drop] if isinstance(drop, str) else drop
+    texts = _find_texts(train=train, valid=valid, test=test)
     given = vocabulary if isinstance(vocabulary, Vocabulary) else None
+    listed = None if isinstance(vocabulary, Vocabulary | None) else vocabulary
+    named = [word for word in (unk, *drop) if word]
+    unk = _unk_of(listed) if unk is None else unk
     ids = auto_ids()  # of every token, in the order of first occurrence
     tokenization = given.tokenization if given else tokenization_of(tokenization)
-    drop = [drop] if isinstance(drop, str) else drop
     dropped = tuple(dict.fromkeys([*(given.dropped if given else ()), *drop]))
     encoder = PieceEncoder(tokenization, ids.__getitem__, dropped)
     with staged(out) as partial:
@@ -93,22 +92,45 @@ def prepare(
                 raw["train"], raw[name] = _hold_out(raw["train"], ids.get("\n"))
         words = [UNK if word == unk else word for word in ids]
         counts = count_ids(raw["train"], len(ids))
-        listed = None if isinstance(vocabulary, Vocabulary | None) else [UNK if w == unk else w for w in vocabulary]
         if given:
             found = replace(given, dropped=dropped)
         else:
+            listed = None if listed is None else [UNK if word == unk else word for word in listed]
             found = select_words(words, counts, vocab_size, tokenization, listed, dropped)
         _write_tokens(partial, raw, found.ids_of(words))
         found.save(partial / VOCABULARY_FILE)
         for path in partial.glob("*.raw"):
             path.unlink()
         write_checksums(partial)
-    missing = [word for word in (unk, *drop) if word and word not in ids.keys() | encoder.found]
+    missing = [word for word in named if word not in ids.keys() | encoder.found]
     for line in text_warnings(words, counts, found, missing):
         logger.info("training text: %s", line)
     if warning := unicode_form_warning(words, found.ids):  # of all texts
         logger.warning(warning)
     return load_corpus(out)
+
+
+def _find_texts(**sources: PathLike | Sequence[PathLike] | None) -> dict[str, list[Path]]:
+    """Returns the files of each text. Warns about shared files, and says which texts are held out."""
+    texts = {name: list_texts(source) for name, source in sources.items()}
+    if sum(paths.count(STANDARD_INPUT) for paths in texts.values()) > 1:
+        raise InputError("The standard input can be read only once; expected - for one text.")
+    for line in shared_file_warnings(texts):
+        logger.warning(line)
+    for name in ("valid", "test"):
+        if not texts[name]:
+            logger.info("no `%s` text given: holding out the end of the training text", name)
+    return texts
+
+
+def _unk_of(listed: Sequence[str] | None) -> str | None:
+    """Returns the word of a list that stands for unknown words, in place of `<unk>`, if there is one."""
+    if listed is None or UNK in listed:
+        return None
+    unk = next((word for word in UNK_MARKERS if word in listed), None)
+    if unk is not None:
+        logger.info("%s of the `vocabulary` stands for unknown words", unk)
+    return unk
 
 
 def _read(paths: Sequence[Path], description: str, progress: bool) -> Generator[str]:

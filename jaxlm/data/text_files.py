@@ -29,7 +29,7 @@ def list_texts(sources: PathLike | Sequence[PathLike] | None) -> list[Path]:
     Those of a directory or a pattern are sorted by name; hidden files are left out.
 
     Raises:
-      InputError: a directory or a pattern has no files, or is a prepared corpus.
+      InputError: a file does not exist, a directory or a pattern has no files, or a file is of a prepared corpus.
     """
     paths: list[Path] = []
     for source in [sources] if isinstance(sources, str | os.PathLike) else sources or []:
@@ -43,8 +43,10 @@ def list_texts(sources: PathLike | Sequence[PathLike] | None) -> list[Path]:
             found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
             if not found:
                 raise InputError(f"No file matches {path}; expected a text.")
-        else:
+        elif path == STANDARD_INPUT or path.exists():
             found = [path]
+        else:
+            raise InputError(_missing(TextSource(path)))
         paths += found
     for path in paths:
         if path.name == "train.npy" and path.with_name(VOCABULARY_FILE).is_file():
@@ -102,6 +104,10 @@ def read_chunks(sources: Iterable[PathLike]) -> Iterator[str]:
                 yield text[:cut]
 
 
+def _missing(name: TextSource) -> str:
+    return f"{name} does not exist; expected a text file, plain or compressed."
+
+
 def _decoded(source: PathLike) -> Iterator[str]:
     """Yields blocks of a text. Each kind of line end becomes "\\n", and the last line ends as well."""
     name = TextSource(source)
@@ -112,7 +118,7 @@ def _decoded(source: PathLike) -> Iterator[str]:
             with Path(source).open("rb", buffering=0) as file:
                 yield from _decode(name, file)
     except FileNotFoundError as error:
-        raise InputError(f"{name} does not exist; expected a text file, plain or compressed.") from error
+        raise InputError(_missing(name)) from error
     except IsADirectoryError as error:
         raise InputError(f"{name} is a directory; expected a text file, plain or compressed.") from error
     except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:

@@ -96,6 +96,9 @@ REFUSED = [  # command, arguments, message; RUN, TEXT and so on are paths
     ("prepare", "TEXT --out NEW --vocabulary WORDS --vocab-size 3", "--vocab-size and --vocabulary are mutually"),
     ("prepare", "TEXT --out NEW --vocabulary RUN --tokenization whitespace", "--tokenization: expected none, since"),
     ("prepare", "TEXT --valid --out NEW", "--valid is given without a value;"),
+    ("prepare", "no.txt --out NEW", "no.txt does not exist; expected a text file"),
+    ("prepare", "TEXT --valid no.txt --out NEW", "no.txt does not exist; expected a text file"),
+    ("prepare", "TEXT --out RUN", "already exists and is not an empty directory"),
     ("prepare", "TEXT --out NEW --drop", "--drop is given without a value;"),
     ("rescore", "RUN MOSES --costs COSTS", "expected a list of Kaldi, `utterance-N words`, beside --costs,"),
     (

@@ -22,13 +22,14 @@ from jaxlm.runs.restoring import restore_model
 from jaxlm.training import settings
 
 
-def test_whole_path(text_file, tmp_path, capsys):
+def test_whole_path(text_file, tmp_path, capsys, caplog):
     data, run = tmp_path / "data", tmp_path / "run"
-    assert jaxlm("prepare", text_file, "--out", data, "--vocab-size", 60) == 0
+    with caplog.at_level(logging.INFO, "jaxlm"):
+        assert jaxlm("prepare", text_file, "--out", data, "--vocab-size", 60) == 0
     output, errors = capsys.readouterr()
     assert errors == ""  # which is no terminal: no progress bars
-    for line in ("vocabulary: 60 words", "% unknown", "holding out the end of the training text"):
-        assert line in output
+    assert "vocabulary: 60 words" in output and "% unknown" in output
+    assert "no `test` text given: holding out the end of the training text" in caplog.text
     flags = ["--hidden-size", 8, "--embedding-size", 4, "--num-sampled", 10, "--batch-size", 4, "--eval-tokens", 100]
     assert jaxlm("train", data, "--out", run, "--steps", 40, "--eval-every", 20, *flags) == 0
     output, errors = capsys.readouterr()

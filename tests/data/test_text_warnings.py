@@ -7,6 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 
+from jaxlm.data.corpus import load_corpus
 from jaxlm.data.preparation import prepare
 from jaxlm.data.vocabulary import Vocabulary
 from jaxlm.errors import InputError
@@ -28,7 +29,7 @@ def test_frequent_unknown_words_are_named(tmp_path, caplog):
 
 
 def test_all_known_words_are_no_remark(tmp_path, caplog):
-    assert told(tmp_path, caplog, "the sea\n" * 100) == ""
+    assert "training text:" not in told(tmp_path, caplog, "the sea\n" * 100)
 
 
 def test_words_and_line_ends_without_an_id_are_left_out_and_counted(tmp_path, caplog):
@@ -105,8 +106,12 @@ def test_sentence_markers_are_named(tmp_path, caplog, marker, tokenization):
 
 
 @pytest.mark.parametrize("marker", ["<UNK>", "[UNK]", "<Unk>", "<unknown>", "<OOV>"])
-def test_markers_of_unknown_words_are_named(tmp_path, caplog, marker):
+def test_markers_of_unknown_words_are_named_and_that_of_a_word_list_is_used(tmp_path, caplog, marker):
     assert f'prepare with `unk` "{marker}"' in told(tmp_path, caplog, f"the {marker}\n" * 50)
+    (tmp_path / "new").mkdir()
+    message = told(tmp_path / "new", caplog, f"the {marker}\n" * 50, vocabulary=["the", marker])
+    assert f"{marker} of the `vocabulary` stands for unknown words" in message
+    assert len(set(load_corpus(tmp_path / "new" / "data").vocabulary.counts)) == 1  # of the, <unk> and <eos>
 
 
 def test_a_file_in_two_texts_is_named(tmp_path, caplog):
