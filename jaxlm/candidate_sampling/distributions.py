@@ -160,10 +160,10 @@ def unigram_table(unigrams: ArrayLike, distortion: float = 1.0, num_reserved_ids
         missing, over = np.cumsum(1.0 - columns[light]), np.cumsum(columns[heavy] - 1.0)
         giver = np.searchsorted(over, np.concatenate([[0.0], missing[:-1]]), side="right")
         alias[light] = heavy[giver.clip(max=heavy.size - 1)]
-        # a heavy column that gave away more than its excess is filled by the next one
+        # a heavy column that gave away more than its excess is filled by the next one; rounding can empty the last one
         emptied = np.searchsorted(missing, over, side="right")
         given_before = np.concatenate([[0.0], missing])[emptied]
-        short = np.flatnonzero((emptied < light.size) & (given_before < over))[: heavy.size - 1]
+        short = np.flatnonzero(((emptied < light.size) & (given_before < over))[:-1])
         own[heavy[short]] = 1.0 + over[short] - missing[emptied[short]]
         alias[heavy[short]] = heavy[short + 1]
     threshold = np.round(own.clip(0.0, 1.0) * 2.0**32)
