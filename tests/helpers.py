@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,9 @@ def make_random_model(num_layers: int = 2, seed: int = 1, **change: Any) -> Lang
 def final_arrays(directory: Path) -> list[np.ndarray]:
     """Returns every array of the latest checkpoint, moments and LSTM state included."""
     config = load_config(directory)
-    checkpoints = Checkpoints(directory)
-    abstract = jax.eval_shape(lambda: TrainState.create(LanguageModel(config.model, rngs=nnx.Rngs(0)), config.train))
+    checkpoints, counts = Checkpoints(directory), np.ones(config.model.vocab_size, int)
+    model = partial(LanguageModel, config.model)
+    abstract = jax.eval_shape(lambda: TrainState.create(model(rngs=nnx.Rngs(0)), config.train, counts))
     state = checkpoints.restore(checkpoints.latest_step(), abstract)
     state = dataclasses.replace(state, key=jax.random.key_data(state.key))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]

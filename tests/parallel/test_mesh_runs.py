@@ -64,7 +64,7 @@ def test_generation_draws_the_words_of_one_device(options):
 def test_a_run_may_move_between_meshes_and_to_keras(corpus, corpus_dir, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(averaging, "no_longer_improves", lambda losses, patience: True)  # from step 5 on
     model = ModelConfig(len(corpus.vocabulary), embedding_size=7, hidden_size=11, dropout=0.2)
-    sizes = {"batch_size": 6, "sequence_length": 5, "num_sampled": 21}
+    sizes = {"batch_size": 6, "sequence_length": 5, "num_sampled": 21, "sampler": "unigram"}
     config = TrainConfig(**sizes, compute_dtype="float32", optimizer="adagrad", average_patience=1)
     schedule = ScheduleConfig(0.03, steps=10, eval_every=5, eval_tokens=400, decay_fraction=0.0)
     losses = []
