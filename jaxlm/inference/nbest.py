@@ -1,5 +1,6 @@
 """Rescoring of n-best lists: totals, and the best hypothesis of each group."""
 
+import logging
 import math
 from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import groupby, tee
@@ -10,6 +11,8 @@ from jaxlm.errors import InputError, require
 from jaxlm.inference.nbest_forms import Hypothesis
 from jaxlm.inference.scoring import LineScore, score
 from jaxlm.model.language_model import LanguageModel
+
+logger = logging.getLogger(__name__)
 
 
 def rescore(
@@ -67,7 +70,7 @@ def best_paths(hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
     A number that Moses' ids skip is a sentence without hypotheses: it yields an empty one, so that lines stay aligned.
 
     Raises:
-      InputError: the hypotheses of a group are not next to each other.
+      InputError: the hypotheses of a group are not next to each other, or Moses' ids decrease.
     """
     seen: set[str] = set()
     before: int | None = None
@@ -75,12 +78,23 @@ def best_paths(hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
         require_consecutive(group, seen)
         seen.add(group)
         best = max(members, key=lambda hypothesis: hypothesis.total)
-        current = int(group) if best.is_moses and group.isdigit() else None
-        if before is not None and current is not None:
-            for missing in range(before + 1, current):
+        current = int(group) if best.is_moses and group.isdecimal() else None
+        if current is not None:
+            for missing in _skipped_ids(before, current):
                 yield Hypothesis(str(missing), "", 0.0, (str(missing), ""))
         before = current
         yield best
+
+
+def _skipped_ids(before: int | None, current: int) -> range:
+    """Returns the ids of Moses between two groups, the first of which may be missing; none before the first group."""
+    if before is None:
+        if current > 0:
+            logger.warning("the list begins with id %d: no lines are written for the ids before it", current)
+        return range(0)
+    if current < before:  # the lines, which have no ids, would be those of other sentences
+        raise InputError(f"Id {current} comes after {before}; sort the n-best list by its ids, with `sort -n -s`.")
+    return range(before + 1, current)
 
 
 def require_consecutive(group: str, seen: Container[str]) -> None:

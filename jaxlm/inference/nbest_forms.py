@@ -65,10 +65,11 @@ def read_nbest(
         with named_line(name, number, line):
             parse = parse or _parser(line, name, costs, lm_costs)
             hypothesis = parse(line)
-            if KEY.fullmatch(hypothesis.fields[0]) and not hypothesis.is_moses:
-                if hypothesis.fields[0] in keys:
-                    raise InputError(f"each key once; {hypothesis.fields[0]} comes twice.")
-                keys.add(hypothesis.fields[0])
+            key = hypothesis.fields[0]
+            if key != hypothesis.group:  # Kaldi's
+                if key in keys:
+                    raise InputError(f"each key once; {key} comes twice.")
+                keys.add(key)
         yield hypothesis
     if parse is None:
         raise InputError(f"{name} has no hypotheses; expected {FORMS}.")
@@ -93,10 +94,10 @@ def _parser_without_costs(line: str, name: str) -> Callable[[str], Hypothesis] |
         return lambda line: _parse_moses(line, num_fields)
     if re.fullmatch(r"\(\S+\)", first[0]):
         return lambda line: _parse_srilm_bytelogs(line, name)
-    if len(first) > 2 and first[2].isdigit() and is_number(first[0]) and is_number(first[1]):
+    if len(first) > 2 and first[2].isdecimal() and is_number(first[0]) and is_number(first[1]):
         if "." in first[0] + first[1]:
             return lambda line: _parse_srilm(line, name)
-    return _parse_rnnlm if first[0].isdigit() else None
+    return _parse_rnnlm if first[0].isdecimal() else None
 
 
 def _parse_moses(line: str, num_fields: int) -> Hypothesis:
@@ -130,7 +131,7 @@ def _require_words(line: str) -> None:
 
 def _parse_rnnlm(line: str) -> Hypothesis:
     key, *words = line.split(maxsplit=1)
-    if not key.isdigit() or SEPARATOR in line:
+    if not key.isdecimal() or SEPARATOR in line:
         raise InputError("`id words`, with a number for id, as in the first line.")
     _require_words(line)
     return Hypothesis(key, "".join(words).strip(), 0.0, (key,))

@@ -1,6 +1,7 @@
 """Tunes the weight and the scales of rescoring by word error rate on a development list."""
 
 import itertools
+import logging
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from jaxlm.errors import InputError, require_packages, shorten
 from jaxlm.inference.nbest import require_consecutive, total_score
 from jaxlm.inference.nbest_costs import Costs, add_costs
 from jaxlm.inference.nbest_forms import Hypothesis
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = tuple(n / 10 for n in range(11))
 ACOUSTIC_SCALES = (0.0, 0.04, 0.05, 0.06, 0.07, 0.083, 0.1, 0.125, 0.15, 0.2, 0.3, 0.5, 1.0)
@@ -106,6 +109,8 @@ def _read_list(hypotheses: Iterable[Hypothesis], references: Mapping[str, str]) 
         raise InputError(
             f"No word of the references, such as {shorten(example)!r}, is in the list; write both in the same case."
         )
+    if missing := len(references.keys() - starts.keys()):
+        logger.warning("%d of %d references have no hypotheses; they do not count", missing, len(references))
     score, lm_score, log_probability = np.array(scores).T
     return _List(keys, (score, lm_score, log_probability), np.array(errors), np.array([*starts.values()]), num_words)
 

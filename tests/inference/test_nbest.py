@@ -42,14 +42,14 @@ OTHER_FORMS = [  # lines, scores, scores of the language model, texts
     (["0 ||| the dog ||| -3.5", "0 ||| a ||| -inf"], [-3.5, -np.inf], [0, 0], ["the dog", "a"]),
     (["1 ||| the dog .", "1 ||| a"], [0, 0], [0, 0], ["the dog .", "a"]),
     (["1 the dog", "1 ", "2 a"], [0, 0, 0], [0, 0, 0], ["the dog", "", "a"]),
-    (["NBestList1.0", "(-10000.5) the dog"], [-1024], [0], ["the dog"]),
-    (["-1250.5 -12.25 2 the dog"], [-1250.5 * np.log(10)], [-12.25 * np.log(10)], ["the dog"]),
+    (["NBestList1.0", "(-10000.5) the dog", "(0) a"], [-1024, 0], [0, 0], ["the dog", "a"]),
+    (["-1250.5 -12.25 2 the dog", "0 0 0"], [-1250.5 * np.log(10), 0], [-12.25 * np.log(10), 0], ["the dog", ""]),
 ]
 
 
 @pytest.mark.parametrize(("lines", "scores", "lm_scores", "texts"), OTHER_FORMS)
 def test_lists_of_other_toolkits(lines, scores, lm_scores, texts):
-    found = list(read_nbest(lines, "list"))
+    found = list(read_nbest(lines, "utterance-1"))  # a name like a key of Kaldi
     assert [hypothesis.text for hypothesis in found] == texts
     np.testing.assert_allclose([hypothesis.score for hypothesis in found], scores)
     np.testing.assert_allclose([hypothesis.lm_score for hypothesis in found], lm_scores)
@@ -68,9 +68,14 @@ def test_the_weight_interpolates_language_models_and_the_scale_is_that_of_acoust
         list(rescore(model, vocabulary, given, weight=1.5))
 
 
-def test_ids_that_moses_skips_are_empty_lines():
-    found = best_paths(read_nbest(["0 ||| a ||| ||| 1", "3 ||| b ||| ||| 1", "4 ||| c ||| ||| 1"], "list"))
-    assert [format_best(hypothesis) for hypothesis in found] == ["a", "", "", "b", "c"]
+def test_ids_that_moses_skips_are_empty_lines(caplog):
+    lines = ["0 ||| a ||| ||| 1", "3 ||| b ||| ||| 1", "4 ||| c ||| ||| 1", "² ||| d ||| ||| 1"]
+    assert [format_best(one) for one in best_paths(read_nbest(lines, "list"))] == ["a", "", "", "b", "c", "d"]
+    assert not caplog.text
+    assert [format_best(one) for one in best_paths(read_nbest(lines[1:3], "list"))] == ["b", "c"]
+    assert "begins with id 3" in caplog.text
+    with pytest.raises(InputError, match="Id 3 comes after 4; sort"):
+        list(best_paths(read_nbest([lines[0], lines[2], lines[1]], "list")))
 
 
 def totals(scores: list[float], log_probabilities: list[float], weight: float) -> list[float]:

@@ -17,12 +17,14 @@ HYPOTHESES = [  # the acoustic model alone is right for a, the language model al
 ]
 
 
-def test_the_settings_with_the_fewest_errors_are_found():
+def test_the_settings_with_the_fewest_errors_are_found(caplog):
     found = tune(HYPOTHESES, read_references(["a the sea of", "", "b the ship"], by_line=False))
+    assert not caplog.text
     assert found.word_error_rate == 0
     assert 80 * found.acoustic_scale > found.weight and 4 * found.weight > 2 * found.acoustic_scale
-    wrong = tune(HYPOTHESES, {"a": "the sea of it", "b": "a ship"})
+    wrong = tune(HYPOTHESES, {"a": "the sea of it", "b": "a ship", "c": "the whale"})
     assert wrong.word_error_rate == pytest.approx(1 / 6)
+    assert "1 of 3 references have no hypotheses" in caplog.text
 
 
 def test_references_by_line_and_their_absence():
