@@ -167,3 +167,5 @@ def compare(
         writer.writerows([pair.group, pair.good, pair.bad, *pair[3:5]] for pair in scored if not pair.is_right)
         write_text(failed, file.getvalue())
     print_unknown(unknown)
+    if equal := sum(pair.log_probability_good == pair.log_probability_bad for pair in scored):
+        print(f"{equal:,} of {len(scored):,} pairs have equal log-probabilities, and count as wrong", file=sys.stderr)

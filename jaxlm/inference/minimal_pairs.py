@@ -12,7 +12,7 @@ from jaxlm.errors import InputError
 from jaxlm.inference.scoring import LineScore, score
 from jaxlm.model.language_model import LanguageModel
 
-GROUPS = ("UID", "phenomenon", "group", "linguistics_term", "field")  # names of a pair's group, the first one found
+GROUPS = ("uid", "phenomenon", "group", "linguistics_term", "field")  # names of a pair's group, the first one found
 GOOD = frozenset({"sentence_good", "good", "good_sentence", "grammatical", "acceptable"})
 BAD = frozenset({"sentence_bad", "bad", "bad_sentence", "ungrammatical", "unacceptable"})
 Z = 1.959964  # of a 95 % interval
@@ -82,11 +82,12 @@ def read_pairs(lines: Iterable[str], name: str) -> Iterator[Pair]:
             continue
         try:
             if line.lstrip().startswith("{"):
-                values = json.loads(line)
+                values = {_plain(key): value for key, value in json.loads(line).items()}
             else:
                 cells = _cells(line)
-                if header is None and GOOD.intersection(cells) and BAD.intersection(cells):
-                    header = cells
+                columns = list(map(_plain, cells))
+                if header is None and GOOD.intersection(columns) and BAD.intersection(columns):
+                    header = columns
                     continue
                 header = header or ["sentence_good", "sentence_bad", "group"]
                 if len(cells) > len(header):
@@ -95,7 +96,7 @@ def read_pairs(lines: Iterable[str], name: str) -> Iterator[Pair]:
             good, bad = [next(values[key] for key in values if key in names) for names in (GOOD, BAD)]
             if not (isinstance(good, str) and isinstance(bad, str) and good.strip() and bad.strip()):
                 raise TypeError("sentences must be text")
-            group = next((str(values[key]) for key in GROUPS if values.get(key)), "")
+            group = next((str(values[key]) for key in GROUPS if values.get(key) not in (None, "")), "")
         except (ValueError, StopIteration, TypeError, RecursionError) as error:
             raise InputError(
                 f"{name}, line {number}: expected a JSON object with `sentence_good` and `sentence_bad`, two or three"
@@ -106,6 +107,11 @@ def read_pairs(lines: Iterable[str], name: str) -> Iterator[Pair]:
         yield Pair(good, bad, group)
     if not has_pairs:
         raise InputError(f"{name} has no pairs; expected sentences, also below a line with the names of columns.")
+
+
+def _plain(name: str) -> str:
+    """Returns the name of a column, as it is compared: in lower case, without blanks around it."""
+    return name.strip().lower()
 
 
 def _cells(line: str) -> list[str]:
@@ -126,6 +132,8 @@ def score_pairs(
 ) -> Iterator[Pair]:
     """Yields pairs with the log-probabilities of their sentences.
 
+    Sentences that the model reads as the same ids, since they differ in unknown words alone, have the same one.
+
     Args:
       model: the language model.
       vocabulary: of the model.
@@ -137,6 +145,8 @@ def score_pairs(
     sentences = (sentence for pair in given for sentence in (pair.good, pair.bad))
     scores = seen(score(model, vocabulary, sentences, unk_log_prob=unk_log_prob))
     for pair, good, bad in zip(pairs, scores, scores, strict=True):
+        good_ids, bad_ids = (ids[ids >= 0].tolist() for ids in map(vocabulary.ids_of, (good.words, bad.words)))
+        bad = good if good_ids == bad_ids else bad  # read in two batches, they would differ by rounding
         yield pair._replace(log_probability_good=good.log_probability, log_probability_bad=bad.log_probability)
 
 

@@ -1,6 +1,7 @@
 """Minimal pairs: the forms of their files, the accuracy by group, and its interval."""
 
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -14,16 +15,20 @@ from jaxlm.errors import InputError
 from jaxlm.inference.minimal_pairs import Accuracy, accuracies, read_pairs, score_pairs
 from jaxlm.inference.nbest_costs import read_costs
 from jaxlm.inference.nbest_forms import read_nbest
-from jaxlm.inference.scoring import score
+from jaxlm.inference.scoring import LineScore, score
 from jaxlm.runs.directory import load_model
 
-PAIRS = [("the whale", "whale the the", "a"), ("sea of and", "the sea of", "b"), ("a ship", "a ship", "a")]
+PAIRS = [("the whale", "whale the the", "0"), ("sea of and", "the sea of", "1"), ("a zebra", "a walrus", "0")]
 FORMS = {
-    "pairs.jsonl": [json.dumps({"sentence_good": g, "sentence_bad": b, "UID": u}) for g, b, u in PAIRS],
+    "pairs.jsonl": [json.dumps({"sentence_good": g, "sentence_bad": b, "UID": int(u)}) for g, b, u in PAIRS],
     "pairs.tsv": ["\t".join(pair) for pair in PAIRS],
-    "short_names.tsv": ["group\tbad\tgood\tid", *("\t".join((u, b, g, "7")) for g, b, u in PAIRS)],
+    "short_names.tsv": ["Group\tBad\tGood \tid", *("\t".join((u, b, g, "7")) for g, b, u in PAIRS)],
     "header.tsv": ["UID\tsentence_bad\tsentence_good", *("\t".join((u, b, g)) for g, b, u in PAIRS)],
 }
+
+
+def _add(line: LineScore, number: int) -> LineScore:
+    return line._replace(log_probabilities=line.log_probabilities - 1e-7 * number)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -36,13 +41,18 @@ def test_every_form_has_the_same_accuracy(run_dir, tmp_path, capsys, form):
         good, bad = (line.log_probability for line in score(model, vocabulary, pair[:2]))
         np.testing.assert_allclose(pair[3:], (good, bad), rtol=1e-6)
         right.append(good > bad)
-    assert not right[2]  # equal sentences are no success
-    expected = [("a", 2, right[0] + right[2]), ("b", 1, right[1]), ("all", 3, sum(right))]
+    assert not right[2]  # the same ids are no success, with or without rounding
+    others = read_pairs(FORMS[form], form)
+    rounded = list(score_pairs(model, vocabulary, others, seen=lambda lines: map(_add, lines, itertools.count())))
+    assert [pair.is_right for pair in rounded] == right
+    expected = [("0", 2, right[0] + right[2]), ("1", 1, right[1]), ("all", 3, sum(right))]
     assert [tuple(row) for row in accuracies(found)] == expected
     (tmp_path / form).write_text("\n".join(FORMS[form]))
     assert run(["compare", str(run_dir), str(tmp_path / form), "--failed", str(tmp_path / "failed.tsv")]) == 0
-    rows = list(csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t"))
-    assert [row["group"] for row in rows] == ["a", "b", "all"]
+    output = capsys.readouterr()
+    assert "1 of 3 pairs have equal log-probabilities, and count as wrong" in output.err
+    rows = list(csv.DictReader(output.out.splitlines(), delimiter="\t"))
+    assert [row["group"] for row in rows] == ["0", "1", "all"]
     np.testing.assert_allclose([float(row["accuracy"]) for row in rows], [n / m for _, m, n in expected])
     failed = list(csv.DictReader((tmp_path / "failed.tsv").open(), delimiter="\t"))
     assert [row["sentence_good"] for row in failed] == [p[0] for p, ok in zip(PAIRS, right, strict=True) if not ok]
