@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxlm.config_checks import require_integer
 from jaxlm.data.vocabulary import EOS, Vocabulary
-from jaxlm.errors import require
+from jaxlm.errors import InputError, require
 from jaxlm.inference.batch_reader import Reader, Sequence
 from jaxlm.inference.generation import require_vocabulary
 from jaxlm.inference.perplexity import perplexity_of
@@ -103,6 +103,8 @@ def score(
     require_vocabulary(model, vocabulary)
     require(unk_log_prob <= 0, "unk_log_prob", "a log-probability, at most 0", unk_log_prob)
     require(not (ignore_unk and unk_log_prob), "unk_log_prob", "0 with `ignore_unk`", unk_log_prob)
+    if unk_log_prob and vocabulary.unk is None:
+        raise InputError("The vocabulary has no <unk>, so unknown words do not count: leave out `unk_log_prob`.")
     require_integer("batch_words", batch_words, 1)
     lines = [lines] if isinstance(lines, str) else lines
     return _scores(Reader(model, batch_words), vocabulary, lines, carry, unk_log_prob, ignore_unk)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from jaxlm.data.text_warnings import SENTENCE_MARKERS, UNK_MARKERS, unicode_form_warning
-from jaxlm.data.vocabulary import EOS, Vocabulary
+from jaxlm.data.vocabulary import EOS, UNK, Vocabulary
 from jaxlm.errors import shorten
 from jaxlm.inference.scoring import LineScore
 
@@ -39,8 +39,12 @@ class UnknownWords:
             return None
         share = self.num_unknown / self.num_words
         line = f"{self.num_unknown:,} of {self.num_words:,} words ({share:.1%}) are not in the vocabulary"
+        if self.vocabulary.unk is None:
+            line += f", which has no {UNK}: they do not count"
         if warning := unicode_form_warning(self.types, self.vocabulary.ids):
             return f"WARNING: {line}; {warning}"
+        if markers := [word for word in SENTENCE_MARKERS if word in self.types]:
+            return f"WARNING: {line}; {' '.join(markers)}: remove these markers of another toolkit"
         if share <= MANY:
             return line
         examples = ", ".join(shorten(word) for word, _ in self.types.most_common(5))
@@ -68,10 +72,7 @@ class UnknownWords:
                 "The text is JSON: take the sentences out of it; `jaxlm compare` reads pairs of sentences.",
                 lambda word: self.types["{"] and self.types[":"] or len(word) > 1 and word.startswith(("{", '"')),
             ),
-            (
-                "The text has markers of another toolkit: remove them.",
-                lambda word: word in SENTENCE_MARKERS or word in UNK_MARKERS,
-            ),
+            ("The text has markers of another toolkit: remove them.", lambda word: word in UNK_MARKERS),
             (
                 "The text is cut into subwords: join them to words first.",
                 lambda word: word.startswith(("▁", "##", "Ġ")) or word.endswith("@@"),

@@ -179,7 +179,8 @@ def test_words_between_blanks_without_parts_have_rows(monkeypatch, capsys, tmp_p
         (["s\xe9a of the whale"], "Convert the text to NFD", {"sea": "se\u0301a"}),
         (["12 4 88", "7"], "replace ids by words", {}),
         (['{"sentence_good": "the sea", "sentence_bad": "sea the"}'], "jaxlm compare", {}),
-        (["<s> </s>"], "markers of another toolkit", {}),
+        (["<s> the sea of the ship and a whale </s>"], "<s> </s>: remove these markers of another toolkit", {}),
+        (["UNK sea UNK"], "has markers of another toolkit", {}),
         (["un@@ known"], "language", {}),
         (["Der Wal und das Meer"], "another language", {}),
         (['" Wal " " und "'], "another language", {}),
@@ -199,6 +200,10 @@ def test_few_unknown_words_are_counted():
     list(unknown.count(score(model, vocabulary, ["the whale of the zebra", "the sea of it"])))
     assert unknown.describe() == "1 of 9 words (11.1%) are not in the vocabulary"
     assert UnknownWords(vocabulary).describe() is None
+    model, vocabulary = make(missing=("<unk>",))
+    unknown = UnknownWords(vocabulary)
+    list(unknown.count(score(model, vocabulary, ["the whale of the zebra", "the sea of it"])))
+    assert unknown.describe().endswith("(11.1%) are not in the vocabulary, which has no <unk>: they do not count")
 
 
 def test_lines_are_read_as_they_are_needed():
@@ -223,6 +228,8 @@ def test_arguments_out_of_range_raise():
         score(model, vocabulary, [], unk_log_prob=1.0)
     with pytest.raises(InputError, match="vocabulary"):
         score(model, Vocabulary(("a",), None, "words"), [])
+    with pytest.raises(InputError, match="has no <unk>, .*: leave out `unk_log_prob`"):
+        score(*make(missing=("<unk>",)), [], unk_log_prob=-3.0)
 
 
 def test_lines_of_files_of_every_kind(tmp_path, monkeypatch):
