@@ -34,7 +34,8 @@ def generate(
     """Continues a text with words drawn from the model's exact distribution, one after the other.
 
     The text begins a line, so `<eos>` comes before it. In a vocabulary without `<eos>` nothing comes before it. Unknown
-    words of the prompt are read as `<unk>`, or left out without `<unk>`. `<unk>` and padding are never drawn.
+    words of the prompt are read as `<unk>`, or left out without `<unk>`. `<unk>` and padding are never drawn. Words
+    with a probability below about 1e-7 are drawn too rarely, as by `jax.random.categorical` in general.
 
     Args:
       model: the language model.

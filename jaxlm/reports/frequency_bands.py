@@ -9,10 +9,11 @@ from jaxlm.inference.perplexity import perplexity_of
 
 
 class Band(NamedTuple):
-    """Words of similar frequency: ids from `first` to `last`."""
+    """Words of similar frequency: ranks from `first` to `last`, 0 for the most frequent word."""
 
     first: int
     last: int
+    ids: np.ndarray  # of the words, by rank
     share: float  # of the labels
     perplexity: float  # of the labels in the band; NaN if there are none
     inclusion: float  # mean probability that a step samples a word of the band
@@ -21,17 +22,21 @@ class Band(NamedTuple):
 def frequency_bands(
     labels: np.ndarray, log_probabilities: np.ndarray, counts: np.ndarray, config: TrainConfig | None
 ) -> list[Band]:
-    """Returns the bands 0 to 9, 10 to 99, 100 to 999 and so on of ids, which are sorted by frequency.
+    """Returns the bands 0 to 9, 10 to 99, 100 to 999 and so on of ranks.
 
-    `labels` `[N]` are a text, with their log-probabilities `[N]`; `counts` `[V]` those of the training text.
+    A rank is an id, unless the ids of a Keras model have another order. `labels` `[N]` are a text, with their
+    log-probabilities `[N]`; `counts` `[V]` those of the training text.
     """
+    order = np.argsort(-counts, kind="stable")
+    ranks = np.argsort(order)[labels]
     inclusion = np.full(counts.size, np.nan) if config is None else inclusion_probabilities(counts, config)
     bounds = [0, *(10**n for n in range(1, 9) if 10**n < counts.size), counts.size]
     bands = []
     for first, end in zip(bounds, bounds[1:], strict=False):
-        inside = (labels >= first) & (labels < end)
+        inside = (ranks >= first) & (ranks < end)
+        ids = order[first:end]
         perplexity = perplexity_of(-float(log_probabilities[inside].mean())) if inside.any() else np.nan
-        bands.append(Band(first, end - 1, float(inside.mean()), perplexity, float(inclusion[first:end].mean())))
+        bands.append(Band(first, end - 1, ids, float(inside.mean()), perplexity, float(inclusion[ids].mean())))
     return bands
 
 

@@ -187,7 +187,7 @@ def _bands(run: ReportedRun, scored: ScoredText, corpus: Corpus) -> tuple[str, i
     """Returns the name of a run, the number of words that were scored, and a row for each band of frequency."""
     rows: list[list[Cell]] = []
     for band in frequency_bands(scored.ids, scored.log_probabilities, corpus.counts, run.config.train):
-        examples = " ".join(run.vocabulary.words[band.first : min(band.last + 1, band.first + 4)])
+        examples = " ".join(run.vocabulary.words[i] for i in band.ids[:4])
         perplexity = None if math.isnan(band.perplexity) else band.perplexity
         every = None if math.isnan(band.inclusion) else 1 / max(band.inclusion, 1e-30)
         rows.append([f"{band.first:,} to {band.last:,}", examples, f"{band.share:.1%}", perplexity, every])

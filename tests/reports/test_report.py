@@ -107,6 +107,16 @@ def test_the_words_are_those_of_an_exact_evaluation(run_dir, corpus):
     assert [(band.first, band.last) for band in bands] == [(0, 9), (10, 99), (100, 119)]
     total = sum(band.share * np.log(band.perplexity) for band in bands if band.share)
     np.testing.assert_allclose(total, loss, rtol=1e-5)
+    order = np.random.default_rng(0).permutation(120)  # a vocabulary of Keras in another order
+    settings = TrainConfig(num_sampled=20, sampler="unigram")
+    labels, counts = np.argsort(order)[scored.ids], corpus.counts * 1000 - np.arange(120)
+    again = [
+        frequency_bands(ids, scored.log_probabilities, numbers, settings)
+        for ids, numbers in ((scored.ids, counts), (labels, counts[order]))
+    ]
+    for plain, other in zip(*again, strict=True):
+        np.testing.assert_array_equal(order[other.ids], plain.ids)
+        np.testing.assert_allclose(other[3:], plain[3:])
     (diverged,) = frequency_bands(np.array([0, 3]), np.array([-95, -93], np.float32), np.ones(9), None)
     np.testing.assert_allclose(diverged.perplexity, np.exp(94), rtol=1e-5)  # not infinity, and without a warning
     assert format_cell(diverged.perplexity) == "6.663e+40"
