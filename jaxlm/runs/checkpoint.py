@@ -61,9 +61,12 @@ class Checkpoints:
         """Writes a checkpoint of a `TrainState`, or some of its parts, and deletes those that are no longer needed.
 
         Raises:
-          OSError: this checkpoint, or the one before on an accelerator, could not be written.
+          OSError: it could not be written. On an accelerator, `wait` or the next save tells that.
         """
-        self.wait()
+        try:
+            self.wait()
+        except OSError as error:
+            logger.warning("%s; training continues", error)
         arrays = _named(state)
         if jax.default_backend() == "cpu" or jax.process_count() > 1:
             self._write(step, arrays, progress)
@@ -123,10 +126,13 @@ class Checkpoints:
     def _prune(self) -> None:
         """Deletes checkpoints that are neither among the latest nor the best, and those cut off while written.
 
-        Other files and directories stay. A checkpoint that cannot be deleted only takes space.
+        Damaged ones do not count, and stay until training has passed their step. Other files and directories stay. A
+        checkpoint that cannot be deleted only takes space.
         """
-        steps = self.steps()
-        kept = {*steps[:KEPT], *self.by_loss()[:1]}
+        steps, by_loss = self.steps(), self.by_loss()
+        sound = [step for step in steps if self.intact.get(step, True)]  # as far as is known: nothing is read here
+        best = [step for step in by_loss if step in sound][:1]
+        kept = {*sound[:KEPT], *best, *(step for step in steps if step > sound[0])}
         cut_off = [path for path in self.directory.glob(f"*{PARTIAL}") if re.fullmatch(STEP, path.stem)]
         for path in [*cut_off, *(self.directory / str(step) for step in steps if step not in kept)]:
             if path.is_dir() and not path.is_symlink():
@@ -203,9 +209,9 @@ class Checkpoints:
                 return self.progress(step)
         return None
 
-    def has(self, step: int, abstract: Any) -> bool:
-        """Returns whether a checkpoint has each array of a `TrainState`, or of some of its parts, by name."""
-        return set(_named(abstract)) <= set(self.local_arrays.stored(self.directory / str(step) / STATE_DIRECTORY))
+    def array_names(self, step: int) -> set[str]:
+        """Returns the names of the arrays in a checkpoint, such as "tables/weights"."""
+        return set(self.local_arrays.stored(self.directory / str(step) / STATE_DIRECTORY))
 
     def restore(self, step: int, abstract: Any, mesh: Mesh | None = None) -> Any:
         """Reads a `TrainState`, or some of its parts, that may have been saved on another mesh.

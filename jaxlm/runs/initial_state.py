@@ -80,5 +80,12 @@ def _imported_state(
 ) -> TrainState:
     """Returns the state of an imported model before its first step, with its optimizer state if it has one."""
     state = TrainState.create(restore_model(checkpoints, 0, model_config, mesh), config, corpus.counts)
-    opt_state = restore_optimizer(checkpoints, 0, model_config, config, mesh)
-    return state if opt_state is None else dataclasses.replace(state, opt_state=opt_state)
+    without_averages = dataclasses.replace(config, average_after=0, average_patience=0)  # which no import has
+    opt_state = restore_optimizer(checkpoints, 0, model_config, without_averages, mesh)
+    if opt_state is None:
+        if any(name.startswith("opt_state/") for name in checkpoints.array_names(0)):
+            logger.warning("the imported optimizer state is not that of %s, which starts anew", config.optimizer)
+        return state
+    if config.has_averages:
+        opt_state = {name: each._replace(state=opt_state[name]) for name, each in state.opt_state.items()}
+    return dataclasses.replace(state, opt_state=opt_state)

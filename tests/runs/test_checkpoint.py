@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, what comes back, and saves beside training."""
 
+import concurrent.futures
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,13 @@ def test_the_latest_two_and_the_best_are_kept(tmp_path):
     assert checkpoints.steps() == [6, 5, 2]
     assert checkpoints.latest_step() == 6 and checkpoints.best_step() == 2
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "5", "6"]
+    for step in (5, 6):
+        (checkpoints.directory / str(step) / "state" / "step" / "0").write_text("damaged")
+    resumed = Checkpoints(tmp_path)  # from step 2, whose successors count before the damaged ones
+    assert resumed.latest_step() == 2
+    for step, left in [(3, [6, 5, 3, 2]), (4, [6, 5, 4, 3, 2]), (5, [6, 5, 4, 2]), (7, [7, 5, 2])]:
+        resumed.save(step, state(step), Progress(1.0))
+        assert resumed.steps() == left
 
 
 def test_arrays_keys_and_progress_come_back(tmp_path):
@@ -57,7 +65,7 @@ def test_without_checkpoints_there_is_no_best(tmp_path):
         Checkpoints(tmp_path).best_step()
 
 
-def test_on_an_accelerator_arrays_are_written_while_the_next_step_changes_them(tmp_path, monkeypatch):
+def test_on_an_accelerator_arrays_are_written_while_the_next_step_changes_them(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(checkpoint.jax, "default_backend", lambda: "gpu")
     checkpoints, arrays = Checkpoints(tmp_path), state(3.0)
     checkpoints.save(3, arrays, Progress(1.0))
@@ -67,6 +75,16 @@ def test_on_an_accelerator_arrays_are_written_while_the_next_step_changes_them(t
     assert Checkpoints(tmp_path).is_intact(3)
     np.testing.assert_array_equal(restored(checkpoints, 3)["tables"]["biases"], 3.0)
     assert restored(checkpoints, 3)["key"] == jax.random.key(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_checksums", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
+        checkpoints.save(4, state(4.0), Progress(1.0))
+        with pytest.raises(OSError, match="checkpoint 4 could not be written: .*No space left"):
+            checkpoints.wait()
+        checkpoints.save(5, state(5.0), Progress(1.0))
+        concurrent.futures.wait([checkpoints.pending])
+    checkpoints.save(6, state(6.0), Progress(1.0))  # though the one before failed
+    checkpoints.wait()
+    assert checkpoints.steps() == [6, 3] and "checkpoint 5 could not be written" in caplog.text
 
 
 def test_a_save_that_fails_leaves_the_checkpoints_before_and_can_be_tried_again(tmp_path, monkeypatch):

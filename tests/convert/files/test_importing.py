@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 
 import jax
 import keras
@@ -23,8 +24,10 @@ from convert.files.importing import import_run
 from jaxlm.config import ScheduleConfig
 from jaxlm.data.corpus import load_corpus
 from jaxlm.errors import InputError
+from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.runs.directory import load_config, load_model
 from jaxlm.runs.loop import train
+from jaxlm.runs.restoring import restore_optimizer
 
 SIZES = ("--embedding-size", 7, "--hidden-size", 11, "--num-layers", 2)
 
@@ -86,7 +89,7 @@ def test_ids_are_sorted_by_frequency_on_import_and_restored_on_export(run_dir, t
 
 
 @pytest.mark.slow
-def test_run_to_keras_to_run_keeps_the_optimizer_and_training_continues_with_it(run_dir, corpus_dir, tmp_path):
+def test_run_to_keras_to_run_keeps_the_optimizer_and_training_continues_with_it(run_dir, corpus_dir, tmp_path, caplog):
     out, again = tmp_path / "a.keras", tmp_path / "again"
     run = run_directory.load(run_dir, keep_optimizer=True)
     export(run, out)
@@ -99,12 +102,20 @@ def test_run_to_keras_to_run_keeps_the_optimizer_and_training_continues_with_it(
     assert (config.train.optimizer, config.schedule.learning_rate) == ("adam", 0.03)
     # `jaxlm train` starts with it, even if other settings change
     train_config = dataclasses.replace(config.train, batch_size=3, sequence_length=4, num_sampled=20)
-    schedule = ScheduleConfig(steps=1, learning_rate=1e-9)
-    train(load_corpus(corpus_dir), again, config.model, train_config, schedule, progress=False)
+    schedule, corpus = ScheduleConfig(steps=1, learning_rate=1e-9), load_corpus(corpus_dir)
+    changes = {"averaged": {"average_after": 5}, "sgd": {"optimizer": "sgd"}}
+    for name, change in changes.items():
+        shutil.copytree(again, tmp_path / name)
+        changes[name] = dataclasses.replace(train_config, **change)
+        train(corpus, tmp_path / name, config.model, changes[name], schedule, progress=False)
+    assert caplog.text.count("the imported optimizer state is not that of sgd") == 1
+    train(corpus, again, config.model, train_config, schedule, progress=False)
     trained = run_directory.load(again, keep_optimizer=True)
     assert trained.optimizer.steps == kept.optimizer.steps + 1
     nu, before = (side.optimizer.slots["nu"]["lstms/0/kernel"] for side in (trained, kept))
     assert np.all(nu >= 0.998 * before) and not np.array_equal(nu, before)
+    averages = restore_optimizer(Checkpoints(tmp_path / "averaged"), 1, config.model, changes["averaged"])
+    np.testing.assert_array_equal(averages["dense"].state[0].nu["lstms"][0]["kernel"], nu)
 
 
 def test_moments_follow_the_words_when_ids_are_sorted_and_restored(random_run, tmp_path):
