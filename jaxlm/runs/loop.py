@@ -136,6 +136,9 @@ def resume(
     lengths = [name for name in LENGTHS if name in changed]
     if lengths:  # one length replaces another
         require(any(changed[name] for name in lengths), lengths[0], "a length above 0", 0)
+        fits = changed.get("epochs") or not changed.get("epoch_decay", config.schedule.epoch_decay)
+        expected = "a length in `epochs`, as the learning rate of this run falls by epochs"
+        require(bool(fits), lengths[0], expected, changed[lengths[0]])
         changed = dict.fromkeys(LENGTHS, 0) | changed
     schedule = dataclasses.replace(config.schedule, **changed)
     corpus = corpus_of_run(directory, config, data)

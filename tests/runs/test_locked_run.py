@@ -9,7 +9,7 @@ from jaxlm.config import LSTMConfig, ModelConfig, ScheduleConfig, TrainConfig
 from jaxlm.data.corpus import Corpus
 from jaxlm.errors import InputError
 from jaxlm.runs.checkpoint import Checkpoints
-from jaxlm.runs.directory import load_config
+from jaxlm.runs.directory import load_config, save_config
 from jaxlm.runs.locked_run import lock
 from jaxlm.runs.loop import resume, train
 
@@ -80,3 +80,7 @@ def test_a_finished_run_continues_only_if_made_longer(corpus, corpus_dir, tmp_pa
     longer = dataclasses.replace(SCHEDULE, steps=15)
     train(corpus, tmp_path, model_config(corpus), TRAIN, longer, progress=False)
     assert Checkpoints(tmp_path).latest_step() == 15
+    by_epochs = ScheduleConfig(epochs=1.0, epoch_decay=1.2)
+    save_config(tmp_path, load_config(tmp_path)._replace(schedule=by_epochs))
+    with pytest.raises(InputError, match="Invalid `steps`: expected a length in `epochs`"):
+        resume(tmp_path, progress=False, steps=20)
