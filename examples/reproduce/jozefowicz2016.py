@@ -2,9 +2,9 @@
 
     python examples/reproduce/jozefowicz2016.py --data 1-billion-word-language-modeling-benchmark-r13output
 
-Prepares the text, trains for some minutes to measure the speed, and prints the length of the whole run in hours;
---full then trains it. The paper projects the recurrent state too, and jaxlm the outputs alone: its LSTM has more
-weights. https://arxiv.org/abs/1602.02410; the text: Chelba et al. 2013, https://arxiv.org/abs/1312.3005
+Prepares the text, trains for some minutes to measure the speed, and prints the length of the whole run in hours,
+without evaluations and checkpoints; --full then trains it. The paper projects the recurrent state too, and jaxlm the
+outputs alone: its LSTM has more weights. https://arxiv.org/abs/1602.02410; the text: Chelba et al. 2013, https://arxiv.org/abs/1312.3005
 """
 
 import statistics
@@ -17,7 +17,7 @@ from jaxlm.data.word_lists import read_vocabulary
 from jaxlm.runs.metrics import read_metrics
 
 TRAINING, HELD_OUT = "training-monolingual.tokenized.shuffled", "heldout-monolingual.tokenized.shuffled"
-NUM_SHARDS, PUBLISHED = 99, 43.7
+NUM_SHARDS, PUBLISHED = 99, "47.5 after 5 epochs; 43.7 after 50"
 
 
 def open_corpus(data: Path, out: Path, vocabulary: Path | None, check: bool) -> jaxlm.Corpus:
@@ -61,7 +61,8 @@ def main(
     """
     corpus = open_corpus(data, out / "data", vocabulary, check)
     sizes = {"embedding_size": 512 // divisor, "hidden_size": 2048 // divisor, "projection_size": 512 // divisor}
-    model = jaxlm.ModelConfig(len(corpus.vocabulary), **sizes, dropout=0.1)
+    rates = 0.1, 0.0, 0.1  # after the embedding, the LSTM and the projection
+    model = jaxlm.ModelConfig(len(corpus.vocabulary), **sizes, dropout_rates=rates)
     config = jaxlm.TrainConfig(batch_size=128, sequence_length=20, num_sampled=8192 // divisor)
     trial = jaxlm.ScheduleConfig(minutes=trial_minutes, eval_every=10**9, eval_tokens=20_000)
     if not jaxlm.train(corpus, out / "trial", model, config, trial):  # it was stopped

@@ -89,7 +89,7 @@ def prepare(directory: Path, texts: Texts, out: Path, check: bool) -> jaxlm.Corp
     return jaxlm.load_corpus(out)
 
 
-def report(run: Path, tokens: Sequence[int], published: float) -> None:
+def report(run: Path, tokens: Sequence[int], published: float | str) -> None:
     """Prints the exact perplexity of a run's best model on the test text, read from start to end, and the paper's."""
     result = jaxlm.evaluate(jaxlm.load_model(run).model, tokens, batch_size=1, sequence_length=350)
     print(f"test perplexity {result.perplexity:.2f} on {result.num_tokens:,} words (published: {published})")
