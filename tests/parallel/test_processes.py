@@ -157,7 +157,7 @@ def test_a_run_whose_processes_are_killed_and_stopped_has_the_bits_of_one_proces
         processes = start(corpus_dir, run, count, *options)
         stop_one(processes, run)
         ends = finish(processes)
-        assert [code for code, *_ in ends] == [0] * count, ends
+        assert [code for code, *_ in ends] == [130] * count, ends
         assert "resuming from step" in ends[0][1] and "stopped at step" in ends[0][1] and "step" not in ends[1][1]
     ends = finish(start(corpus_dir, run, count, *options), 120 * kills)
     assert [code for code, *_ in ends] == [0] * count and "resuming from step" in ends[0][1], ends
