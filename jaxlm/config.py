@@ -177,9 +177,9 @@ class TrainConfig:
         the rows of the others are scaled by 1 / (1 - rate) (Merity et al. 2018, section 4.3).
       weight_dropout: rate of DropConnect on the trained recurrent kernels, with one mask per step (Merity et al. 2018,
         section 2).
-      compute_dtype: data type of the operands of training's matrix products: "auto" is bfloat16 on GPUs, TPUs and
-        processors with bfloat16 instructions (AMX, AVX512_BF16), and float32 elsewhere. A run keeps the type it began
-        with. Sums, states and parameters stay float32; evaluation is unaffected.
+      compute_dtype: data type of the operands of training's matrix products: "auto" is bfloat16 on TPUs, on GPUs (of
+        NVIDIA from Ampere on) and on processors with bfloat16 instructions (AMX, AVX512_BF16), and float32 elsewhere. A
+        run keeps the type it began with. Sums, states and parameters stay float32; evaluation is unaffected.
       seed: random seed for sampling and dropout, and for the initialization of a new model.
 
     Raises:

@@ -79,7 +79,7 @@ def product_precision(dtype: ComputeDtype) -> AbstractContextManager:
     Without it, JAX rounds them on a GPU (to TensorFloat32) and on a TPU (to bfloat16). The user's own
     `jax_default_matmul_precision` takes precedence over float32.
     """
-    if dtype == "bfloat16" and jax.default_backend() != "cpu":  # a processor has no such products of some sizes
+    if dtype == "bfloat16" and _has_bfloat16_accelerator():  # a processor has no such products of some sizes
         return jax.default_matmul_precision("BF16_BF16_F32")
     is_set = jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
     return nullcontext() if is_set else jax.default_matmul_precision("float32")
@@ -99,10 +99,21 @@ def in_float32(function: Callable) -> Callable:
 def fast_dtype() -> ComputeDtype:
     """Returns the data type whose products are fastest on this machine's default device.
 
-    "bfloat16" on a GPU or a TPU, and on a processor with bfloat16 instructions, AMX or AVX512_BF16.
+    "bfloat16" on a TPU and on a GPU (of NVIDIA from Ampere on), and on a processor with bfloat16 instructions, AMX or
+    AVX512_BF16.
     """
     if jax.default_backend() != "cpu":
-        return "bfloat16"
+        return "bfloat16" if _has_bfloat16_accelerator() else "float32"
     info = Path("/proc/cpuinfo")
     flags = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
     return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
+
+
+def _has_bfloat16_accelerator() -> bool:
+    """Returns whether JAX uses accelerators with bfloat16 products.
+
+    NVIDIA's GPUs have them from compute capability 8.0 on; XLA refuses "BF16_BF16_F32" on older ones, such as the T4.
+    """
+    capabilities = [getattr(device, "compute_capability", "") for device in jax.local_devices()]  # AMD: "gfx90a"
+    majors = [capability.partition(".")[0] for capability in capabilities]
+    return jax.default_backend() != "cpu" and all(not major.isdigit() or int(major) >= 8 for major in majors)

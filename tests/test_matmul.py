@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxlm.config import DenseConfig, ModelConfig, TrainConfig
 from jaxlm.data.batches import Batch
 from jaxlm.inference import batch_reader, generation, neighbors
 from jaxlm.inference.perplexity import exact_loss
-from jaxlm.matmul import fast_dtype, matmul, transposed
+from jaxlm.matmul import fast_dtype, matmul, product_precision, transposed
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.lstm import LSTM
 from jaxlm.model.params import split_params
@@ -147,11 +148,25 @@ def test_steps_are_near_those_of_float32_and_the_same_from_run_to_run(loss):
 
 def test_auto_is_what_the_machine_does_fast(monkeypatch):
     assert make_state(compute_dtype="auto").config.compute_dtype == fast_dtype()
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     for flags, expected in (("avx2 fma", "float32"), ("avx512_bf16", "bfloat16"), ("amx_tile amx_bf16", "bfloat16")):
         monkeypatch.setattr("pathlib.Path.read_text", lambda *_, flags=flags, **__: f"flags : {flags}\n")
         assert fast_dtype() == expected
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert fast_dtype() == "bfloat16"
+    for capabilities, expected in (
+        (["7.5"], "float32"),  # a T4
+        (["8.0"], "bfloat16"),  # an A100
+        (["8.9", "7.5"], "float32"),
+        (["12.0"], "bfloat16"),
+        (["gfx90a"], "bfloat16"),  # of AMD
+        ([None], "bfloat16"),  # a TPU
+    ):
+        devices = [SimpleNamespace(**{"compute_capability": c} if c else {}) for c in capabilities]
+        monkeypatch.setattr(jax, "local_devices", lambda devices=devices: devices)
+        assert fast_dtype() == expected
+        with product_precision("bfloat16"):  # a run of another machine may ask for it: XLA then rounds operands itself
+            text = jax.jit(jnp.matmul).trace(jnp.ones((2, 2)), jnp.ones((2, 2))).lower(lowering_platforms=("cuda",))
+        assert ("algorithm" in text.as_text()) == (expected == "bfloat16")
 
 
 def answers_of_a_model():
