@@ -168,11 +168,12 @@ def unigram_table(unigrams: ArrayLike, distortion: float = 1.0, num_reserved_ids
         alias[heavy[short]] = heavy[short + 1]
     threshold = np.round(own.clip(0.0, 1.0) * 2.0**32)
     alias = np.where(threshold == 2.0**32, np.arange(weights.size), alias)  # full to the last bit of a word
-    return UnigramTable(
-        jnp.asarray(probability, jnp.float32),
-        jnp.asarray(threshold.clip(max=2.0**32 - 1), jnp.uint32),
-        jnp.asarray(alias, jnp.int32),
-    )
+    with jax.ensure_compile_time_eval():  # concrete also within `jax.eval_shape`, as a mesh needs it
+        return UnigramTable(
+            jnp.asarray(probability, jnp.float32),
+            jnp.asarray(threshold.clip(max=2.0**32 - 1), jnp.uint32),
+            jnp.asarray(alias, jnp.int32),
+        )
 
 
 def propose_unigram(bits: Bits, table: UnigramTable) -> tuple[jax.Array, jax.Array]:

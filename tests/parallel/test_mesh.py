@@ -172,6 +172,10 @@ def test_a_new_state_is_that_of_one_device_in_shards(corpus):
         assert jnp.abs(state.tables["embedding"]).max() > 0.5
         moments = jax.tree.leaves(state.opt_state["embedding"])
         assert {leaf.addressable_shards[0].data.shape for leaf in moments if leaf.ndim} == {(num_rows, 6)}
+    abstract = jax.eval_shape(  # as `jaxlm.train` does before a run
+        lambda: TrainState.create(LanguageModel(model, rngs=nnx.Rngs(0), mesh=mesh), settings[1], corpus.counts)
+    )
+    assert [leaf.shape for leaf in jax.tree.leaves(abstract)] == [leaf.shape for leaf in jax.tree.leaves(state)]
 
 
 def test_a_process_reads_its_own_streams_alone():
