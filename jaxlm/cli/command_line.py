@@ -15,6 +15,7 @@ from typing import get_type_hints, is_typeddict
 from jaxlm.errors import InputError
 
 INTERRUPTED = 130  # 128 + SIGINT: stopped by Ctrl-C or SIGTERM
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in an error of JAX
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as of any program whose output is no longer read
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OPTIONS = {"use_word_vectors": "word_vectors"}  # arguments of jaxlm whose options have another name
@@ -47,6 +48,11 @@ def run_command(command: Callable[[], int | None], *commands: Callable) -> int:
         if _is_of_output(error):
             _discard_output()
         print(f"error: {_with_options(_message(error), commands)}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # of JAX, among others
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        print(f"error: {_with_options(_memory_advice(error), commands)}", file=sys.stderr)
         return 2
     except UnicodeEncodeError as error:  # an argument that is not UTF-8 has halves of surrogate pairs
         print(f"error: expected text in UTF-8. Received: {error.object[:100]!r}", file=sys.stderr)
@@ -88,6 +94,15 @@ def _message(error: Exception) -> str:
         name = "The output" if _is_of_output(error) else error.filename
         return error.strerror if name is None else f"{name}: {error.strerror}"
     return " ".join(str(error).split())
+
+
+def _memory_advice(error: RuntimeError) -> str:
+    """Returns the first line of an error of JAX for want of memory, and what to do."""
+    cause = str(error).partition("\n")[0][:200].rstrip(".")
+    return (
+        f"The device has too little free memory ({cause}). End other programs that use it (`nvidia-smi` shows those on"
+        " a GPU), or use a smaller `batch_size`, `num_sampled` or model."
+    )
 
 
 def _with_options(message: str, commands: tuple[Callable, ...]) -> str:

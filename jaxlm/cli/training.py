@@ -1,6 +1,7 @@
 """The train, resume, evaluate, report and doctor commands."""
 
 import dataclasses
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,8 @@ from jaxlm.runs.glibc import keep_freed_memory
 
 if TYPE_CHECKING:  # slow imports wait until a command needs them: --help does not
     from jax.sharding import Mesh
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -91,7 +94,10 @@ def _join(processes: ProcessConfig, devices: MeshOptions, run: Path) -> "Mesh | 
         initialize_processes(processes)
     from jaxlm.parallel.mesh import open_mesh
     from jaxlm.runs.initial_state import mesh_of_run
+    from jaxlm.runs.unused_gpu import unused_gpu
 
+    if advice := unused_gpu():
+        logger.warning(advice)
     return open_mesh(given if devices else mesh_of_run(run))
 
 

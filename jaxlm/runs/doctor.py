@@ -19,6 +19,7 @@ from jaxlm.runs.directory import CONFIG_FILE, RunConfig, load_config, load_vocab
 from jaxlm.runs.keras_files import KERAS_IDS_FILE, KERAS_MODEL_FILE, read_keras_ids, read_keras_model
 from jaxlm.runs.memory import available_bytes
 from jaxlm.runs.metrics import METRICS_FILE, read_metrics
+from jaxlm.runs.unused_gpu import unused_gpu
 
 PACKAGES = ("jaxlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "keras", "tensorflow")
 
@@ -40,7 +41,8 @@ def examine(path: Path | None = None) -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             yield Finding(package, "not installed", is_good=package in ("keras", "tensorflow"))
     yield Finding("processor", _processor())
-    yield Finding("devices", ", ".join(f"{device.platform}: {device.device_kind}" for device in jax.devices()))
+    devices = ", ".join(f"{device.platform}: {device.device_kind}" for device in jax.devices())
+    yield Finding("devices", ". ".join(filter(None, (devices, unused_gpu()))), is_good=not unused_gpu())
     yield Finding("free memory", f"{available_bytes() / 1e9:.1f} GB")
     yield Finding("free disk", f"{shutil.disk_usage(_existing(path or Path.cwd())).free / 1e9:.1f} GB")
     if path is None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from helpers import jaxlm
 
@@ -24,6 +25,17 @@ def test_an_error_of_the_system_is_one_line(run_dir, text_file, capsys):
 
     assert run_command(fail) == 2
     assert capsys.readouterr().err == "error: No locks available\n"
+
+
+def test_too_little_memory_on_the_device_is_one_line(capsys):
+    def fill(batch_size: int = 2**50) -> None:
+        jnp.zeros(batch_size).block_until_ready()
+
+    assert run_command(fill, fill) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "RESOURCE_EXHAUSTED: " in line and line.endswith("use a smaller --batch-size, `num_sampled` or model.")
+    with pytest.raises(RuntimeError, match="another"):
+        run_command(lambda: (_ for _ in ()).throw(RuntimeError("another error")))
 
 
 def test_closed_streams_are_empty(run_dir, monkeypatch, capsys):

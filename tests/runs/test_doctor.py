@@ -2,9 +2,11 @@
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
+from jaxlm.runs import unused_gpu
 from jaxlm.runs.doctor import examine
 
 
@@ -19,6 +21,24 @@ def test_nothing_is_wrong_with_this_machine_and_intact_files(corpus_dir, run_dir
         assert findings["jax"] and "cpu" in findings["devices"] and findings["free disk"].endswith("GB")
     assert findings["config.json"] == "intact"
     assert findings["checkpoint 60"] == "intact, written on 1 x 1 devices, 1 process(es), cpu"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "chosen", "expected"),
+    [
+        (False, False, f"pip install 'jax[cuda13]=={jax.__version__}'"),
+        (True, False, "its warning has the reason"),
+        (False, True, ""),
+    ],
+)
+def test_a_gpu_that_jax_does_not_use_is_told(plugin, chosen, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(unused_gpu, "DEVICE_FILES", [tmp_path])
+    monkeypatch.setattr(unused_gpu.importlib.util, "find_spec", lambda _: plugin)
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert expected in wrong(None).get("devices", "") and bool(wrong(None)) == bool(expected)
 
 
 @pytest.mark.parametrize(
