@@ -21,6 +21,14 @@ from jaxlm.cli.arguments import (
 from jaxlm.cli.command_line import run_command, show_messages
 from jaxlm.errors import InputError, require
 
+ENVIRONMENT = {  # read when TensorFlow and JAX are imported
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    # of a GPU: TensorFlow and JAX share its memory, and NVIDIA's libraries do not round float32
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "NVIDIA_TF32_OVERRIDE": "0",
+}
+
 # argument names and metavars in --help
 Model = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
 
@@ -161,7 +169,8 @@ def run(args: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the `jaxlm-convert` command."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module="tensorflow")
     show_messages(*COMMANDS)
     sys.exit(run())

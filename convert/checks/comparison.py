@@ -6,6 +6,7 @@ import numpy as np
 
 from convert.checks.predictor import Predictions, Predictor
 from jaxlm.errors import InputError
+from jaxlm.matmul import in_float32
 
 # the lowest log-probabilities that are compared, by the type of the weights: log(1e-30), below which a float32 softmax
 # has lost its digits; and log(2**-20), since float16 has no numbers between multiples of 2**-24, so that those below
@@ -182,6 +183,7 @@ def _tolerance(first: Predictor, second: Predictor) -> float:
     return max(TOLERANCES[first.dtype], TOLERANCES[second.dtype])
 
 
+@in_float32  # also the products of Keras under JAX, which rounds them on a GPU
 def _predict_both(first: Predictor, second: Predictor, ids: np.ndarray) -> tuple[Predictions, Predictions]:
     """Returns both models' predictions; only those of the last position if one model is `last_only`."""
     ours, theirs = first.predict(ids), second.predict(ids)

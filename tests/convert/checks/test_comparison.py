@@ -1,11 +1,15 @@
 """The comparison of two models asks no more than the type of the weights gives."""
 
+import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
 import convert
+from convert.checks.comparison import compare
+from convert.checks.predictor import Predictions, Predictor
 from jaxlm.errors import InputError
 
 V = 23
@@ -26,3 +30,14 @@ def test_probabilities_that_float16_does_not_have_are_not_compared():
     head.set_weights([kernel, bias])
     with pytest.raises(InputError, match="NaN or infinite values"):
         convert.from_keras(model)
+
+
+def test_a_gpu_does_not_round_the_products_of_models_in_jax():
+    programs, x = [], jnp.ones((2, 2))
+
+    def predict(ids):
+        programs.append(jax.jit(jnp.matmul).trace(x, x).lower(lowering_platforms=("cuda",)).as_text())
+        return Predictions(np.zeros((*ids.shape, V), np.float32), {})
+
+    assert compare(Predictor("one", V, predict), Predictor("another", V, predict)).within_tolerance
+    assert len(programs) == 2 and all("precision = [HIGHEST, HIGHEST]" in program for program in programs)
