@@ -46,24 +46,13 @@ test-gpu:
 	XLA_FLAGS= JAX_DEFAULT_MATMUL_PRECISION=highest $(GPU_PYTHON) -m pytest -p no:xdist -m "not exhaustive" \
 		tests/candidate_sampling tests/losses tests/model tests/training tests/test_matmul.py tests/test_row_updates.py
 
-# the figures of docs/results.md for a GPU; DATA is a prepared corpus
-README_MODEL = --batch-size 128 --optimizer adam
-LSTM_2048_512 = --vocab-size 793471 --embedding-size 512 --hidden-size 2048 --projection-size 512 --num-sampled 8192 \
-	--sequence-length 20 --batch-size 128
-measure-gpu: SHELL = bash
-measure-gpu: export JAX_COMPILATION_CACHE_DIR = $(abspath build/measure-gpu/cache)
+# the figures of docs/results.md for a GPU; DATA is a prepared corpus, PARTS some of: train steps equal-time compilation
+PARTS ?= train steps equal-time compilation
 measure-gpu: export PYTHONPATH = $(CURDIR)
 measure-gpu:
 	@test -e "$(DATA)/vocabulary.json" || { echo "error: DATA is '$(DATA)', which jaxlm prepare has not made;" \
 		"prepare a text and name the directory: make measure-gpu DATA=data" >&2; exit 2; }
-	rm -rf build/measure-gpu
-	-time $(GPU_PYTHON) -m jaxlm train $(DATA) --out build/measure-gpu/run --minutes 1
-	-$(GPU_PYTHON) examples/benchmarks/train_step.py $(README_MODEL) --peers torch-sampled --steps 20 --repeats 8
-	-$(GPU_PYTHON) examples/benchmarks/train_step.py $(LSTM_2048_512) --peers torch-sampled --steps 20 --repeats 8
-	-$(GPU_PYTHON) examples/benchmarks/gpu.py $(README_MODEL)
-	-$(GPU_PYTHON) examples/benchmarks/equal_time.py $(DATA) --methods jaxlm torch-sampled torch-full --minutes 1 \
-		--batch-size 128
-	-$(GPU_PYTHON) examples/benchmarks/compile_options.py --limit 40
+	$(GPU_PYTHON) examples/benchmarks/measure_gpu.py $(DATA) --parts $(PARTS)
 
 check: install
 	$(BIN)/ruff check .

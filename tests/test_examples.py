@@ -56,6 +56,7 @@ SMALL = {
     " --eval-tokens 100".split(),
     "conversion.py": ["--vocab-size", 1000],
     "checkpoint.py": SIZES,
+    "measure_gpu.py": ["DATA", "--parts", "train", "compilation", "--out", "OUT", "--small"],
 }
 SHARED = {"collectives.py", "measure.py", "peers.py", "problem.py", "tf_peers.py", "torch_peers.py"}
 QUICK = {"prepare.py"}
@@ -68,10 +69,10 @@ def test_every_benchmark_has_a_small_size():
 
 @pytest.mark.parametrize("script", quick_if(lambda script: script in QUICK, [(script,) for script in SMALL]))
 @pytest.mark.slow
-def test_benchmarks_print_a_table(script, corpus_dir, text_file):
+def test_benchmarks_print_a_table(script, corpus_dir, text_file, tmp_path):
     if script in ("equal_time.py", "score.py"):
         pytest.importorskip("torch")
-    paths = {"DATA": corpus_dir, "TEXT": text_file}
+    paths = {"DATA": corpus_dir, "TEXT": text_file, "OUT": tmp_path}
     output = run(f"benchmarks/{script}", *(paths.get(argument, argument) for argument in SMALL[script]))
     lines = output.strip().splitlines()
     assert any(line.startswith("| ---") for line in lines) and lines[-1].count("|") == lines[-2].count("|")

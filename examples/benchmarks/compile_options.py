@@ -83,12 +83,14 @@ def main(
       steps: Timed steps.
       limit: Seconds after which a row is given up.
     """
-    rows = []
-    for dtype in compute_dtypes:
-        typed = dataclasses.replace(problem, compute_dtype=dtype)
-        rows += [[dtype, name, *measure_apart(typed, options, steps, limit)] for name, options in OPTIONS.items()]
-    print(f"{machine()}\n{problem}")
+    rows = (
+        [dtype, name, *measure_apart(dataclasses.replace(problem, compute_dtype=dtype), options, steps, limit)]
+        for dtype in compute_dtypes
+        for name, options in OPTIONS.items()
+    )
+    print(problem)
     print_table(["data type", "options", "compilation s", "from the cache s", "median ms per step"], rows)
+    print(machine(), file=sys.stderr)  # at the end, since JAX then takes memory of the GPU
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ on the same words.
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from typing import Literal
 
 import tyro
 from flax import nnx
-from measure import machine, print_table, set_equal_terms
+from measure import machine, packages_of, print_table, set_equal_terms
 from peers import make_peer, start_of
 from problem import Problem, ProblemOptions
 
@@ -32,6 +33,9 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.schedule import learning_rate_schedule
 from jaxlm.training.settings import default_batch_size
+
+# JAX, with which a peer starts and is evaluated, leaves the memory of a GPU to it
+SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 Method = Literal[
     "jaxlm", "torch-sampled", "torch-sampled-compiled", "torch-adaptive", "torch-full", "keras-sampled", "keras-full"
@@ -118,13 +122,17 @@ def main(
             arguments = json.dumps([method, str(data), sizes, length, eval_tokens, seed])
             command = [sys.executable, __file__, "run", arguments]
             print(f"{method}, {length:g} minutes", file=sys.stderr, flush=True)
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            results[method, length] = json.loads(output.splitlines()[-1])
-    print(machine("torch", "tensorflow"))
+            shared = {} if method == "jaxlm" else SHARED_GPU
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | shared)
+            if done.returncode == 0:
+                results[method, length] = words, value = json.loads(done.stdout.splitlines()[-1])
+                print(f"{words:,} words, perplexity {value:.1f}", file=sys.stderr, flush=True)
+    print(machine(*packages_of(method for method, _ in results)))
     print(f"exact validation perplexity on {eval_tokens:,} words, and words read")
     header = ["method", *(f"{length:g} minutes" for length in minutes)]
     cells = {name: f"{value:.1f} ({words / 1e3:,.0f} thousand)" for name, (words, value) in results.items()}
-    print_table(header, [[method, *(cells[method, length] for length in minutes)] for method in methods])
+    rows = [[method, *(cells.get((method, length), "failed") for length in minutes)] for method in methods]
+    print_table(header, rows)
     if plot_file:
         plot(plot_file, results)
 

@@ -107,13 +107,13 @@ def main(
         "on the device already": on_batches(jax.device_put(texts)),
     }
     state, times = time_steps(state, ways, steps, repeats)
-    nanoseconds, runs = kernels(state, ways["in blocks, as in `jaxlm train`"])
     print(f"{machine()}\n{problem}")
     rows = []
     for kind, each in times.items():
         total, host = (statistics.median(column) for column in zip(*each, strict=True))
         rows.append([kind, f"{total:.3f}", f"{host:.3f}", f"{1e3 * problem.words / total:,.0f}"])
     print_table(["batches", "median ms per step", "of which the host works", "words/s"], rows)
+    nanoseconds, runs = kernels(state, ways["in blocks, as in `jaxlm train`"])
     busy = sum(nanoseconds.values()) / 1e6 / steps
     print(f"\nper step, the GPU: {sum(runs.values()) / steps:.0f} kernels and copies, {busy:.3f} ms")
     copies = {name: f"{count / steps:g}" for name, count in runs.items() if "memcpy" in name.lower()}

@@ -1,13 +1,14 @@
 """Equal terms for all peers, interleaved timing, the speed of matrix products on this machine, and tables."""
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from jaxlm.config import ComputeDtype
 from jaxlm.matmul import dot_f32, product_precision
 
 MATMUL_FLOP = 2 * 2048**3
+PACKAGES = {"tensorflow": ("tf-", "keras-"), "torch": ("torch-",)}  # of the methods whose names start so
 THREADS = str(len(os.sched_getaffinity(0)))
 # glibc keeps freed memory, as `jaxlm train` asks it to, and all cores compute
 EQUAL_TERMS = {
@@ -84,10 +86,15 @@ def machine(*packages: str) -> str:
     return f"{processor}, {os.cpu_count()} cores, {device}, Python {platform.python_version()}, {versions}{terms}"
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints a Markdown table."""
-    for row in (header, ["---"] * len(header), *rows):
-        print(f"| {' | '.join(map(str, row))} |")
+def packages_of(methods: Iterable[str]) -> list[str]:
+    """Returns the packages of methods such as "torch-sampled", for `machine`."""
+    return [package for package, starts in PACKAGES.items() if any(method.startswith(starts) for method in methods)]
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints a Markdown table, each row as soon as it is there."""
+    for row in itertools.chain([header, ["---"] * len(header)], rows):
+        print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
 def milliseconds(times: Sequence[float]) -> list[str]:

@@ -1,7 +1,8 @@
 """PyTorch's LSTM with the full softmax, its adaptive softmax, or a sampled softmax by hand, which PyTorch lacks.
 
 Looked-up rows have sparse gradients, with Adagrad, or with lazy Adam (`SparseAdam`). All other parameters have the
-fused optimizer. On a GPU the LSTM is cuDNN's. Adaptive softmax: Grave et al. 2017, https://arxiv.org/abs/1609.04309.
+fused optimizer, if PyTorch has it. On a GPU the LSTM is cuDNN's. Adaptive softmax: Grave et al. 2017,
+https://arxiv.org/abs/1609.04309.
 """
 
 import math
@@ -73,10 +74,21 @@ def full_softmax(start: Start) -> torch.nn.Linear:
     return layer
 
 
+def has_fused_adagrad() -> bool:
+    """Returns whether Adagrad has a fused kernel for the device; for CUDA, only new versions of PyTorch have it."""
+    parameter = torch.nn.Parameter(torch.zeros(1, device=DEVICE))
+    parameter.grad = torch.zeros_like(parameter)
+    try:
+        torch.optim.Adagrad([parameter], fused=True).step()
+    except RuntimeError:
+        return False
+    return True
+
+
 def make_optimizers(problem: Problem, sparse: list, dense: list) -> list[torch.optim.Optimizer]:
     """Returns optimizers of the tables and of the rest."""
     if problem.optimizer == "adagrad":
-        return [torch.optim.Adagrad(sparse), torch.optim.Adagrad(dense, fused=True)]
+        return [torch.optim.Adagrad(sparse), torch.optim.Adagrad(dense, fused=has_fused_adagrad())]
     betas = (0.9, problem.beta_2)
     return [torch.optim.SparseAdam(sparse, betas=betas), torch.optim.Adam(dense, betas=betas, fused=True)]
 

@@ -22,12 +22,11 @@ import time
 from pathlib import Path
 
 import tyro
-from measure import EQUAL_TERMS, machine, matmul_speed, milliseconds, print_table, set_equal_terms
+from measure import EQUAL_TERMS, machine, matmul_speed, milliseconds, packages_of, print_table, set_equal_terms
 from peers import make_peer, random_start
 from problem import Problem, ProblemOptions
 
 LEARNING_RATE = 1e-3
-PACKAGES = {"tensorflow": ("tf-", "keras-"), "torch": ("torch-",)}
 CHILD = EQUAL_TERMS | {"KERAS_BACKEND": "tensorflow", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
@@ -49,7 +48,7 @@ def peak_memory(name: str) -> int:
     if name.startswith("jax"):
         import jax
 
-        if jax.default_backend() == "gpu":
+        if jax.default_backend() != "cpu":
             return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
     elif name.startswith("torch"):
         import torch
@@ -85,18 +84,26 @@ class Process:
 
 
 def take_turns(names: list[str], problem: Problem, steps: int, repeats: int) -> dict[str, list[list[float]]]:
-    """Returns the answers of each peer."""
+    """Returns the answers of each peer that runs; jaxlm has to."""
     processes = {}
     for name in names:  # one after the other, since setting up takes memory and all cores
-        processes[name] = Process(name, problem)
-        for _ in range(3):
-            processes[name].steps(steps)
-    answers: dict[str, list[list[float]]] = {name: [] for name in names}
-    order = names * repeats
+        process = Process(name, problem)
+        try:
+            for _ in range(3):
+                process.steps(steps)
+        except RuntimeError as error:
+            if name == "jaxlm":
+                raise
+            print(f"{name}: {error}", file=sys.stderr)
+        else:
+            processes[name] = process
+    answers: dict[str, list[list[float]]] = {name: [] for name in processes}
+    order = list(processes) * repeats
     for name in random.Random(0).sample(order, len(order)):
         answers[name].append(processes[name].steps(steps))
     for process in processes.values():
         process.process.kill()
+        process.process.wait()  # until the memory of its device is free
     return answers
 
 
@@ -106,7 +113,7 @@ def main(
     steps: int = 1,
     repeats: int = 15,
 ) -> None:
-    """Prints a table.
+    """Prints a table of the peers that run.
 
     Args:
       peers: Of jaxlm, jax-dense, keras-full, keras-sampled, tf-sparse, torch-sampled, torch-adaptive and torch-full,
@@ -120,14 +127,14 @@ def main(
     speeds = {dtype: matmul_speed(dtype) for dtype in ("float32", "bfloat16")}
     ours = statistics.median(seconds for seconds, _, _ in answers["jaxlm"])
     rows = []
-    for name in names:
+    for name in answers:
         times = [seconds for seconds, _, _ in answers[name]]
         median = statistics.median(times)
         shares = [f"{problem.flop / speed / median:.0%}" for speed in speeds.values()]
         memory = f"{answers[name][-1][2] / 1e6:,.0f}"
         speed = f"{problem.words / median:,.0f}"
         rows.append([name, *milliseconds(times), speed, f"{median / ours:.2f}", *shares, memory])
-    print(machine(*(package for package, starts in PACKAGES.items() if any(n.startswith(starts) for n in names))))
+    print(machine(*packages_of(answers)))
     print(problem)
     for dtype, each in speeds.items():
         floor = 1e3 * problem.flop / each
