@@ -96,4 +96,5 @@ def local_word_statistics(
         weighted = psum(jnp.exp(shift) * (weighted + total * shift), axes)
         total, above, highest = psum(jnp.exp(shift) * total, axes), psum(above, axes), pmax(highest, axes)
     log_total = jnp.log(total)
-    return WordStatistics(label_logits - highest - log_total, 1 + above, log_total - weighted / total)
+    log_probabilities = jnp.minimum(label_logits - highest - log_total, 0.0)  # rounding may reach above 0
+    return WordStatistics(log_probabilities, 1 + above, log_total - weighted / total)
