@@ -243,8 +243,7 @@ def _jit_on_mesh(
     create: Callable[[Any, UnigramTable | None], TrainState], mesh: Mesh, arrays: Any, table: UnigramTable | None
 ) -> TrainState:
     """Makes a state of arrays on a mesh and of a table that all processes have; each device makes its own part."""
-    # traced if the caller computes shapes alone
-    table = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.core.Tracer) else np.asarray(leaf), table)
+    table = jax.tree.map(np.asarray, table)
     specs = tree_specs(jax.eval_shape(create, arrays, table), mesh)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     return jax.jit(create, out_shardings=shardings, donate_argnums=0)(arrays, table)
