@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from jaxlm.data.text_files import read_text
-from jaxlm.data.vocabulary import VOCABULARY_FILE, Vocabulary
+from jaxlm.data.vocabulary import PAD, VOCABULARY_FILE, Vocabulary
 from jaxlm.errors import InputError, shorten
 from jaxlm.files import PathLike
 
@@ -40,12 +40,13 @@ def read_vocabulary(path: PathLike) -> Vocabulary | list[str]:
         object of words and ids, or text as `read_words` reads it.
 
     Raises:
-      InputError: the file is missing, damaged, or has another form.
+      InputError: the file is missing, damaged, or has another form, such as those of Keras' classes.
     """
     path = Path(path)
     path = path / VOCABULARY_FILE if path.is_dir() else path
     if path.suffix != ".json":
         words, _ = read_words(path)
+        _require_no_padding(path, words)
         form = r"\S+ \d+" if re.fullmatch(r"\S+ \d+", words[0]) else r"\S+"
         wrong = next((n for n, word in enumerate(words, start=1) if not re.fullmatch(form, word)), None)
         if wrong is not None:
@@ -60,10 +61,26 @@ def read_vocabulary(path: PathLike) -> Vocabulary | list[str]:
     if isinstance(value, dict) and value and all(type(i) is int for i in value.values()):
         value = sorted(value, key=value.__getitem__)
     if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+        _require_no_padding(path, value)
         return _distinct(path, value)
+    if isinstance(value, dict) and value.get("class_name") == "Tokenizer":
+        raise _of_keras(path)
     if not isinstance(value, dict) or "format" not in value:
         raise InputError(f"{path}: expected vocabulary.json, a JSON array of words, or a JSON object of words and ids.")
     return Vocabulary.load(path)
+
+
+def _require_no_padding(path: Path, words: list[str]) -> None:
+    """Raises `InputError` for the list of Keras' `TextVectorization.get_vocabulary()`."""
+    if words[:2] == [PAD, "[UNK]"]:
+        raise _of_keras(path)
+
+
+def _of_keras(path: Path) -> InputError:
+    return InputError(
+        f"{path} has the words of Keras by their ids in a model. Give vocabulary.json of the run that `jaxlm-convert"
+        f" from-keras MODEL RUN --vocabulary {path}` makes, or a list of the words alone, without padding."
+    )
 
 
 def _distinct(path: Path, words: list[str]) -> list[str]:

@@ -23,6 +23,13 @@ BAD = [
     ("words", "the\nsea\nthe\n", "'the' twice"),
     ("words", "the\t3\nsea\n", "Line 2 has no count"),
     ("words", "the 3\n\nsea 2\n", "words, line 2: expected a word, or a word and its count"),
+    (
+        "words",
+        "\n[UNK]\nthe\n",
+        "vocabulary.json of the run that `jaxlm-convert from-keras MODEL RUN --vocabulary /.*words`",
+    ),
+    ("words.json", '["", "[UNK]", "the"]', "or a list of the words alone, without padding"),
+    ("words.json", '{"class_name": "Tokenizer", "config": {}}', "words.json has the words of Keras by their ids"),
     ("words.json", "[1, 2]", "words.json"),
     ("words.json", "{", "not valid JSON"),
     ("words.json", '{"words": ["the"]}', "words.json"),
