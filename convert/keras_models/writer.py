@@ -24,6 +24,7 @@ from convert.weights.optimizer_state import SLOTS, OptimizerState
 from convert.weights.run_model import RunModel
 from convert.weights.table import language_model_weights, to_keras_weights, weight_table
 from jaxlm.config import ModelConfig
+from jaxlm.errors import InputError
 from jaxlm.quiet import quiet
 
 BLOCK = 1 << 26  # bytes of an array that are copied at a time
@@ -52,7 +53,7 @@ def write(run: RunModel, target: Path, options: ExportOptions) -> None:
       options: inputs, outputs and data type of the model.
 
     Raises:
-      InputError: a weight is NaN or infinite.
+      InputError: a weight is NaN or infinite, or Keras cannot load the data type of the weights from the format.
     """
     if run.description is not None and options == DEFAULT_OPTIONS:
         _write_rebuilt(run, run.description, target)
@@ -71,6 +72,9 @@ def _write_rebuilt(run: RunModel, description: dict[str, Any], target: Path) -> 
     model = source_json.rebuild(description, weights)
     if run.optimizer:
         compile_model(model, run.optimizer, run.model.config)
+    if target.suffix == ".h5" and not target.name.endswith(".weights.h5"):
+        if any(variable.dtype == "bfloat16" for variable in model.weights):  # opaque bytes in HDF5
+            raise InputError("Keras cannot load bfloat16 weights from .h5; use .keras or .weights.h5.")
     if target.name.endswith(".weights.h5"):
         model.save_weights(target)
     elif target.suffix == ".keras":

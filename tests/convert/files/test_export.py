@@ -2,11 +2,14 @@
 
 import itertools
 
+import keras
 import numpy as np
 import pytest
 from convert_helpers import assert_models_equal, make_optimizer_state, mutated, skip_without
 from helpers import BARE, CHAIN, quick_if
+from keras import layers
 
+import convert
 from convert.checks.comparison import compare
 from convert.checks.predictor import language_model_predictor
 from convert.files.export import check_output, export
@@ -14,6 +17,7 @@ from convert.files.format_table import load_predictor
 from convert.formats import saved_model_weights
 from convert.keras_models import reader
 from convert.options import ExportOptions
+from convert.weights.run_model import RunModel
 from jaxlm.errors import InputError
 
 exhaustive = pytest.mark.exhaustive
@@ -88,6 +92,18 @@ def test_nan_weights_are_refused(random_run, tmp_path, name):
     run.model.lstms[0].bias[...] = run.model.lstms[0].bias[...].at[2].set(np.nan)
     with pytest.raises(InputError, match="lstms/0/bias: it has NaN"):
         export(run, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_keras_cannot_load_from_a_format_are_refused(tmp_path):
+    settings = {"dtype": "bfloat16"}
+    lstm = layers.LSTM(5, return_sequences=True, recurrent_initializer="glorot_uniform", **settings)
+    head = layers.Dense(9, activation="softmax", **settings)
+    model = keras.Sequential([keras.Input((None,), dtype="int32"), layers.Embedding(9, 4, **settings), lstm, head])
+    description = keras.saving.serialize_keras_object(model)
+    run = RunModel(convert.from_keras(model), tuple("abcdefghi"), "words", description=description)
+    with pytest.raises(InputError, match="Keras cannot load bfloat16 weights from .h5; use .keras or .weights.h5"):
+        export(run, tmp_path / "a.h5")
     assert not list(tmp_path.iterdir())
 
 
