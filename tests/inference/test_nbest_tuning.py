@@ -25,6 +25,8 @@ def test_the_settings_with_the_fewest_errors_are_found(caplog):
     wrong = tune(HYPOTHESES, {"a": "the sea of it", "b": "a ship", "c": "the whale"})
     assert wrong.word_error_rate == pytest.approx(1 / 6)
     assert "1 of 3 references have no hypotheses" in caplog.text
+    equal = tune(HYPOTHESES[::2], {"a": "the sea of", "b": "the ship"})  # nothing to choose: the middle of the grid
+    assert (equal.weight, equal.acoustic_scale) == (0.5, 0.1)
 
 
 def test_references_by_line_and_their_absence():
