@@ -95,15 +95,28 @@ class LanguageModel(nnx.Module):
             inputs = jnp.where(inputs < self.config.vocab_size, inputs, -1)
         return take_rows(self.input_rows, inputs)
 
-    def hidden(
+    def hidden(self, embedded: jax.Array, carry: tuple[Carry, ...]) -> tuple[jax.Array, tuple[Carry, ...]]:
+        """Runs the LSTM stack, and the Dense layers if there are any, on embedding rows, without dropout.
+
+        Args:
+          embedded: `[batch, time, embedding_size]` float32, rows of `embedding`.
+          carry: a (c, h) for each layer.
+
+        Returns:
+          outputs `[batch, time, softmax_size]` and the carry after the last time step.
+        """
+        _, outputs, carry = self.lstm_outputs(embedded, carry)
+        return self.dense_outputs(outputs), carry
+
+    def lstm_outputs(
         self,
         embedded: jax.Array,
         carry: tuple[Carry, ...],
         dropout_keys: jax.Array | None = None,
         dtype: ComputeDtype = "float32",
         variational: bool = False,
-    ) -> tuple[jax.Array, tuple[Carry, ...]]:
-        """Runs the LSTM stack, and the Dense layers if there are any, on embedding rows.
+    ) -> tuple[jax.Array, jax.Array, tuple[Carry, ...]]:
+        """Runs the LSTM stack on embedding rows.
 
         Args:
           embedded: `[batch, time, embedding_size]` float32, rows of `embedding`.
@@ -113,20 +126,8 @@ class LanguageModel(nnx.Module):
           variational: whether dropout draws one mask for all time steps.
 
         Returns:
-          outputs `[batch, time, softmax_size]` and the carry after the last time step.
+          outputs of the last LSTM before and after dropout, and the carry after the last time step.
         """
-        _, outputs, carry = self.lstm_outputs(embedded, carry, dropout_keys, dtype, variational)
-        return self.dense_outputs(outputs, dropout_keys, dtype, variational), carry
-
-    def lstm_outputs(
-        self,
-        embedded: jax.Array,
-        carry: tuple[Carry, ...],
-        dropout_keys: jax.Array | None,
-        dtype: ComputeDtype,
-        variational: bool,
-    ) -> tuple[jax.Array, jax.Array, tuple[Carry, ...]]:
-        """Returns the outputs of the last LSTM before and after dropout, and the new carry."""
         rates, keys = self.config.dropout_rates, dropout_keys
         outputs = dropped = _dropout(embedded, rates[0], keys, 0, variational)
         new_carry = []
@@ -137,7 +138,11 @@ class LanguageModel(nnx.Module):
         return outputs, dropped, tuple(new_carry)
 
     def dense_outputs(
-        self, outputs: jax.Array, dropout_keys: jax.Array | None, dtype: ComputeDtype, variational: bool
+        self,
+        outputs: jax.Array,
+        dropout_keys: jax.Array | None = None,
+        dtype: ComputeDtype = "float32",
+        variational: bool = False,
     ) -> jax.Array:
         """Returns the inputs of the softmax, given the outputs of the last LSTM after dropout."""
         for layer, dense in enumerate(self.dense, start=1 + len(self.lstms)):

@@ -48,10 +48,10 @@ def test_dropout_keeps_the_mean_and_spares_the_recurrence():
     model = LanguageModel(config, rngs=nnx.Rngs(0))
     embedded, carry = model.embedding[np.ones((3, 2), int)], model.initial_carry(3)
     keys = jax.random.split(jax.random.key(0), 3)  # one for each stream
-    dropped, _ = model.hidden(embedded, carry, keys)
+    _, dropped, _ = model.lstm_outputs(embedded, carry, keys)
     np.testing.assert_allclose(jnp.mean(dropped == 0.0), 0.25, atol=0.03)  # the outputs, before the softmax
     silent = jax.tree.map(jnp.zeros_like, embedded)  # with no input only the outputs' dropout is left
-    kept, kept_carry = model.hidden(silent, carry, keys)
+    _, kept, kept_carry = model.lstm_outputs(silent, carry, keys)
     plain, plain_carry = model.hidden(silent, carry)
     jax.tree.map(np.testing.assert_array_equal, kept_carry, plain_carry)
     np.testing.assert_allclose(kept[kept != 0], plain[kept != 0] / 0.75, rtol=1e-6)
