@@ -11,7 +11,7 @@ from jaxlm.cli.arguments import (
     Words,
     shown,
 )
-from jaxlm.cli.results import describe, print_count_warnings
+from jaxlm.cli.results import print_corpus
 from jaxlm.errors import InputError
 
 
@@ -65,6 +65,5 @@ def prepare(
         unk=unk,
         drop=drop,
     )
-    print(describe(corpus))
-    print_count_warnings(corpus, advise_size=given is None)
+    print_corpus(corpus, advise_size=given is None)
     print(f"written to {out}")

@@ -21,22 +21,8 @@ logger = logging.getLogger(__name__)
 ZIPF_LIMIT = 0.3  # nats; English and German novels have 0.12, documentation 0.18, equal counts 0.9 and more
 
 
-def describe(corpus: "Corpus") -> str:
-    """Returns a summary of a corpus: sizes, and rates of unknown words."""
-    from jaxlm.data.corpus import oov_rate
-
-    vocabulary = corpus.vocabulary
-    ids = ["no id" if word is None else f"id {word}" for word in (vocabulary.eos, vocabulary.unk)]
-    lines = [f"vocabulary: {len(vocabulary):,} words (<eos> has {ids[0]}, <unk> {ids[1]})"]
-    for name in ("train", "valid", "test"):
-        tokens = getattr(corpus, name)
-        unknown = "" if vocabulary.unk is None else f", {oov_rate(tokens, vocabulary):.2%} unknown"
-        lines.append(f"{name}: {tokens.size:,} words{unknown}")
-    return "\n".join(lines)
-
-
-def print_count_warnings(corpus: "Corpus", advise_size: bool) -> None:
-    """Warns if `<unk>` never occurs in training, or if the word counts are far from Zipf's law.
+def print_corpus(corpus: "Corpus", advise_size: bool) -> None:
+    """Prints sizes and rates of unknown words, and warns of an untrained `<unk>` and of counts far from Zipf's law.
 
     Args:
       corpus: that was prepared.
@@ -46,8 +32,15 @@ def print_count_warnings(corpus: "Corpus", advise_size: bool) -> None:
     from jaxlm.data.text_warnings import UNK_MARKERS
     from jaxlm.data.vocabulary import UNK, zipf_divergence
 
-    if corpus.vocabulary.unk is not None and not oov_rate(corpus.train, corpus.vocabulary):
-        marker = next((word for word in UNK_MARKERS if word in corpus.vocabulary.ids), None)
+    vocabulary, has_unk = corpus.vocabulary, corpus.vocabulary.unk is not None
+    ids = ["no id" if word is None else f"id {word}" for word in (vocabulary.eos, vocabulary.unk)]
+    print(f"vocabulary: {len(vocabulary):,} words (<eos> has {ids[0]}, <unk> {ids[1]})")
+    texts = {name: getattr(corpus, name) for name in ("train", "valid", "test")}
+    unknown = {name: oov_rate(tokens, vocabulary) for name, tokens in texts.items()}
+    for name, tokens in texts.items():
+        print(f"{name}: {tokens.size:,} words" + (f", {unknown[name]:.2%} unknown" if has_unk else ""))
+    if has_unk and not unknown["train"]:
+        marker = next((word for word in UNK_MARKERS if word in vocabulary.ids), None)
         advice = ": lower --vocab-size to train it" if advise_size else ""
         advice = f': if {marker} stands for unknown words, give --unk "{marker}"' if marker else advice
         print(f"every training word is in the vocabulary, so {UNK} is never trained{advice}")
