@@ -3,7 +3,6 @@
 import functools
 import re
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import tyro
+from convert_helpers import skip_without
 
 import convert.cli
 import jaxlm.cli
@@ -24,6 +24,7 @@ FUNCTIONS = {  # by program and command
     for program, functions in COMMANDS.items()
     for function in functions
 }
+EXPORTS = ("novels.keras", "novels", "step.keras", "novels.tflite", "novels.onnx")  # that pages load
 # what the pages say, and what runs in seconds
 SMALLER = {
     "ModelConfig(vocab_size=len(corpus.vocabulary))": "ModelConfig(len(corpus.vocabulary), 8, 8)",
@@ -65,13 +66,18 @@ def benchmark_options() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def exported(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the models that pages load: novels.keras, and novels, a SavedModel."""
+def exported(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that writes the model of a name that pages load."""
     directory = tmp_path_factory.mktemp("exported")
-    for name in ("novels.keras", "novels"):
-        arguments = ["to-keras", str(run_dir), str(directory / name)]
-        assert convert.cli.run(arguments) == 0
-    return directory
+
+    def export(name: str) -> Path:
+        skip_without(name)
+        options = ["--single-step"] if name == "step.keras" else []
+        if not (directory / name).exists():
+            assert convert.cli.run(["to-keras", str(run_dir), str(directory / name), *options]) == 0
+        return directory / name
+
+    return export
 
 
 @pytest.fixture
@@ -86,10 +92,9 @@ def workplace(request, tmp_path, monkeypatch, text_file, corpus_dir, run_dir) ->
             (tmp_path / "data").symlink_to(corpus_dir)
         if "jaxlm.train(" not in code:
             (tmp_path / "runs" / "novels").symlink_to(run_dir)
-        if '"novels.keras"' in code and ".save(" not in code:
-            shutil.copy(request.getfixturevalue("exported") / "novels.keras", tmp_path)
-        if '"novels"' in code:
-            (tmp_path / "novels").symlink_to(request.getfixturevalue("exported") / "novels")
+        for name in EXPORTS:
+            if f'"{name}"' in code and not (name == "novels.keras" and ".save(" in code):
+                (tmp_path / name).symlink_to(request.getfixturevalue("exported")(name))
 
     return make
 
