@@ -70,7 +70,8 @@ def update_rows(
     Args:
       tx: an element-wise transformation, learning rate included, such as `optax.adam(1e-3)`, `optax.adagrad(0.1)`,
         `optax.adamw(1e-3)` or a chain of such. Clip by the global norm beforehand, since one table does not see all
-        gradients. `optax.lamb` and `optax.lars` are not element-wise: they would take the norms of the touched rows.
+        gradients. `optax.lamb` and `optax.lars` are not element-wise: they would take the norms of the touched rows for
+        those of the table, which is not detected.
       table: `[V, ...]` float.
       opt_state: `tx.init(table)`. Leaves with a row for each of the table are updated by rows.
       gradient: with distinct indices, as from `sum_duplicates`. Those that are not in [0, V) are dropped.
@@ -79,8 +80,7 @@ def update_rows(
       The table and the optimizer state, in place if the caller donates them.
 
     Raises:
-      InputError: `tx` is not element-wise: its state holds an array that is neither a scalar nor has the table's
-        rows.
+      InputError: the state of `tx` holds an array that is neither a scalar nor has the table's rows.
 
     References:
       `torch.optim.SparseAdam`, `tf.raw_ops.ResourceSparseApplyAdagradV2`.
