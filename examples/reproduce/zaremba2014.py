@@ -4,7 +4,8 @@
 
 The paper adds the losses of the time steps of a batch, and jaxlm takes their mean: a learning rate of 1 and a gradient
 norm of 5 become 20 and 0.25 for 20 time steps. All parameters start at uniform numbers, as in the authors' code. The
-learning rate falls as in TensorFlow's ptb_word_lm.py. The best model by validation is tested. https://arxiv.org/abs/1409.2329
+learning rate falls as in TensorFlow's ptb_word_lm.py. The best model by validation is tested.
+https://arxiv.org/abs/1409.2329
 """
 
 from pathlib import Path
