@@ -1,4 +1,4 @@
-"""Dropped words and recurrent weights: rates and means; test_published_models.py compares steps with PyTorch."""
+"""Dropped words and recurrent weights: rates and means; test_step_against_pytorch.py compares steps with PyTorch."""
 
 import dataclasses
 
