@@ -86,7 +86,7 @@ def train(
 
 
 def _join(processes: ProcessConfig, devices: MeshOptions, run: Path) -> "Mesh | None":
-    """Joins the other processes, if any. Returns the mesh, by default that of the run; None for one device."""
+    """Joins other processes, warns of an unused GPU, and returns the mesh, by default that of the run, or None."""
     given = MeshConfig(**devices)
     if processes.distributed:
         from jaxlm.parallel.processes import initialize_processes

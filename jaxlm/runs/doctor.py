@@ -42,7 +42,8 @@ def examine(path: Path | None = None) -> Iterator[Finding]:
             yield Finding(package, "not installed", is_good=package in ("keras", "tensorflow"))
     yield Finding("processor", _processor())
     devices = ", ".join(f"{device.platform}: {device.device_kind}" for device in jax.devices())
-    yield Finding("devices", ". ".join(filter(None, (devices, unused_gpu()))), is_good=not unused_gpu())
+    advice = unused_gpu()
+    yield Finding("devices", f"{devices}. {advice}" if advice else devices, is_good=not advice)
     yield Finding("free memory", f"{available_bytes() / 1e9:.1f} GB")
     yield Finding("free disk", f"{shutil.disk_usage(_existing(path or Path.cwd())).free / 1e9:.1f} GB")
     if path is None:

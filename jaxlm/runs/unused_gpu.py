@@ -1,23 +1,25 @@
 """Detects an NVIDIA GPU that JAX does not use."""
 
+import glob
 import importlib.util
 import os
-from pathlib import Path
 
 import jax
 
-DEVICE_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")  # of the driver, also in a container and in WSL2
+# of each GPU, also in a container; in WSL2, where /dev/dxg stands for a GPU of any maker, the program of the driver
+DRIVER_FILES = ("/dev/nvidia[0-9]*", "/usr/lib/wsl/lib/nvidia-smi")
+PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
-HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
+HIDDEN = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES; the last one is of SLURM
 
 
 def unused_gpu() -> str:
     """Returns advice in one line if this machine seems to have an NVIDIA GPU and JAX uses the processor; else "".
 
-    A user who chose the processor, with JAX_PLATFORMS or CUDA_VISIBLE_DEVICES, gets no advice.
+    A user who chose the processor, with JAX_PLATFORMS (formerly JAX_PLATFORM_NAME) or CUDA_VISIBLE_DEVICES, gets none.
     """
-    is_chosen = bool(os.environ.get("JAX_PLATFORMS")) or os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN
-    if is_chosen or jax.default_backend() != "cpu" or not any(Path(file).exists() for file in DEVICE_FILES):
+    is_chosen = any(map(os.environ.get, PLATFORM_VARIABLES)) or os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN
+    if is_chosen or jax.default_backend() != "cpu" or not any(map(glob.glob, DRIVER_FILES)):
         return ""
     if any(map(importlib.util.find_spec, PLUGINS)):
         return (

@@ -26,18 +26,21 @@ def test_nothing_is_wrong_with_this_machine_and_intact_files(corpus_dir, run_dir
 @pytest.mark.parametrize(
     ("plugin", "chosen", "expected"),
     [
-        (False, False, f"pip install 'jax[cuda13]=={jax.__version__}'"),
-        (True, False, "its warning has the reason"),
-        (False, True, ""),
+        (False, {}, f"pip install 'jax[cuda13]=={jax.__version__}'"),
+        (True, {"CUDA_VISIBLE_DEVICES": "0"}, "its warning has the reason"),
+        (False, {"CUDA_VISIBLE_DEVICES": ""}, ""),
+        (True, {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, ""),  # SLURM, for a job without a GPU
+        (True, {"JAX_PLATFORM_NAME": "cpu"}, ""),
     ],
 )
 def test_a_gpu_that_jax_does_not_use_is_told(plugin, chosen, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(unused_gpu, "DEVICE_FILES", [tmp_path])
+    (tmp_path / "nvidia3").touch()  # a container may have any one
+    monkeypatch.setattr(unused_gpu, "DRIVER_FILES", [f"{tmp_path}/nvidia[0-9]*"])
     monkeypatch.setattr(unused_gpu.importlib.util, "find_spec", lambda _: plugin)
-    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
+    for name in ("CUDA_VISIBLE_DEVICES", *unused_gpu.PLATFORM_VARIABLES):
         monkeypatch.delenv(name, raising=False)
-    if chosen:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
     assert expected in wrong(None).get("devices", "") and bool(wrong(None)) == bool(expected)
 
 
