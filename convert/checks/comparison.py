@@ -100,6 +100,7 @@ def check(
     return comparison
 
 
+@in_float32  # as in `_predict_both`
 def precomputed(predictor: Predictor) -> Predictor:
     """Computes in advance the predictions that `compare` uses by default, so that the model can be released.
 

@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import convert
-from convert.checks.comparison import compare
+from convert.checks.comparison import compare, precomputed
 from convert.checks.predictor import Predictions, Predictor
 from jaxlm.errors import InputError
 
@@ -39,5 +39,5 @@ def test_a_gpu_does_not_round_the_products_of_models_in_jax():
         programs.append(jax.jit(jnp.matmul).trace(x, x).lower(lowering_platforms=("cuda",)).as_text())
         return Predictions(np.zeros((*ids.shape, V), np.float32), {})
 
-    assert compare(Predictor("one", V, predict), Predictor("another", V, predict)).within_tolerance
+    assert compare(precomputed(Predictor("one", V, predict)), Predictor("another", V, predict)).within_tolerance
     assert len(programs) == 2 and all("precision = [HIGHEST, HIGHEST]" in program for program in programs)
