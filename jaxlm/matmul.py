@@ -110,10 +110,10 @@ def fast_dtype() -> ComputeDtype:
 
 
 def _has_bfloat16_accelerator() -> bool:
-    """Returns whether JAX uses accelerators with bfloat16 products.
+    """Returns whether JAX uses accelerators with bfloat16 products, those of other processes included.
 
     NVIDIA's GPUs have them from compute capability 8.0 on; XLA refuses "BF16_BF16_F32" on older ones, such as the T4.
     """
-    capabilities = [getattr(device, "compute_capability", "") for device in jax.local_devices()]  # AMD: "gfx90a"
+    capabilities = [getattr(device, "compute_capability", "") for device in jax.devices()]  # AMD: "gfx90a"
     majors = [capability.partition(".")[0] for capability in capabilities]
     return jax.default_backend() != "cpu" and all(not major.isdigit() or int(major) >= 8 for major in majors)

@@ -162,7 +162,7 @@ def test_auto_is_what_the_machine_does_fast(monkeypatch):
         ([None], "bfloat16"),  # a TPU
     ):
         devices = [SimpleNamespace(**{"compute_capability": c} if c else {}) for c in capabilities]
-        monkeypatch.setattr(jax, "local_devices", lambda devices=devices: devices)
+        monkeypatch.setattr(jax, "devices", lambda devices=devices: devices)
         assert fast_dtype() == expected
         with product_precision("bfloat16"):  # a run of another machine may ask for it: XLA then rounds operands itself
             text = jax.jit(jnp.matmul).trace(jnp.ones((2, 2)), jnp.ones((2, 2))).lower(lowering_platforms=("cuda",))
