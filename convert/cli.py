@@ -14,7 +14,7 @@ from jaxlm.cli.arguments import (
     RULES,
     OptionalWord,
     RunPath,
-    Tokenizations,
+    TokenizationName,
     check_command,
     shown,
 )
@@ -86,7 +86,7 @@ def from_keras(
     vocabulary: Path,
     unk: OptionalWord = None,
     eos: OptionalWord = None,
-    tokenization: Tokenizations | None = None,
+    tokenization: TokenizationName | None = None,
     keep_optimizer: bool = False,
 ) -> None:
     """Make a run from a Keras model, to continue training with `jaxlm train`.

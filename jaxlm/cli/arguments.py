@@ -69,7 +69,7 @@ Words = Annotated[tuple[str, ...], shown(None, "WORD [WORD ...]")]
 Scales = Annotated[tuple[str, ...], shown(None, "NAME=NUMBER [NAME=NUMBER ...]")]
 OptionalWord = Annotated[str | None, tyro.conf.arg(metavar="WORD")]
 OptionalPositional = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]")]
-Tokenizations = Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"]
+TokenizationName = Literal["words", "whitespace", "text_vectorization", "keras_tokenizer"]
 BatchSize = Annotated[int | Literal["auto"], number(int, "an integer, or auto", "INT|auto", "auto")]
 
 

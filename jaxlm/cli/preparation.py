@@ -7,7 +7,7 @@ from jaxlm.cli.arguments import (
     OptionalWord,
     Paths,
     Texts,
-    Tokenizations,
+    TokenizationName,
     Words,
     shown,
 )
@@ -22,7 +22,7 @@ def prepare(
     valid: Paths = (),
     test: Paths = (),
     vocab_size: Annotated[int | None, shown(200_000)] = None,
-    tokenization: Annotated[Tokenizations | None, shown("words")] = None,
+    tokenization: Annotated[TokenizationName | None, shown("words")] = None,
     vocabulary: Path | None = None,
     unk: OptionalWord = None,
     drop: Words = (),

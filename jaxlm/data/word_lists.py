@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 from jaxlm.data.text_files import read_text
@@ -78,8 +79,8 @@ def _require_no_padding(path: Path, words: list[str]) -> None:
 
 def _of_keras(path: Path) -> InputError:
     return InputError(
-        f"{path} has the words of Keras by their ids in a model. Give vocabulary.json of the run that `jaxlm-convert"
-        f" from-keras MODEL RUN --vocabulary {path}` makes, or a list of the words alone, without padding."
+        f"{path} lists the words of a Keras model by their ids. Give vocabulary.json of the run that `jaxlm-convert"
+        f" from-keras MODEL RUN --vocabulary {shlex.quote(str(path))}` makes, or a list of words without padding."
     )
 
 

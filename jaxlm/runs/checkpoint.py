@@ -61,7 +61,7 @@ class Checkpoints:
         """Writes a checkpoint of a `TrainState`, or some of its parts, and deletes those that are no longer needed.
 
         Raises:
-          OSError: it could not be written. On an accelerator, `wait` or the next save tells that.
+          OSError: it could not be written. On an accelerator, `wait` raises it, and the next save logs it.
         """
         try:
             self.wait()
