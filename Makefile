@@ -52,7 +52,7 @@ measure-gpu: export PYTHONPATH = $(CURDIR)
 measure-gpu:
 	@test -e "$(DATA)/vocabulary.json" || { echo "error: DATA is '$(DATA)', which jaxlm prepare has not made;" \
 		"prepare a text and name the directory: make measure-gpu DATA=data" >&2; exit 2; }
-	$(GPU_PYTHON) examples/benchmarks/measure_gpu.py $(DATA) --parts $(PARTS)
+	$(GPU_PYTHON) examples/benchmarks/measure_gpu.py "$(DATA)" --parts $(PARTS)
 
 check: install
 	$(BIN)/ruff check .

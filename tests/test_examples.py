@@ -12,14 +12,14 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 XLA_FLAGS = {"train_lm.py": ""}  # with enough steps to repay optimization
 
 
-def run(script: str, *arguments: object, timeout: int = 300) -> str:
+def run(script: str, *arguments: object, timeout: int = 300, code: int = 0) -> str:
     command = [sys.executable, EXAMPLES / script, *map(str, arguments)]
     environment = os.environ | {
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "XLA_FLAGS": XLA_FLAGS.get(script, os.environ["XLA_FLAGS"]),
     }
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == code, result.stderr[-3000:]
     return result.stdout
 
 
@@ -45,7 +45,7 @@ SMALL = {
     "vocab_scaling.py": ["--vocab-sizes", 1000, 2000, *SIZES[2:]],
     "startup.py": ["--vocab-size", 1000, "--repeats", 1],
     "evaluation.py": [*SIZES, "--words", 64, "--generated", 2],
-    "train_step.py": [*SIZES, "--peers", "jax-dense"],
+    "train_step.py": [*SIZES, "--peers", "jax-dense", "unknown"],
     "step_parts.py": SIZES,
     "gpu.py": [*SIZES, "--steps", 2],
     "compile_options.py": [*SIZES[:-2], "--steps", 2, "--compute-dtypes", "float32"],
@@ -73,6 +73,8 @@ def test_benchmarks_print_a_table(script, corpus_dir, text_file, tmp_path):
     if script in ("equal_time.py", "score.py"):
         pytest.importorskip("torch")
     paths = {"DATA": corpus_dir, "TEXT": text_file, "OUT": tmp_path}
-    output = run(f"benchmarks/{script}", *(paths.get(argument, argument) for argument in SMALL[script]))
+    arguments = (paths.get(argument, argument) for argument in SMALL[script])
+    output = run(f"benchmarks/{script}", *arguments, code=int("unknown" in SMALL[script]))
     lines = output.strip().splitlines()
+    assert ("| unknown | failed |" in output) == ("unknown" in SMALL[script])
     assert any(line.startswith("| ---") for line in lines) and lines[-1].count("|") == lines[-2].count("|")

@@ -103,7 +103,7 @@ def main(
     seed: int = 0,
     plot_file: Path | None = None,
 ) -> None:
-    """Prints a table.
+    """Prints a table; exits with 1 if a training failed.
 
     Args:
       data: Directory made by `jaxlm prepare`.
@@ -135,6 +135,8 @@ def main(
     print_table(header, rows)
     if plot_file:
         plot(plot_file, results)
+    if any("failed" in row for row in rows):
+        sys.exit(1)
 
 
 def run(method: str, data: str, sizes: dict, minutes: float, eval_tokens: int, seed: int) -> tuple[int, float]:

@@ -78,7 +78,7 @@ def main(
     out: Path = Path("build/measure-gpu"),
     small: bool = False,
 ) -> None:
-    """Prints a table of the commands, after their own tables.
+    """Prints a table of the commands, after their own tables; exits with 1 if one of them failed.
 
     Args:
       data: Directory made by `jaxlm prepare`.
@@ -89,7 +89,7 @@ def main(
     """
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[tuple[str, str, str, int]] = []
     for part in parts:
         if part == "train":
             for name in ("run", "cache"):
@@ -97,8 +97,10 @@ def main(
         with (out / f"{part}.txt").open("w", encoding="utf-8") as file:
             for command in commands(part, data.absolute(), out, small):
                 seconds, code = run(command, out, file)
-                rows.append([part, command.split()[0].replace("-m", "jaxlm train"), f"{seconds:.0f}", code])
+                rows.append((part, command.split()[0].replace("-m", "jaxlm train"), f"{seconds:.0f}", code))
     print_table(["part", "command", "s", "exit code"], rows)
+    if any(code for *_, code in rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

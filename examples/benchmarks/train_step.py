@@ -113,7 +113,7 @@ def main(
     steps: int = 1,
     repeats: int = 15,
 ) -> None:
-    """Prints a table of the peers that run.
+    """Prints a table; exits with 1 if a peer failed.
 
     Args:
       peers: Of jaxlm, jax-dense, keras-full, keras-sampled, tf-sparse, torch-sampled, torch-adaptive and torch-full,
@@ -127,7 +127,10 @@ def main(
     speeds = {dtype: matmul_speed(dtype) for dtype in ("float32", "bfloat16")}
     ours = statistics.median(seconds for seconds, _, _ in answers["jaxlm"])
     rows = []
-    for name in answers:
+    for name in names:
+        if name not in answers:
+            rows.append([name, "failed", *[""] * 6])
+            continue
         times = [seconds for seconds, _, _ in answers[name]]
         median = statistics.median(times)
         shares = [f"{problem.flop / speed / median:.0%}" for speed in speeds.values()]
@@ -141,6 +144,8 @@ def main(
         print(f"floor in {dtype}: {problem.flop / 1e9:.1f} GFLOP at {each / 1e9:.0f} GFLOP/s = {floor:.3g} ms")
     header = ["method", "median ms", "min ms", "words/s", "time over jaxlm's"]
     print_table([*header, *(f"share of {dtype} floor" for dtype in speeds), "peak memory MB"], rows)
+    if set(names) - set(answers):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
