@@ -72,13 +72,12 @@ def _write_rebuilt(run: RunModel, description: dict[str, Any], target: Path) -> 
     model = source_json.rebuild(description, weights)
     if run.optimizer:
         compile_model(model, run.optimizer, run.model.config)
-    if target.suffix == ".h5" and not target.name.endswith(".weights.h5"):
-        if any(variable.dtype == "bfloat16" for variable in model.weights):  # opaque bytes in HDF5
-            raise InputError("Keras cannot load bfloat16 weights from .h5; use .keras or .weights.h5.")
     if target.name.endswith(".weights.h5"):
         model.save_weights(target)
     elif target.suffix == ".keras":
         model.save(target)
+    elif any(variable.dtype == "bfloat16" for variable in model.weights):  # opaque bytes in HDF5
+        raise InputError("Keras cannot load bfloat16 weights from .h5; use .keras or .weights.h5.")
     else:
         _save_hdf5(model, target)
 
