@@ -163,8 +163,9 @@ def test_jozefowicz_plans_the_whole_run(run, treebank, tmp_path):
     words, speed, hours = (float(number.replace(",", "")) for number in plan)
     assert words == jaxlm.load_corpus(tmp_path / "out" / "data").train.size
     np.testing.assert_allclose(hours, 1e6 * words / speed / 3600, rtol=1e-3)
-    *_, last = (row for row in read_metrics(tmp_path / "out" / "trial") if "seconds" in row)
-    assert 1 / 4 < speed / (last["step"] * 128 * 20 / last["seconds"]) < 4
+    rows = read_metrics(tmp_path / "out" / "trial")
+    speeds = [row["words_per_second"] for row in rows if "words_per_second" in row]
+    assert round(min(speeds)) <= speed <= round(max(speeds))
     model = load_config(tmp_path / "out" / "trial").model
     assert model.dropout_rates == (0.1, 0.0, 0.1) and model.softmax_size == 512 // 256
 

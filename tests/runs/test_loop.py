@@ -69,7 +69,9 @@ def test_a_run_learns_and_keeps_its_best_checkpoint(run_dir, corpus):
     assert loss < unigram_loss(corpus.valid, corpus.counts)
     rows = [row for row in read_metrics(run_dir) if "train_loss" in row]
     assert [row["step"] for row in rows] == [20, 40, 60]
-    assert all(row["words_per_second"] > 0 for row in rows)
+    steps, seconds, speeds = ([row[name] for row in rows] for name in ("step", "seconds", "words_per_second"))
+    words = config.train.batch_size * config.train.sequence_length
+    np.testing.assert_allclose(speeds[1:], words * np.diff(steps) / np.diff(seconds), rtol=1e-3)
     gaps = [row for row in read_metrics(run_dir) if "loss_gap" in row]
     assert len(gaps) == 3 and all(0 < row["loss_gap"] < row["exact_train_loss"] for row in gaps)
     assert list((run_dir / "tensorboard").iterdir())
