@@ -10,14 +10,7 @@ from typing import Annotated
 import tyro
 
 from convert.options import Dtype, ExportOptions, FormatName
-from jaxlm.cli.arguments import (
-    RULES,
-    OptionalWord,
-    RunPath,
-    TokenizationName,
-    check_command,
-    shown,
-)
+from jaxlm.cli.arguments import RULES, OptionalWord, RunPath, TokenizationName, check_command, shown
 from jaxlm.cli.command_line import run_command, show_messages
 from jaxlm.errors import InputError, require
 

@@ -90,7 +90,7 @@ def main(
     )
     print(problem)
     print_table(["data type", "options", "compilation s", "from the cache s", "median ms per step"], rows)
-    print(machine(), file=sys.stderr)  # at the end, since JAX then takes memory of the GPU
+    print(machine(), file=sys.stderr)  # last, since it makes JAX take memory of the GPU
 
 
 if __name__ == "__main__":

@@ -42,14 +42,14 @@ RULES = ConstructorRegistry()  # how the parser reads the options of every comma
 
 @RULES.primitive_rule
 def _number(option: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Reads a number; text that is none is named in plain words."""
+    """Reads a number; anything else gets a plain error message."""
     expected = {int: "an integer", float: "a number"}.get(option.type)
     return number(option.type, expected) if expected else None
 
 
 @RULES.primitive_rule
 def _optional(option: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Reads an option that may be left out like one that may not: no text stands for None."""
+    """Reads an option of type `X | None` like one of type `X`: no text stands for None."""
     kinds = get_args(option.type)
     if len(kinds) != 2 or NoneType not in kinds:
         return None

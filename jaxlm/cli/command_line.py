@@ -97,7 +97,7 @@ def _message(error: Exception) -> str:
 
 
 def _memory_advice(error: RuntimeError) -> str:
-    """Returns the first line of an error of JAX for want of memory, and what to do."""
+    """Returns what to do if a device has too little memory, with the first line of JAX's error."""
     cause = str(error).partition("\n")[0][:200].rstrip(".")
     return (
         f"The device has too little free memory ({cause}). End other programs that use it (`nvidia-smi` shows those on"

@@ -3,14 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from jaxlm.cli.arguments import (
-    OptionalWord,
-    Paths,
-    Texts,
-    TokenizationName,
-    Words,
-    shown,
-)
+from jaxlm.cli.arguments import OptionalWord, Paths, Texts, TokenizationName, Words, shown
 from jaxlm.cli.results import print_corpus
 from jaxlm.errors import InputError
 

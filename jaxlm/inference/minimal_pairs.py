@@ -132,7 +132,7 @@ def score_pairs(
 ) -> Iterator[Pair]:
     """Yields pairs with the log-probabilities of their sentences.
 
-    Sentences that the model reads as the same ids, since they differ in unknown words alone, have the same one.
+    Sentences that differ only in unknown words have the same ids, and get the same log-probability.
 
     Args:
       model: the language model.

@@ -87,7 +87,7 @@ def best_paths(hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
 
 
 def _skipped_ids(before: int | None, current: int) -> range:
-    """Returns the ids of Moses between two groups, the first of which may be missing; none before the first group."""
+    """Returns the Moses ids that were skipped before a group; none before the first group."""
     if before is None:
         if current > 0:
             logger.warning("the list begins with id %d: no lines are written for the ids before it", current)

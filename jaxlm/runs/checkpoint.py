@@ -213,6 +213,10 @@ class Checkpoints:
         """Returns the names of the arrays in a checkpoint, such as "tables/weights"."""
         return set(self.local_arrays.stored(self.directory / str(step) / STATE_DIRECTORY))
 
+    def has(self, step: int, abstract: Any) -> bool:
+        """Returns whether a checkpoint has each array of a `TrainState`, or of some of its parts, by name."""
+        return _named(abstract).keys() <= self.array_names(step)
+
     def restore(self, step: int, abstract: Any, mesh: Mesh | None = None) -> Any:
         """Reads a `TrainState`, or some of its parts, that may have been saved on another mesh.
 

@@ -8,7 +8,7 @@ import jax
 from jaxlm.config import ModelConfig, TrainConfig
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.params import abstract_model, merge_params, split_params
-from jaxlm.parallel.mesh import Mesh, leaf_name
+from jaxlm.parallel.mesh import Mesh
 from jaxlm.runs.checkpoint import Checkpoints
 from jaxlm.training.optimizer import averaged, initial_opt_state
 
@@ -32,7 +32,6 @@ def restore_optimizer(
     """Reads `TrainState.opt_state` for the optimizer of `train`; None if the checkpoint has none for it."""
     _, tables, dense = split_params(abstract_model(config, mesh))
     abstract = {"opt_state": jax.eval_shape(partial(initial_opt_state, config=train), tables, dense)}
-    names = {leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)}
-    if not names or not names <= checkpoints.array_names(step):
+    if not jax.tree.leaves(abstract) or not checkpoints.has(step, abstract):
         return None
     return checkpoints.restore(step, abstract, mesh)["opt_state"]

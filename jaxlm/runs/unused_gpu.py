@@ -6,7 +6,7 @@ import os
 
 import jax
 
-# of each GPU, also in a container; in WSL2, where /dev/dxg stands for a GPU of any maker, the program of the driver
+# one for each GPU, also in a container; on WSL2, a program of NVIDIA's driver, since /dev/dxg is any maker's GPU
 DRIVER_FILES = ("/dev/nvidia[0-9]*", "/usr/lib/wsl/lib/nvidia-smi")
 PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
